@@ -1,0 +1,222 @@
+"""One generic registry for every kind of plugin.
+
+A plugin is a name, a factory, a model of its options, facts the networks need, and an origin. Built-in names
+are listed here and their modules imported when first asked for, so listing names needs no torch. Third
+parties bring plugins by entry points whose name is the plugin's name:
+
+    [project.entry-points."ssfnas.ops"]
+    blur_conv_3x3 = "my_package.ops"
+
+Loading the entry point imports the module, whose decorator registers the plugin.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+T = TypeVar("T")
+
+
+class PluginError(ValueError):
+    """A plugin that is unknown, broken, clashing, or given options it does not take. One line, for the user."""
+
+
+class Options(BaseModel):
+    """Base of every plugin's options: no unknown keys, no change after construction, finite numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+@dataclass(frozen=True)
+class OpFacts:
+    """What the networks must know of an op beyond its module."""
+
+    is_none: bool = False  # the zero op: the supernet skips it, derived cells leave it out
+    parameter_free: bool = False  # where built without parameters, one result serves every edge from a node
+    supernet_bn: bool = False  # followed by an affine-free BN in the supernet, as DARTS does for pools
+    drop_path_exempt: bool = False  # an identity: DARTS never drops it (only where its stride is 1)
+
+
+@dataclass(frozen=True)
+class Plugin(Generic[T]):
+    """A registered plugin: what it is called, how it is built and where it came from."""
+
+    name: str
+    factory: Callable[..., T]
+    options: type[Options]
+    facts: Any
+    origin: str
+
+    @property
+    def summary(self) -> str:
+        """The first line of the factory's docstring."""
+        return (self.factory.__doc__ or "").strip().partition("\n")[0]
+
+    def parse_options(self, values: Mapping[str, Any] | None = None) -> Options:
+        """Check option values against the plugin's model.
+
+        Raises:
+            PluginError: naming the first option that is unknown or out of range.
+        """
+        try:
+            return self.options.model_validate(dict(values or {}))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"]) or "options"
+            if first["type"] == "extra_forbidden":
+                known = sorted(field.alias or name for name, field in self.options.model_fields.items())
+                hint = did_you_mean(key, known)
+                listed = ", ".join(known) or "none"
+                raise PluginError(
+                    f"'{self.name}' has no option '{key}'.{hint} Its options: {listed}"
+                ) from None
+            raise PluginError(
+                f"option '{key}' of '{self.name}': {first['msg']} (got {first['input']!r})"
+            ) from None
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """` Did you mean 'x'?` with a leading space, or nothing."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+class Registry(Generic[T]):
+    """Plugins of one kind, by name.
+
+    Args:
+        kind: what one is called in messages (`loss`).
+        group: the entry-point group third parties use (`ssfnas.losses`).
+        builtins: module that defines the built-in plugins -> their names.
+        default_facts: the facts of a plugin that states none.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        builtins: Mapping[str, tuple[str, ...]],
+        default_facts: Any = None,
+    ):
+        self.kind = kind
+        self.group = group
+        self._builtin_module = {name: module for module, names in builtins.items() for name in names}
+        self._default_facts = default_facts
+        self._plugins: dict[str, Plugin[T]] = {}
+
+    def register(
+        self, name: str, *, options: type[Options] = Options, facts: Any = None
+    ) -> Callable[[Callable[..., T]], Callable[..., T]]:
+        """Decorator that registers a factory (a class or a function) under `name`."""
+
+        def decorate(factory: Callable[..., T]) -> Callable[..., T]:
+            module = factory.__module__
+            builtin = module == self._builtin_module.get(name)
+            if name in self._builtin_module and not builtin:
+                raise PluginError(f"{self.kind} '{name}' of {module} clashes with the built-in of that name")
+            if name in self._plugins and self._plugins[name].factory.__module__ != module:
+                other = self._plugins[name].origin
+                raise PluginError(f"{self.kind} '{name}' of {module} clashes with that of {other}")
+            self._plugins[name] = Plugin(
+                name=name,
+                factory=factory,
+                options=options,
+                facts=self._default_facts if facts is None else facts,
+                origin="builtin" if builtin else module,
+            )
+            return factory
+
+        return decorate
+
+    def names(self) -> list[str]:
+        """Every name, built-in first, in the order they were declared. Imports nothing."""
+        return list(dict.fromkeys([*self._builtin_module, *self._plugins, *self._entry_points()]))
+
+    def get(self, name: str) -> Plugin[T]:
+        """The plugin of that name, its module imported if need be.
+
+        Raises:
+            PluginError: unknown (with a suggestion), broken, or brought by two distributions.
+        """
+        if name not in self._plugins:
+            if name in self._builtin_module:
+                importlib.import_module(self._builtin_module[name])
+            elif name in self._entry_points():
+                self._load_third_party(name)
+            else:
+                known = self.names()
+                raise PluginError(
+                    f"unknown {self.kind} '{name}'.{did_you_mean(name, known)} "
+                    f"Available: {', '.join(known)}. See 'ssfnas plugins'."
+                )
+        return self._plugins[name]
+
+    def clashes(self) -> dict[str, str]:
+        """Built-in names that a distribution also tried to bring, with what happens to them."""
+        return {
+            name: f"{_distributions(points)} also brings the built-in {self.kind} '{name}'; the built-in is used"
+            for name, points in self._entry_points().items()
+            if name in self._builtin_module
+        }
+
+    def _entry_points(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
+        points: dict[str, list[importlib.metadata.EntryPoint]] = {}
+        for point in importlib.metadata.entry_points(group=self.group):
+            points.setdefault(point.name, []).append(point)
+        return points
+
+    def _load_third_party(self, name: str) -> None:
+        points = self._entry_points()[name]
+        origin = _distributions(points)
+        if len({point.value for point in points}) > 1:
+            raise PluginError(f"{self.kind} '{name}' is brought by {origin}: uninstall one of them")
+        try:
+            points[0].load()
+        except Exception as error:  # whatever a stranger's module raises must not take ssfnas down
+            raise PluginError(
+                f"{self.kind} '{name}' of {origin} cannot be loaded: {type(error).__name__}: {error}"
+            ) from error
+        if name not in self._plugins:
+            raise PluginError(
+                f"{origin} promises a {self.kind} '{name}', but {points[0].value} registers none of that name"
+            )
+        self._plugins[name] = replace(self._plugins[name], origin=origin)
+
+
+def _distributions(points: list[importlib.metadata.EntryPoint]) -> str:
+    return " and ".join(
+        f"{point.dist.name} {point.dist.version}" if point.dist else point.value for point in points
+    )
+
+
+OPS: Registry[Any] = Registry(
+    "op",
+    "ssfnas.ops",
+    {
+        "registry.ops": (
+            "none",
+            "max_pool_3x3",
+            "avg_pool_3x3",
+            "skip_connect",
+            "sep_conv_3x3",
+            "sep_conv_5x5",
+            "dil_conv_3x3",
+            "dil_conv_5x5",
+            "sep_conv_7x7",
+            "conv_7x1_1x7",
+        )
+    },
+    default_facts=OpFacts(),
+)
+RELAXATIONS: Registry[Any] = Registry(
+    "relaxation", "ssfnas.relaxations", {"registry.relaxations": ("softmax", "sigmoid")}
+)
+LOSSES: Registry[Any] = Registry("loss", "ssfnas.losses", {"registry.losses": ("ce", "barlow")})
+REGISTRIES: dict[str, Registry[Any]] = {"op": OPS, "relaxation": RELAXATIONS, "loss": LOSSES}

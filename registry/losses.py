@@ -1,0 +1,118 @@
+"""Training objectives: how many views of an image, which head on the pooled features, what loss.
+
+An objective is built with its options, the number of classes and the class counts of the very split it trains
+on. Supervised objectives see one view and its labels; self-supervised ones two views and no labels.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from registry.core import LOSSES, Options
+from registry.norm import BatchNorm
+
+
+class Objective(abc.ABC):
+    """Base of every training objective."""
+
+    num_views: ClassVar[int] = 1  # 1: supervised; 2: self-supervised
+    head: ClassVar[Literal["classifier", "projector"]] = "classifier"
+
+    def __init__(self, options: Options, num_classes: int, class_counts: Sequence[int]):
+        self.options = options
+        self.num_classes = num_classes
+        self.class_counts = list(class_counts)
+
+    def build_head(self, num_features: int) -> nn.Module:
+        """The module from pooled features [N, num_features] to this objective's outputs."""
+        return nn.Linear(num_features, self.num_classes)
+
+    @abc.abstractmethod
+    def loss(self, outputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+        """A scalar from the head's outputs, one [N, D] per view; `labels` [N] where supervised, else None."""
+
+
+class CrossEntropyOptions(Options):
+    """Options of `ce`."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+
+
+@LOSSES.register("ce", options=CrossEntropyOptions)
+class CrossEntropy(Objective):
+    """Cross-entropy of a linear classifier."""
+
+    options: CrossEntropyOptions
+
+    def loss(self, outputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+        assert labels is not None, "a supervised objective needs labels"
+        return F.cross_entropy(outputs[0], labels, label_smoothing=self.options.label_smoothing)
+
+
+class BarlowOptions(Options):
+    """Options of `barlow`."""
+
+    lambda_: float = Field(0.0051, alias="lambda", ge=0, description="weight of the off-diagonal terms (Eq. 8)")
+    projector_dim: int = Field(
+        128, ge=2, description="width of the projector's three layers; 128 to 256 suits a batch of 64"
+    )
+    centred: bool = Field(
+        True, description="standardise each dimension over the batch first, as Barlow Twins's code; false: Eq. 9"
+    )
+    scale: float = Field(1.0, gt=0, description="factor on the whole loss")
+
+
+@LOSSES.register("barlow", options=BarlowOptions)
+class BarlowTwins(Objective):
+    """Barlow Twins: the cross-correlation of two views' projections should be the identity (Eq. 8 and 9)."""
+
+    num_views = 2
+    head = "projector"
+    options: BarlowOptions
+
+    def build_head(self, num_features: int) -> nn.Module:
+        """Linear-BN-ReLU twice, then linear, without biases."""
+        width = self.options.projector_dim
+        return nn.Sequential(
+            nn.Linear(num_features, width, bias=False),
+            BatchNorm(width),
+            nn.ReLU(),
+            nn.Linear(width, width, bias=False),
+            BatchNorm(width),
+            nn.ReLU(),
+            nn.Linear(width, width, bias=False),
+        )
+
+    def loss(self, outputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+        first, second = outputs
+        correlation = cross_correlation(first, second, self.options.centred)
+        diagonal = torch.diagonal(correlation)
+        on_diagonal = (diagonal - 1).square().sum()
+        off_diagonal = correlation.square().sum() - diagonal.square().sum()
+        return self.options.scale * (on_diagonal + self.options.lambda_ * off_diagonal)
+
+
+def cross_correlation(first: Tensor, second: Tensor, centred: bool, eps: float = 1e-5) -> Tensor:
+    """Cross-correlation matrix [D, D] of two batches of projections [N, D].
+
+    `centred` standardises each dimension over the batch (biased variance, eps 1e-5) and divides by N, as Barlow
+    Twins's code does; otherwise paper.md's Eq. 9 as written, an uncentred cosine over the batch.
+
+    Raises:
+        ValueError: fewer than two samples, over which nothing correlates.
+    """
+    num_samples = first.shape[0]
+    if num_samples < 2:
+        raise ValueError("Barlow Twins correlates over the batch and needs at least 2 images in it")
+    if centred:
+        first = F.batch_norm(first, None, None, training=True, eps=eps)
+        second = F.batch_norm(second, None, None, training=True, eps=eps)
+        return first.T @ second / num_samples
+    return F.normalize(first, dim=0).T @ F.normalize(second, dim=0)

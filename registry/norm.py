@@ -1,0 +1,46 @@
+"""Batch normalisation, in one place for every op and network.
+
+The bilevel step makes trial passes whose statistics must not reach the running averages; this is where they
+are kept out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation of maps [N, C, H, W] or vectors [N, C], whose running statistics can be held still."""
+
+    hold_statistics: bool = False
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 4):
+            raise ValueError(f"expected [N, C] or [N, C, H, W], got {list(input.shape)}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return batch_norm(self, x)
+
+
+def batch_norm(norm: BatchNorm, x: Tensor) -> Tensor:
+    """The only place where batch statistics are taken and running statistics move."""
+    if norm.training and norm.hold_statistics:
+        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+    return nn.BatchNorm2d.forward(norm, x)
+
+
+@contextlib.contextmanager
+def held_statistics(module: nn.Module) -> Iterator[None]:
+    """Within: every BatchNorm in `module` normalises by its batch and leaves its running statistics alone."""
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+    for norm in norms:
+        norm.hold_statistics = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.hold_statistics = False

@@ -1,0 +1,143 @@
+"""The candidate operations of an edge (DARTS, section 3; REFERENCE: quark0/darts cnn/operations.py).
+
+An op's factory takes `(channels, stride, affine, options)` and gives a module [N, C, H, W] -> [N, C, H/s, W/s]
+(rounded up). `affine` says whether batch normalisation has weights: not in the supernet, where they could
+undo the mixing weights; yes in a derived network.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from registry.core import OPS, OpFacts, Options
+from registry.norm import BatchNorm
+
+
+class Zero(nn.Module):
+    """Zeros of the strided shape."""
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class FactorizedReduce(nn.Module):
+    """Halve the map by two 1x1 stride-2 convolutions, the second one pixel off, concatenated.
+
+    An odd side is padded by one zero row and column so that both halves have the same size, rounded up. With an
+    odd number of output channels the first convolution takes the smaller half.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool):
+        super().__init__()
+        half = out_channels // 2
+        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
+        self.norm = BatchNorm(out_channels, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C_in, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]."""
+        x = F.relu(x)
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        return self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, 1x1 convolution, BN: brings a cell's input to the cell's width."""
+
+    def __init__(self, in_channels: int, out_channels: int, affine: bool):
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            BatchNorm(out_channels, affine=affine),
+        )
+
+
+def depthwise_separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
+    """ReLU, depthwise kxk, pointwise, BN."""
+    padding = dilation * (kernel - 1) // 2
+    return [
+        nn.ReLU(),
+        nn.Conv2d(
+            channels, channels, kernel, stride, padding, dilation=dilation, groups=channels, bias=False
+        ),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        BatchNorm(channels, affine=affine),
+    ]
+
+
+def _sep_conv(channels: int, kernel: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Sequential(
+        *depthwise_separable(channels, kernel, stride, 1, affine),
+        *depthwise_separable(channels, kernel, 1, 1, affine),
+    )
+
+
+@OPS.register("none", facts=OpFacts(is_none=True, parameter_free=True))
+def none(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """No connection: zeros."""
+    return Zero(stride)
+
+
+@OPS.register("max_pool_3x3", facts=OpFacts(parameter_free=True, supernet_bn=True))
+def max_pool_3x3(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """3x3 max pooling."""
+    return nn.MaxPool2d(3, stride, padding=1)
+
+
+@OPS.register("avg_pool_3x3", facts=OpFacts(parameter_free=True, supernet_bn=True))
+def avg_pool_3x3(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """3x3 average pooling, the padding not counted."""
+    return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
+
+
+@OPS.register("skip_connect", facts=OpFacts(parameter_free=True, drop_path_exempt=True))
+def skip_connect(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """Identity, or a factorized reduction where the edge has stride 2."""
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
+
+
+@OPS.register("sep_conv_3x3")
+def sep_conv_3x3(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """Separable 3x3 convolution, applied twice."""
+    return _sep_conv(channels, 3, stride, affine)
+
+
+@OPS.register("sep_conv_5x5")
+def sep_conv_5x5(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """Separable 5x5 convolution, applied twice."""
+    return _sep_conv(channels, 5, stride, affine)
+
+
+@OPS.register("sep_conv_7x7")
+def sep_conv_7x7(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """Separable 7x7 convolution, applied twice."""
+    return _sep_conv(channels, 7, stride, affine)
+
+
+@OPS.register("dil_conv_3x3")
+def dil_conv_3x3(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """Separable 3x3 convolution with dilation 2."""
+    return nn.Sequential(*depthwise_separable(channels, 3, stride, 2, affine))
+
+
+@OPS.register("dil_conv_5x5")
+def dil_conv_5x5(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """Separable 5x5 convolution with dilation 2."""
+    return nn.Sequential(*depthwise_separable(channels, 5, stride, 2, affine))
+
+
+@OPS.register("conv_7x1_1x7")
+def conv_7x1_1x7(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
+    """A full 1x7 convolution, then a full 7x1."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False),
+        nn.Conv2d(channels, channels, (7, 1), stride=(stride, 1), padding=(3, 0), bias=False),
+        BatchNorm(channels, affine=affine),
+    )

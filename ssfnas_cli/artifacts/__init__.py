@@ -1,0 +1,1 @@
+"""What ssfnas reads and writes: JSON and safetensors, checked on the way in, whole on the way out."""

@@ -1,0 +1,272 @@
+"""The data set folder: `manifest.json` and safetensors shards of each split.
+
+A shard holds `images` uint8 [n, H, W, C], `labels` int64 [n] and `source_index` int64 [n], the image's place in
+the source's split. The manifest names every shard with its size and sha256, and holds no time, path or version:
+the same seed and source give the same folder byte for byte. Its own sha256 is the data set's identity.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, ValidationError, model_validator
+
+from ssfnas_cli.artifacts.files import parse_json, read_bytes, sha256_bytes, sha256_file
+from ssfnas_cli.artifacts.shards import (
+    INT64,
+    Count,
+    Record,
+    ShardInfo,
+    check_size,
+    damage_is_input_error,
+    open_shard,
+)
+from ssfnas_cli.errors import InputError
+
+SCHEMA = "ssfnas.dataset/1"
+SCHEMA_FAMILY = "ssfnas.dataset/"
+MANIFEST = "manifest.json"
+SPLITS = ("train", "val", "test", "test_longtail")
+
+
+class SplitInfo(Record):
+    """Images per class, in class order, and the files that hold them."""
+
+    counts: list[Count]
+    shards: list[ShardInfo]
+
+    @model_validator(mode="after")
+    def _rows_add_up(self) -> SplitInfo:
+        if sum(self.counts) != sum(shard.rows for shard in self.shards):
+            raise ValueError("the class counts and the rows of the shards do not add up to the same number")
+        return self
+
+
+class ShortClass(Record):
+    """A class that kept fewer training images than its share of the distribution."""
+
+    name: str
+    share: Count
+    kept: Count
+
+
+class Skipped(Record):
+    """Images that could not be read and were left out; the first names, relative to the source's root."""
+
+    count: Count = 0
+    files: list[str] = []
+
+
+class Manifest(Record):
+    """`manifest.json`. Mean and std are per channel of the train split, on a scale of 0 to 1."""
+
+    schema_name: Literal["ssfnas.dataset/1"] = Field("ssfnas.dataset/1", alias="schema")
+    source: str
+    dist: Literal["balance", "step", "exp", "natural"]
+    mu: float | None
+    n_max: Count
+    seed: Count
+    class_names: Annotated[list[str], Field(min_length=1)]
+    channels: Literal[1, 3]
+    image_size: Annotated[int, Field(ge=1, le=1 << 16)]
+    mean: list[float]
+    std: list[Annotated[float, Field(gt=0)]]
+    mirrorable: bool
+    short_classes: list[ShortClass] = []
+    skipped: Skipped = Skipped()
+    splits: dict[Literal["train", "val", "test", "test_longtail"], SplitInfo]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        if missing := [name for name in ("train", "test", "test_longtail") if name not in self.splits]:
+            raise ValueError(f"has no {missing[0]} split")
+        if any(len(split.counts) != len(self.class_names) for split in self.splits.values()):
+            raise ValueError("the splits' counts and the class names differ in number")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError("mean and std need one number per channel")
+        files = [shard.file for split in self.splits.values() for shard in split.shards]
+        if len(set(files)) != len(files):
+            raise ValueError("a shard is listed twice")
+        return self
+
+    def to_value(self) -> dict[str, Any]:
+        """What `write_json` writes, keys in the order of the fields."""
+        return self.model_dump(by_alias=True, mode="json")
+
+
+class Split:
+    """The images of one split, read through a memory map. Can be pickled; each process maps the files itself.
+
+    Attributes:
+        labels: int64 [n]. source_index: int64 [n]. counts: images per class, in class order.
+    """
+
+    def __init__(self, folder: Path, info: SplitInfo, image_shape: tuple[int, int, int]):
+        """Read the labels of the shards that `info` names and check them.
+
+        Raises:
+            InputError: naming the damaged file.
+        """
+        self.image_shape = image_shape
+        self.counts = list(info.counts)
+        self._shards = [open_shard(folder / shard.file, shard, image_shape) for shard in info.shards]
+        self._starts = np.cumsum([0, *(shard.rows for shard in self._shards)])
+        self._maps: dict[int, NDArray[np.uint8]] = {}
+        self.labels = self._column("labels")
+        self.source_index = self._column("source_index")
+        if self.labels.size and not 0 <= self.labels.min() <= self.labels.max() < len(self.counts):
+            raise InputError(f"{folder}: is damaged: a label is not in 0 to {len(self.counts) - 1}")
+        if np.bincount(self.labels, minlength=len(self.counts)).tolist() != self.counts:
+            raise InputError(f"{folder}: is damaged: its labels do not give the manifest's class counts")
+
+    def _column(self, name: str) -> NDArray[np.int64]:
+        parts = [np.empty(0, np.int64)]
+        for shard in self._shards:
+            with damage_is_input_error(shard.path):
+                parts.append(np.fromfile(shard.path, INT64, shard.rows, offset=shard.offsets[name]))
+        return np.concatenate(parts).astype(np.int64, copy=False)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def rows(self, indices: ArrayLike) -> NDArray[np.uint8]:
+        """Images uint8 [n, H, W, C] of the given places in the split, in the order asked, copied.
+
+        Raises:
+            IndexError: a place outside the split. InputError: a file is gone or cannot be mapped.
+        """
+        places = np.asarray(indices, dtype=np.int64)
+        if places.size and not 0 <= places.min() <= places.max() < len(self):
+            raise IndexError(f"rows {places.min()} to {places.max()} of a split of {len(self)}")
+        out = np.empty((places.size, *self.image_shape), np.uint8)
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        for owner in np.unique(owners):
+            mine = owners == owner
+            out[mine] = self._map(int(owner))[places[mine] - self._starts[owner]]
+        return out
+
+    def _map(self, number: int) -> NDArray[np.uint8]:
+        if number not in self._maps:
+            shard = self._shards[number]
+            shape = (shard.rows, *self.image_shape)
+            with damage_is_input_error(shard.path):
+                try:
+                    mapped = np.memmap(shard.path, np.uint8, "r", shard.offsets["images"], shape)
+                except ValueError as error:  # the file has become shorter than when it was opened
+                    raise InputError(f"{shard.path}: has changed while in use: {error}") from None
+            self._maps[number] = mapped.view(np.ndarray)  # indexing a memmap costs microseconds a call more
+        return self._maps[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}}  # pickling a map would copy its file's contents
+
+
+class DataSet:
+    """A data set folder whose manifest has been read and whose shards have the right sizes.
+
+    Attributes:
+        path, manifest, class_names, num_classes, channels, image_size, mean, std, splits (names); sha256 of
+        the manifest, which is the data set's identity.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, sha256: str):
+        """Use `DataSet.open`."""
+        self.path, self.manifest, self.sha256 = path, manifest, sha256
+        self.class_names = list(manifest.class_names)
+        self.num_classes = len(self.class_names)
+        self.channels, self.image_size = manifest.channels, manifest.image_size
+        self.mean, self.std = list(manifest.mean), list(manifest.std)
+        self.splits = [name for name in SPLITS if name in manifest.splits]
+
+    @classmethod
+    def open(cls, path: str | Path) -> DataSet:
+        """Read the manifest of a data set folder and check that its shards are there, whole in size.
+
+        Raises:
+            InputError: not a data set, a newer schema, or a missing or cut file; one line that names it.
+        """
+        path = Path(path)
+        _refuse_others(path)
+        data = read_bytes(path / MANIFEST)
+        manifest = _parse_manifest(data, str(path / MANIFEST))
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                check_size(path / shard.file, shard)
+        return cls(path, manifest, sha256_bytes(data))
+
+    def split(self, name: str) -> Split:
+        """One of `splits`.
+
+        Raises:
+            InputError: the data set has no such split, or a shard is damaged.
+        """
+        for split, info in self.manifest.splits.items():
+            if split == name:
+                return Split(self.path, info, (self.image_size, self.image_size, self.channels))
+        raise InputError(f"{self.path}: has no split '{name}'. Available: {', '.join(self.splits)}")
+
+    def counts(self, name: str) -> list[int]:
+        """Images per class of a split, in class order; empty where the data set has no such split."""
+        return next((list(info.counts) for split, info in self.manifest.splits.items() if split == name), [])
+
+    def verify(self) -> None:
+        """Read every shard and compare its sha256 with the manifest's.
+
+        Raises:
+            InputError: naming the first damaged file.
+        """
+        for split in self.manifest.splits.values():
+            for shard in split.shards:
+                file = self.path / shard.file
+                check_size(file, shard)
+                with damage_is_input_error(file):
+                    digest = sha256_file(file)
+                if digest != shard.sha256:
+                    raise InputError(
+                        f"{file}: is damaged: its sha256 differs from the manifest's: make the data set again"
+                    )
+
+
+def _refuse_others(path: Path) -> None:
+    """Say what was given when it is no data set folder."""
+    with damage_is_input_error(path):
+        is_folder, exists = path.is_dir(), path.exists()
+    if not exists:
+        raise InputError(f"{path}: no such data set folder: make one with 'ssfnas make-dataset -o {path}'")
+    if not is_folder and path.name == MANIFEST:
+        raise InputError(f"{path}: is a manifest: give the folder that holds it, {path.parent}")
+    if not is_folder:
+        start = _first_bytes(path)
+        what = "a genotype" if b"ssfnas.genotype/" in start else "a file"
+        raise InputError(f"{path}: is {what}, not a data set folder: make one with 'ssfnas make-dataset'")
+    if not (path / MANIFEST).exists():
+        what = "a run folder" if (path / "config.json").exists() else "a folder"
+        raise InputError(
+            f"{path}: is {what} without {MANIFEST}, not a data set: make one with 'ssfnas make-dataset'"
+        )
+
+
+def _first_bytes(path: Path) -> bytes:
+    with damage_is_input_error(path), path.open("rb") as stream:
+        return stream.read(4096)
+
+
+def _parse_manifest(data: bytes, where: str) -> Manifest:
+    value = parse_json(data, where)
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if isinstance(schema, str) and schema.startswith(SCHEMA_FAMILY) and schema != SCHEMA:
+        raise InputError(
+            f"{where}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas"
+        )
+    if schema != SCHEMA:
+        raise InputError(f"{where}: is not a data set's manifest: its schema is {schema!r}, not '{SCHEMA}'")
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {place + ': ' if place else ''}{message}") from None

@@ -1,0 +1,249 @@
+"""The genotype: which ops join which nodes of the normal and the reduction cell.
+
+Nodes are numbered as in the papers: 0 and 1 are the outputs of the two cells before, 2 and up are intermediate.
+A file holds `"schema": "ssfnas.genotype/1"`, one list of edges per cell, the concatenated nodes, the form of drop
+path, and where the genotype came from.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from registry import OPS
+from ssfnas_cli.artifacts.files import dump_json, parse_json, read_bytes
+from ssfnas_cli.errors import InputError
+
+SCHEMA = "ssfnas.genotype/1"
+SCHEMA_FAMILY = "ssfnas.genotype/"
+MAX_GENOTYPE_BYTES = 1 << 20
+MAX_NODES = 64
+
+
+class LiveCell(NamedTuple):
+    """A cell after pruning: what is built."""
+
+    edges: list[Edge]  # those that carry something, by (to, from)
+    nodes: list[int]  # intermediate nodes with input
+    concat: list[int]  # nodes of the output, all of them live
+    dead_nodes: list[int]  # intermediate nodes named by the genotype that have no input
+    dead_edges: list[Edge]  # edges that leave a dead node
+
+
+class Edge(BaseModel):
+    """One op on the edge between two nodes. The same op may stand twice on an edge."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    op: str
+    source: int = Field(alias="from", ge=0, lt=MAX_NODES)
+    target: int = Field(alias="to", ge=2, lt=MAX_NODES)
+
+    @model_validator(mode="after")
+    def _forward_only(self) -> Edge:
+        if self.source >= self.target:
+            raise ValueError(f"an edge from node {self.source} to node {self.target} would make a cycle")
+        return self
+
+
+class Cell(BaseModel):
+    """Edges of one cell type and the nodes whose concatenation is its output."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    edges: tuple[Edge, ...]
+    concat: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _concat_is_sound(self) -> Cell:
+        if len(set(self.concat)) != len(self.concat):
+            raise ValueError("a node is concatenated twice")
+        if any(not 2 <= node < MAX_NODES for node in self.concat):
+            raise ValueError("only intermediate nodes (2 and up) can be concatenated")
+        if not self.live().concat:
+            raise ValueError("no concatenated node has an input: the cell would have no output")
+        return self
+
+    def live(self) -> LiveCell:
+        """Prune nodes without input, and edges from them, until nothing changes."""
+        edges = [edge for edge in self.edges if edge.op != "none"]
+        named = sorted({edge.target for edge in self.edges} | set(self.concat))
+        while True:
+            fed = {0, 1} | {edge.target for edge in edges}
+            kept = [edge for edge in edges if edge.source in fed]
+            if len(kept) == len(edges):
+                break
+            edges = kept
+        dead_edges = [edge for edge in self.edges if edge.op != "none" and edge not in edges]
+        return LiveCell(
+            edges=sorted(edges, key=lambda edge: (edge.target, edge.source)),
+            nodes=[node for node in named if node in fed],
+            concat=[node for node in self.concat if node in fed],
+            dead_nodes=[node for node in named if node not in fed],
+            dead_edges=dead_edges,
+        )
+
+
+class Provenance(BaseModel):
+    """Where a genotype came from. Everything may be missing, as in an imported one."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    run: str | None = None
+    epoch: int | None = None
+    rule: str | None = None
+    threshold: float | None = None
+    alphas_sha256: str | None = None
+    data: str | None = None
+    data_sha256: str | None = None
+    seed: int | None = None
+    versions: dict[str, str] | None = None
+
+
+class Genotype(BaseModel):
+    """A normal and a reduction cell, and their provenance."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    schema_name: Literal["ssfnas.genotype/1"] = Field(SCHEMA, alias="schema")
+    name: str | None = None
+    normal: Cell
+    reduce: Cell
+    drop_path: Literal["op", "node"] = "op"
+    op_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    provenance: Provenance = Provenance()
+
+    @model_validator(mode="after")
+    def _ops_are_known(self) -> Genotype:
+        for edge in (*self.normal.edges, *self.reduce.edges):
+            if edge.op not in OPS.names():
+                OPS.get(edge.op)  # raises, with a suggestion
+        return self
+
+    def cells(self) -> dict[str, Cell]:
+        """The cells by type, `normal` and `reduce`."""
+        return {"normal": self.normal, "reduce": self.reduce}
+
+    def to_json(self) -> bytes:
+        """The file's bytes. Fields without a value are left out."""
+        return dump_json(self.model_dump(by_alias=True, exclude_none=True, mode="json"))
+
+
+def parse_genotype(data: bytes, where: str) -> Genotype:
+    """A genotype from JSON bytes.
+
+    Raises:
+        InputError: not whole JSON, another kind of document, a newer schema, an unknown op, a cycle, an empty cell.
+    """
+    if len(data) > MAX_GENOTYPE_BYTES:
+        raise InputError(f"{where}: {len(data):,} bytes is more than a genotype can have ({MAX_GENOTYPE_BYTES:,})")
+    value = parse_json(data, where)
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: is not a genotype: expected an object with a 'schema'")
+    if "kind" in value and "schema" not in value:
+        raise InputError(f"{where}: is a {value['kind']}, not a genotype{_mend(value)}")
+    schema = value.get("schema")
+    if isinstance(schema, str) and schema.startswith(SCHEMA_FAMILY) and schema != SCHEMA:
+        raise InputError(f"{where}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas")
+    if schema != SCHEMA:
+        raise InputError(f"{where}: is not a genotype: its schema is {schema!r}, not '{SCHEMA}'")
+    try:
+        return Genotype.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {place + ': ' if place else ''}{message}") from None
+
+
+def _mend(value: dict[str, Any]) -> str:
+    return f": derive one with 'ssfnas derive {value.get('path', 'RUN')}'" if value["kind"] == "search-run" else ""
+
+
+def read_genotype(path: Path) -> Genotype:
+    """A genotype from a file; a run folder gets a line that names the right command."""
+    if path.is_dir():
+        hint = (
+            f": derive one with 'ssfnas derive {path}'"
+            if (path / "alphas.safetensors").exists() or (path / "config.json").exists()
+            else ""
+        )
+        raise InputError(f"{path}: is a folder, not a genotype{hint}")
+    return parse_genotype(read_bytes(path, MAX_GENOTYPE_BYTES), str(path))
+
+
+def parse_published(text: str, where: str, name: str | None = None) -> Genotype:
+    """The `Genotype(normal=[...], normal_concat=..., ...)` text of the DARTS and FairDARTS repositories.
+
+    DARTS lists `(op, from)` with two edges per node in order; FairDARTS `(op, to, from)` with any number. The text
+    is parsed as a syntax tree, never evaluated. Nodes without input leave the concat.
+
+    Raises:
+        InputError: not such a text.
+    """
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        call = None
+    if isinstance(call, ast.expr) and not isinstance(call, ast.Call):
+        call = None
+    if call is None:
+        call = _assigned_call(text, name)
+    if call is None:
+        raise InputError(f"{where}: holds no 'Genotype(normal=[...], ...)'" + (f" named '{name}'" if name else ""))
+    try:
+        fields = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
+        cells = {kind: _published_cell(fields[kind], fields[f"{kind}_concat"]) for kind in ("normal", "reduce")}
+        triples = any(len(entry) == 3 for kind in ("normal", "reduce") for entry in fields[kind])
+        return Genotype(name=name, drop_path="node" if triples else "op", **cells)
+    except KeyError as error:
+        raise InputError(f"{where}: the genotype has no {error.args[0]}") from None
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"{where}: {message}") from None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _assigned_call(text: str, name: str | None) -> ast.Call | None:
+    """The call in `NAME = Genotype(...)`: that of `name`, or the last one of a whole genotypes.py."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    found = None
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
+            names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
+            is_genotype = any(keyword.arg == "normal" for keyword in statement.value.keywords)
+            if is_genotype and (name is None or name in names):
+                found = statement.value
+    return found
+
+
+def _literal(node: ast.expr) -> Any:
+    """A literal, or `range(a, b)` as a list."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        bounds = [ast.literal_eval(argument) for argument in node.args]
+        if node.func.id == "range" and len(bounds) in (1, 2) and all(isinstance(b, int) and b <= MAX_NODES for b in bounds):
+            return list(range(*bounds))
+        if node.func.id in ("list", "tuple") and len(node.args) == 1:
+            return _literal(node.args[0])
+    return ast.literal_eval(node)
+
+
+def _published_cell(entries: list[tuple], concat: list[int]) -> Cell:
+    lengths = {len(entry) for entry in entries}
+    if lengths == {2}:
+        if len(entries) % 2:
+            raise ValueError("a cell of (op, from) pairs needs two for every node")
+        edges = [Edge(op=op, source=source, target=2 + place // 2) for place, (op, source) in enumerate(entries)]
+    elif lengths == {3}:
+        edges = [Edge(op=op, source=source, target=target) for op, target, source in entries]
+    else:
+        raise ValueError("a cell must list (op, from) pairs or (op, to, from) triples")
+    cell = Cell(edges=tuple(edges), concat=tuple(concat))
+    return Cell(edges=cell.edges, concat=tuple(cell.live().concat))

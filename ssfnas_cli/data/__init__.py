@@ -1,0 +1,1 @@
+"""Sources of images, long-tail sampling, augmentation and batches."""

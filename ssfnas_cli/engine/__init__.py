@@ -1,0 +1,1 @@
+"""Search, derivation, training and evaluation."""

@@ -1,0 +1,1 @@
+"""The supernet, derived networks, and their heads."""

@@ -1,0 +1,56 @@
+"""Heads of derived networks, and the model that holds encoder and heads under the names artifacts use."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from registry.norm import BatchNorm
+from ssfnas_cli.artifacts.genotype import Genotype
+from ssfnas_cli.nets.derived import DerivedEncoder
+
+
+class AuxiliaryHead(nn.Module):
+    """DARTS's auxiliary classifier: maps [N, C, H, W] -> logits [N, num_classes].
+
+    On 8x8 maps it pools 5x5 at stride 3 to 2x2, exactly as written there; any other size is pooled adaptively to
+    the 2x2 that the convolution behind it needs.
+    """
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.pool = nn.AvgPool2d(5, stride=3, count_include_pad=False)
+        self.adaptive_pool = nn.AdaptiveAvgPool2d(2)
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 128, 1, bias=False),
+            BatchNorm(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            BatchNorm(768),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, num_classes)
+
+    def forward(self, aux_map: Tensor) -> Tensor:
+        pooled = (self.pool if aux_map.shape[2:] == (8, 8) else self.adaptive_pool)(aux_map.relu())
+        return self.classifier(self.features(pooled).flatten(1))
+
+
+class Classifier(nn.Module):
+    """A derived network that classifies: `encoder`, `head`, and `aux` where trained with one."""
+
+    def __init__(
+        self, genotype: Genotype, in_channels: int, channels: int, layers: int, num_classes: int, aux: bool
+    ):
+        super().__init__()
+        self.encoder = DerivedEncoder(genotype, in_channels, channels, layers)
+        self.head: nn.Module = nn.Linear(self.encoder.num_features, num_classes)
+        self.aux = AuxiliaryHead(self.encoder.aux_channels, num_classes) if aux else None
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] -> logits [N, num_classes]."""
+        return self.head(self.encoder(images).features)
+
+    def with_aux(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the auxiliary head's where there is one."""
+        encoded = self.encoder(images)
+        return self.head(encoded.features), self.aux(encoded.aux_map) if self.aux is not None else None

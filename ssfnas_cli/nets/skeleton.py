@@ -1,0 +1,66 @@
+"""What the supernet and every derived network share: a stem, a stack of cells, global average pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from registry.norm import BatchNorm
+from registry.ops import FactorizedReduce, ReLUConvBN
+
+STEM_MULTIPLIER = 3
+
+
+class CellSpec(NamedTuple):
+    """Where a cell stands: its inputs' and its own width, and the reductions around it."""
+
+    prev_prev_channels: int
+    prev_channels: int
+    channels: int
+    reduction: bool
+    reduction_prev: bool
+
+
+def reduction_layers(layers: int) -> tuple[int, int]:
+    """Positions of the two reduction cells: a third and two thirds of the depth."""
+    return layers // 3, 2 * layers // 3
+
+
+def build_stem(in_channels: int, channels: int) -> nn.Sequential:
+    """3x3 convolution to three times the width, and BN: [N, in, H, W] -> [N, 3*channels, H, W]."""
+    width = STEM_MULTIPLIER * channels
+    return nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), BatchNorm(width))
+
+
+def build_cells(layers: int, channels: int, make_cell: Callable[[CellSpec], nn.Module]) -> list[nn.Module]:
+    """The stack of cells; the width doubles at each reduction. A cell tells its `out_channels`."""
+    cells: list[nn.Module] = []
+    prev_prev = prev = STEM_MULTIPLIER * channels
+    reduction_prev = False
+    for layer in range(layers):
+        reduction = layer in reduction_layers(layers)
+        channels = channels * 2 if reduction else channels
+        cell = make_cell(CellSpec(prev_prev, prev, channels, reduction, reduction_prev))
+        cells.append(cell)
+        prev_prev, prev, reduction_prev = prev, int(cell.out_channels), reduction
+    return cells
+
+
+class CellInputs(nn.Module):
+    """Brings the two cells before to this cell's width, and the older one to this cell's size."""
+
+    def __init__(self, spec: CellSpec, affine: bool):
+        super().__init__()
+        older = FactorizedReduce if spec.reduction_prev else ReLUConvBN
+        self.preprocess0 = older(spec.prev_prev_channels, spec.channels, affine)
+        self.preprocess1 = ReLUConvBN(spec.prev_channels, spec.channels, affine)
+
+    def forward(self, older: Tensor, newer: Tensor) -> tuple[Tensor, Tensor]:
+        return self.preprocess0(older), self.preprocess1(newer)
+
+
+def pool(features: Tensor) -> Tensor:
+    """Global average: [N, C, H, W] -> [N, C]."""
+    return features.mean(dim=(2, 3))

@@ -26,9 +26,19 @@ class _OneLine(logging.Formatter):
         return text if record.levelno <= logging.INFO else f"ssfnas: {record.levelname.lower()}: {text}"
 
 
+class _ToStderr(logging.Handler):
+    """Writes to whatever sys.stderr is now: a live progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except OSError:
+            pass
+
+
 def set_verbosity(quiet: bool, verbose: bool) -> None:
     """Warnings always; what is said unless `quiet`; details where `verbose`."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(_OneLine())
     for old in list(log.handlers):
         log.removeHandler(old)

@@ -1,1 +1,106 @@
-def run() -> None: ...
+"""The `ssfnas` application: its commands, and how an error becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated, NoReturn
+
+import typer
+
+from registry import PluginError
+from ssfnas_cli import __version__
+from ssfnas_cli.commands import (
+    derive,
+    describe,
+    evaluate,
+    import_genotype,
+    make_dataset,
+    plot_genotype,
+    plugins,
+    retrain,
+    runs,
+    search,
+)
+from ssfnas_cli.errors import SsfnasError
+
+app = typer.Typer(
+    name="ssfnas",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, module in {
+    "make-dataset": make_dataset,
+    "search": search,
+    "derive": derive,
+    "retrain": retrain,
+    "evaluate": evaluate,
+    "plot-genotype": plot_genotype,
+    "describe": describe,
+    "import-genotype": import_genotype,
+    "runs": runs,
+    "plugins": plugins,
+}.items():
+    app.command(name)(module.command)
+
+ClickException = typer.BadParameter.__mro__[2]  # typer carries its own click and exports no such name
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ssfnas {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Search network architectures on long-tailed images: DARTS and FairDARTS, supervised or with Barlow Twins.
+
+    From images to an evaluated network:
+
+    ssfnas make-dataset -o data/lt
+
+    ssfnas search --data data/lt --relax sigmoid --loss barlow | ssfnas derive - | ssfnas retrain - | ssfnas evaluate -
+    """
+
+
+def run() -> NoReturn:
+    """The console script."""
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except (SsfnasError, PluginError) as error:
+        code = _fail(str(error), getattr(error, "exit_code", 2))
+    except ClickException as error:  # type: ignore[misc]
+        code = _fail(f"{error.format_message()}{_help_hint(error)}", 2)  # type: ignore[attr-defined]
+    except typer.Abort:
+        code = _fail("interrupted", 130)
+    except typer.Exit as error:
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = _fail("interrupted", 130)
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        code = 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        code = _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
+    except Exception:
+        traceback.print_exc()
+        code = _fail("this is a bug in ssfnas, or in a plugin; the lines above say where", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _help_hint(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return f" See '{context.command_path} --help'." if context is not None else ""
+
+
+def _fail(message: str, code: int) -> int:
+    print("ssfnas: " + " ".join(message.split()), file=sys.stderr)
+    return code

@@ -191,6 +191,7 @@ class Training(Execution):
     clip: Rate = 5.0
     precision: Literal["fp32", "bf16"] = "fp32"
     flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
+    track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
     views: Views = Views()
 
 
@@ -211,7 +212,6 @@ class SearchSettings(Training):
     alpha_weight_decay: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the alphas stay fixed")
     probe_lr: Rate = Field(1e-3, description="Adam's, for the linear probe of a self-supervised search")
-    track_test: bool = Field(False, description="accuracy on both test splits every epoch (paper, Fig. 7)")
 
     PLUGIN_KINDS = {"relax": "relaxation", "loss": "loss", "alpha_loss": "loss"}
 

@@ -1,8 +1,8 @@
 """The data set folder: `manifest.json` and safetensors shards of each split.
 
-A shard holds `images` uint8 [n, H, W, C], `labels` int64 [n] and `source_index` int64 [n], the image's place in
-the source's split. The manifest names every shard with its size and sha256, and holds no time, path or version:
-the same seed and source give the same folder byte for byte. Its own sha256 is the data set's identity.
+A shard holds `images` uint8 [n, H, W, C], `labels` int64 [n] and `source_index` int64 [n], the image's place
+in the source's split. The manifest names every shard with its size and sha256, and holds no time, path or
+version: the same seed and source give the same folder byte for byte. Its sha256 is the data set's identity.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class ShortClass(Record):
 class Skipped(Record):
     """Images that could not be read and were left out; the first names, relative to the source's root."""
 
-    count: Count = 0
-    files: list[str] = []
+    count: Count
+    files: list[str]
 
 
 class Manifest(Record):
@@ -75,8 +75,8 @@ class Manifest(Record):
     mean: list[float]
     std: list[Annotated[float, Field(gt=0)]]
     mirrorable: bool
-    short_classes: list[ShortClass] = []
-    skipped: Skipped = Skipped()
+    short_classes: list[ShortClass]
+    skipped: Skipped
     splits: dict[Literal["train", "val", "test", "test_longtail"], SplitInfo]
 
     @model_validator(mode="after")

@@ -51,7 +51,7 @@ class ShardInfo(Record):
 
 
 class ShardWriter:
-    """Writes a split, an image at a time, to shards `SPLIT-00000.safetensors`, …; holds one shard in memory."""
+    """Writes a split, image by image, to shards `SPLIT-00000.safetensors`, …; holds one shard in memory."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class ShardWriter:
         image_shape: tuple[int, int, int],
         shard_bytes: int = DEFAULT_SHARD_BYTES,
     ):
-        """`image_shape` is (H, W, C); a shard's tensors take at most `shard_bytes`, or are those of one image."""
+        """`image_shape` is (H, W, C); a shard takes at most `shard_bytes`, but holds at least one image."""
         self.folder, self.split = folder, split
         self.rows_per_shard = max(1, shard_bytes // (math.prod(image_shape) + 16))
         # np.empty touches no page before an image is put there: a large limit costs a small split nothing.
@@ -102,7 +102,12 @@ class ShardWriter:
         file = f"{self.split}-{len(self.shards):05d}.safetensors"
         digest = hashlib.sha256()
         with (self.folder / file).open("wb") as stream:
-            for part in (len(text).to_bytes(8, "little"), text, *(tensor.data for _, _, tensor in tensors)):
+            parts: list[Any] = [
+                len(text).to_bytes(8, "little"),
+                text,
+                *(tensor.data for _, _, tensor in tensors),
+            ]
+            for part in parts:
                 stream.write(part)
                 digest.update(part)
         size = 8 + len(text) + end

@@ -89,6 +89,12 @@ def shuffled_batches(num: int, batch_size: int, seed: int, epoch: int) -> list[n
     return batches
 
 
+def num_batches(num: int, batch_size: int) -> int:
+    """How many batches `shuffled_batches` gives."""
+    full, rest = divmod(num, batch_size)
+    return full + (rest > 1 or (rest == 1 and full == 0))
+
+
 class TrainingBatches(Dataset):
     """One epoch of a subset; item k is batch k."""
 

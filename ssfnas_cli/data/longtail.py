@@ -1,7 +1,7 @@
 """How many images each class gets, and which: balanced, step, exponential or the source's own profile.
 
-Counts follow kaidic/LDAM-DRW's imbalance_cifar.py, truncation included. The one difference: in `step` with an odd
-number of classes the middle one, which the original loses, is a head class.
+Counts follow kaidic/LDAM-DRW's imbalance_cifar.py, truncation included. The one difference: in `step` with an
+odd number of classes the middle one, which the original loses, is a head class.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ssfnas_cli.errors import InputError, UsageError
 
 DISTRIBUTIONS = ("balance", "step", "exp", "natural")
 
-# One number per use of the seed, so that no two draws share a random stream. Renumbering changes every data set.
+# One number per use of the seed: no two draws share a random stream. Renumbering changes every data set.
 STREAMS = {"train": 0, "val": 1, "test": 2, "test_longtail": 3, "holdout": 4}
 
 
@@ -85,7 +85,8 @@ def class_counts(
 def longtail_test_counts(train_counts: Sequence[int], test_available: Sequence[int]) -> list[int]:
     """Test images per class in the training profile.
 
-    The head class keeps all its test images, the others in proportion; at least one a class, never more than it has.
+    The head class keeps all its test images, the others in proportion; at least one a class, never more than
+    it has.
     """
     head = max(train_counts, default=0)
     head_test = max(
@@ -101,7 +102,7 @@ def longtail_test_counts(train_counts: Sequence[int], test_available: Sequence[i
 def class_order(indices: ArrayLike, seed: int, split: str, label: int) -> NDArray[np.int64]:
     """The indices of one class in a random order that depends on the seed, the split and the class alone.
 
-    Images are taken from the front, so a smaller sample is part of a larger one, and the next in line replaces
+    Images are taken from the front: a smaller sample is part of a larger one, and the next in line replaces
     an image that cannot be read.
     """
     indices = np.asarray(indices, dtype=np.int64)

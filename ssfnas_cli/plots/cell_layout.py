@@ -3,26 +3,30 @@
 The cell flows from left to right in columns. Column 0 holds the two inputs; an intermediate node stands one
 column after its last source, with its incoming ops stacked at its left as boxes. What has to pass a column (a
 node's output on its way further right, or to the concatenation) gets a lane of its own there. Boxes and lanes
-of a column are stacked without overlap and wires only bend between columns, so that no wire crosses a label or
-a node, whatever the cell. Columns are ordered to have few crossings (Sugiyama's method, on very small graphs).
+of a column are stacked without overlap and wires bend only between columns, so that no wire crosses a label
+or a node, whatever the cell. Columns are ordered to have few crossings (Sugiyama's method, on tiny graphs).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 from ssfnas_cli.artifacts.genotype import Cell, Edge
 
-FONT_SIZE = 10.0  # points, of ops and nodes
-NOTE_SIZE = 8.5  # points, of "no input" and "unused"
-OP_HEIGHT, OP_PITCH, OP_PADDING = 0.24, 0.29, 0.16
-NODE_WIDTH, INPUT_WIDTH, INPUT_HEIGHT, ARROW = 0.32, 0.46, 0.46, 0.26
-NOTE_HEIGHT = 0.19
-BLOCK_GAP, LANE_GAP = 0.2, 0.17  # least distance of two boxes, and of a lane from its neighbours
-MIN_BEND, MAX_BEND, BEND_SLOPE = 0.45, 1.3, 0.3  # width of the space between columns, by how far wires climb in it
+FONT_SIZE = 10.5  # points, of ops and nodes
+NOTE_SIZE = 9.0  # points, of notes ("no input", "unused") and of the tags on lanes
+OP_HEIGHT, OP_PITCH, OP_PADDING = 0.24, 0.29, 0.15
+NODE_WIDTH, INPUT_WIDTH, INPUT_HEIGHT, ARROW = 0.29, 0.46, 0.46, 0.2
+NOTE_HEIGHT, TAG_HEIGHT = 0.19, 0.14
+BLOCK_GAP, LANE_GAP = 0.2, 0.17  # least distance of two nodes, and of a lane from its neighbours
+MIN_BEND, MAX_BEND, BEND_SLOPE = 0.38, 1.2, 0.27  # space between columns, by how far wires climb in it
+PORT = 0.06  # how far beside its edges a node's way to the concatenation leaves
 MARGIN = 0.12
 MAX_LINKS_TO_UNTANGLE = 400  # beyond it, only the fast ordering
 
@@ -36,9 +40,9 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Box:
-    """A node, an op or a note; (x, y) is its centre. `state` is live, dead (no input) or unused (no way out)."""
+    """A node, an op or a text; (x, y) is its centre. `state`: live, dead (no input) or unused (no way out)."""
 
-    kind: str  # input, node, output, op, note
+    kind: str  # input, node, output, op; note: what is wrong with a node; tag: whose lane it is, on its wire
     text: str
     x: float
     y: float
@@ -50,13 +54,20 @@ class Box:
 
 @dataclass(frozen=True)
 class Wire:
-    """A line from left to right, level at both ends; `kind` is edge, arrow (an op into its node), concat or output."""
+    """A line from left to right, level at both ends."""
 
-    kind: str
+    kind: (
+        str  # edge: to an op or a lane; arrow: from an op into its node; concat; output: concat's last piece
+    )
     source: int
     start: tuple[float, float]
     end: tuple[float, float]
     state: str = "live"
+
+    def moved(self, dy: float) -> Wire:
+        """The same, further down."""
+        (x0, y0), (x1, y1) = self.start, self.end
+        return replace(self, start=(x0, y0 + dy), end=(x1, y1 + dy))
 
     def control_points(self) -> list[tuple[float, float]]:
         """The four points of its cubic Bezier curve."""
@@ -77,30 +88,32 @@ class Layout:
 
 def layout(cell: Cell) -> Layout:
     """Place everything a cell's picture shows. `none` edges carry nothing and are left out."""
-    graph = _Graph(cell)
+    graph = CellGraph(cell)
     columns = _order(graph)
     centres = _stack(graph, columns)
     return _draw(graph, columns, centres)
 
 
-def text_width(text: str, size: float) -> float:
+@lru_cache(maxsize=4096)
+def text_width(text: str, size: float, weight: str = "normal") -> float:
     """Width in inches of a text in the font of the pictures; `$...$` is mathematics."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family="DejaVu Sans", size=size)
+    font = FontProperties(family="DejaVu Sans", size=size, weight=weight)
     width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=text.startswith("$"))
     return float(width) / 72
 
 
-class _Graph:
+class CellGraph:
     """The cell as items in columns and the links between neighbouring columns."""
 
     def __init__(self, cell: Cell):
         live = cell.live()
         self.edges = [edge for edge in cell.edges if edge.op != "none"]
-        self.dead = set(live.dead_nodes)
-        self.nodes = sorted({*live.nodes, *live.dead_nodes})
+        # A node that is only read from, and never fed, is named by no edge's target: it is dead, too.
+        self.nodes = sorted({*live.nodes, *live.dead_nodes, *(e.source for e in self.edges)} - {0, 1})
+        self.dead = set(self.nodes) - set(live.nodes)
         self.concat = live.concat
         self.used = _reaching(live.edges, live.concat)
         self.ops: dict[int, list[Edge]] = {node: [] for node in self.nodes}
@@ -161,7 +174,7 @@ def _reaching(edges: list[Edge], concat: list[int]) -> set[int]:
     return reaching
 
 
-def _order(graph: _Graph) -> list[list[Item]]:
+def _order(graph: CellGraph) -> list[list[Item]]:
     """The items of each column from top to bottom, with few crossings of wires. The inputs stay 0 over 1."""
     columns: list[list[Item]] = [[Item("node", 0), Item("node", 1)]]
     for column in range(1, graph.last + 1):
@@ -178,49 +191,51 @@ def _order(graph: _Graph) -> list[list[Item]]:
     return columns
 
 
-def _untangle(graph: _Graph, columns: list[list[Item]]) -> None:
-    """Move single items within their column while that saves crossings."""
+def _untangle(graph: CellGraph, columns: list[list[Item]]) -> None:
+    """Move single items within their column while that saves crossings or, failing that, sorts nodes."""
 
-    def crossings(column: int) -> float:
-        return sum(_crossings(graph, columns, index) for index in (column, column + 1) if index <= graph.last)
+    def cost(column: int) -> float:
+        nodes = [item.node for item in columns[column] if item.kind == "node"]
+        unsorted = sum(a > b for index, b in enumerate(nodes) for a in nodes[:index])
+        crossings = sum(
+            _crossings(graph, columns, index) for index in (column, column + 1) if index <= graph.last
+        )
+        return crossings + 0.01 * unsorted
 
     improved, rounds = True, 0
     while improved and rounds < 8:
         improved, rounds = False, rounds + 1
         for column in range(1, graph.last):
-            best, best_order = crossings(column), columns[column]
+            best, best_order = cost(column), columns[column]
             for item in list(best_order):
                 rest = [other for other in best_order if other != item]
                 for index in range(len(best_order)):
                     columns[column] = [*rest[:index], item, *rest[index:]]
-                    now = crossings(column)
+                    now = cost(column)
                     if now < best:
                         best, best_order, improved = now, columns[column], True
                         rest = [other for other in best_order if other != item]
             columns[column] = best_order
 
 
-def _crossings(graph: _Graph, columns: list[list[Item]], column: int) -> float:
+def _crossings(graph: CellGraph, columns: list[list[Item]], column: int) -> float:
     """Crossings of wires between a column and the one before it."""
     left = {item: index for index, item in enumerate(columns[column - 1])}
     right = {item: index for index, item in enumerate(columns[column])}
     ends = [(left[a], right[b], weight) for (a, b), weight in graph.links[column].items()]
     return sum(
-        w * v
-        for index, (a, b, w) in enumerate(ends)
-        for c, d, v in ends[:index]
-        if (a - c) * (b - d) < 0
+        w * v for index, (a, b, w) in enumerate(ends) for c, d, v in ends[:index] if (a - c) * (b - d) < 0
     )
 
 
-def _stack(graph: _Graph, columns: list[list[Item]]) -> list[dict[Item, float]]:
+def _stack(graph: CellGraph, columns: list[list[Item]]) -> list[dict[Item, float]]:
     """The y of each item's centre: near what it is linked to, without overlap in its column."""
     centres: list[dict[Item, float]] = []
     for items in columns:
         wanted = [(0.0, 1.0)] * len(items)
         centres.append(_separate(graph, items, wanted))
     ahead = list(range(len(columns)))
-    for sweep in range(10):
+    for sweep in range(24):
         for column in ahead if sweep % 2 == 0 else reversed(ahead):
             pulls: dict[Item, list[tuple[float, float]]] = defaultdict(list)
             for (source, target), weight in graph.links[column].items():
@@ -243,10 +258,10 @@ def _mean(pulls: Iterable[tuple[float, float]], default: float) -> float:
     return sum(value * weight for value, weight in pairs) / total if total else default
 
 
-def _separate(graph: _Graph, items: list[Item], wanted: list[tuple[float, float]]) -> dict[Item, float]:
+def _separate(graph: CellGraph, items: list[Item], wanted: list[tuple[float, float]]) -> dict[Item, float]:
     """The centres nearest to the wanted ones (least squares) that keep order and distance."""
     offsets = [0.0]
-    for above, below in zip(items, items[1:], strict=False):
+    for above, below in itertools.pairwise(items):
         boxes = above.kind == below.kind == "node"
         gap = BLOCK_GAP if boxes else LANE_GAP
         offsets.append(offsets[-1] + (graph.height(above) + graph.height(below)) / 2 + gap)
@@ -263,27 +278,24 @@ def _separate(graph: _Graph, items: list[Item], wanted: list[tuple[float, float]
     return {item: y + offset for item, y, offset in zip(items, level, offsets, strict=True)}
 
 
-def _draw(graph: _Graph, columns: list[list[Item]], centres: list[dict[Item, float]]) -> Layout:
+def _draw(graph: CellGraph, columns: list[list[Item]], centres: list[dict[Item, float]]) -> Layout:
     """Boxes and wires, from the items' centres."""
     painter = _Painter(graph)
     for column in range(len(columns)):
         painter.add(column, centres[column])
-    top = min(box.y - box.height / 2 for box in painter.boxes)
-    top = min(top, *(y for wire in painter.wires for _, y in (wire.start, wire.end))) - MARGIN
-    bottom = max(box.y + box.height / 2 for box in painter.boxes)
-    bottom = max(bottom, *(y for wire in painter.wires for _, y in (wire.start, wire.end))) + MARGIN
+    extents = [(box.y - box.height / 2, box.y + box.height / 2) for box in painter.boxes]
+    extents += [wire.start[1:] * 2 for wire in painter.wires]
+    top = min(start for start, _ in extents) - MARGIN
+    bottom = max(end for _, end in extents) + MARGIN
     boxes = [replace(box, y=box.y - top) for box in painter.boxes]
-    wires = [
-        replace(wire, start=(wire.start[0], wire.start[1] - top), end=(wire.end[0], wire.end[1] - top))
-        for wire in painter.wires
-    ]
+    wires = [wire.moved(-top) for wire in painter.wires]
     return Layout(boxes, wires, painter.right + MARGIN, bottom - top)
 
 
 class _Painter:
     """Turns columns of items into boxes and wires, from left to right."""
 
-    def __init__(self, graph: _Graph):
+    def __init__(self, graph: CellGraph):
         self.graph = graph
         self.boxes: list[Box] = []
         self.wires: list[Wire] = []
@@ -297,8 +309,12 @@ class _Painter:
         inlets = self._inlets(column, centres, rows)
         climb = max((abs(y - before[source]) for source, y, _, _ in inlets), default=0.0)
         left = start + (min(MAX_BEND, MIN_BEND + BEND_SLOPE * climb) if column else 0.0)
+        sources = {source for source, _, kind, _ in inlets if kind == "edge"}
         for source, y, kind, state in inlets:
-            self.wires.append(Wire(kind, source.node, (start, before[source]), (left, y), state))
+            y0 = before[source]
+            if kind == "concat" and source in sources:  # leaves beside the edges, not under them
+                y0 += math.copysign(PORT, y - y0)
+            self.wires.append(Wire(kind, source.node, (start, y0), (left, y), state))
         self.right, self.outlets = left + self._column_width(rows), {}
         for item, y in centres.items():
             self.outlets[item] = y
@@ -309,8 +325,16 @@ class _Painter:
                 self.right = left + INPUT_WIDTH
                 self.boxes.append(Box("output", "$c_{k}$", left + INPUT_WIDTH / 2, y, INPUT_WIDTH, height))
             else:
-                kind, state = ("edge", self._lane_state(item.node, column)) if item.kind == "lane" else ("concat", "live")
-                self.wires.append(Wire(kind, item.node, (left, y), (self.right, y), state))
+                self._add_lane(item, column, left, y)
+
+    def _add_lane(self, item: Item, column: int, left: float, y: float) -> None:
+        """A level wire through the column, tagged with its source so that nobody need trace it back."""
+        lane = item.kind == "lane"
+        kind, state = ("edge", self._lane_state(item.node, column)) if lane else ("concat", "live")
+        self.wires.append(Wire(kind, item.node, (left, y), (self.right, y), state))
+        text = str(item.node) if lane else "concat"
+        width = text_width(text, NOTE_SIZE) + 0.08
+        self.boxes.append(Box("tag", text, (left + self.right) / 2, y, width, TAG_HEIGHT, state))
 
     def _column_width(self, rows: dict[int, list[tuple[Edge, float]]]) -> float:
         if 0 in rows:
@@ -318,14 +342,18 @@ class _Painter:
         return self._op_width(rows) + ARROW + NODE_WIDTH if rows else 0.0
 
     def _op_width(self, rows: dict[int, list[tuple[Edge, float]]]) -> float:
-        texts = [(edge.op, FONT_SIZE) for row in rows.values() for edge, _ in row] or [("no input", NOTE_SIZE)]
+        texts = [(edge.op, FONT_SIZE) for row in rows.values() for edge, _ in row] or [
+            ("no input", NOTE_SIZE)
+        ]
         return max(text_width(text, size) for text, size in texts) + OP_PADDING
 
     def _rows(self, node: int, centre: float) -> list[tuple[Edge, float]]:
         """A node's ops with the y of each, in the order in which their sources come in."""
 
         def source_y(edge: Edge) -> float:
-            return self.outlets.get(Item("lane", edge.source), self.outlets.get(Item("node", edge.source), 0.0))
+            return self.outlets.get(
+                Item("lane", edge.source), self.outlets.get(Item("node", edge.source), 0.0)
+            )
 
         edges = sorted(self.graph.ops.get(node, []), key=source_y)
         top = centre - self.graph.height(Item("node", node)) / 2 + OP_PITCH / 2
@@ -367,7 +395,7 @@ class _Painter:
         y, height = centre - note_height / 2, graph.height(Item("node", node)) - note_height
         x = self.right - width / 2
         self.outlets[Item("node", node)] = y
-        kind, text = ("input", "$c_{k-%d}$" % (2 - node)) if node < 2 else ("node", str(node))
+        kind, text = ("input", f"{node}\n$c_{{k-{2 - node}}}$") if node < 2 else ("node", str(node))
         if node >= 2:
             height -= OP_PITCH - OP_HEIGHT
         self.boxes.append(Box(kind, text, x, y, width, height, state))
@@ -384,4 +412,6 @@ class _Painter:
             edge_state = graph.edge_state(edge)
             op_x = (left + ops_right) / 2
             self.boxes.append(Box("op", edge.op, op_x, op_y, ops_right - left, OP_HEIGHT, edge_state, edge))
-            self.wires.append(Wire("arrow", edge.source, (ops_right, op_y), (ops_right + ARROW, op_y), edge_state))
+            self.wires.append(
+                Wire("arrow", edge.source, (ops_right, op_y), (ops_right + ARROW, op_y), edge_state)
+            )

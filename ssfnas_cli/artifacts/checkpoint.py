@@ -1,0 +1,124 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is a folder `checkpoints/NUMBER` with `tensors.safetensors`, `state.json`, and last `manifest.json`
+with the sizes and sha256 of the other two. It is made in a temporary folder, flushed, and renamed; older ones go
+only then.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ssfnas_cli.artifacts.files import (
+    atomic_folder,
+    read_json,
+    sha256_file,
+    write_json,
+)
+from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
+from ssfnas_cli.console import log
+from ssfnas_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILES = ("tensors.safetensors", "state.json")
+SCHEMA = "ssfnas.checkpoint/1"
+_NAME = re.compile(r"\d{10}")
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds: every tensor training changes, and the loop's state as JSON."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
+    """Write the next checkpoint of `folder`, then drop all but the newest `keep`.
+
+    Raises:
+        DiskError: naming the checkpoint; the ones before are untouched.
+    """
+    existing = list_checkpoints(folder)
+    number = int(existing[-1].name) + 1 if existing else 1
+    path = folder / f"{number:010d}"
+    with atomic_folder(path) as temporary:
+        save_tensors(temporary / FILES[0], tensors)
+        write_json(temporary / FILES[1], dict(state))
+        write_json(
+            temporary / "manifest.json",
+            {
+                "schema": SCHEMA,
+                "files": {
+                    name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256_file(temporary / name)}
+                    for name in FILES
+                },
+            },
+        )
+    for old in [*existing, path][:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first; unfinished ones have other names."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def load_newest(folder: Path) -> Checkpoint | None:
+    """The newest sound checkpoint; a damaged one is passed over with a warning. None where there never was one.
+
+    Raises:
+        InputError: checkpoints are there and every one is damaged.
+    """
+    failures = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            checkpoint = load_checkpoint(path)
+        except InputError as error:
+            log.warning("checkpoint %s is damaged, trying the one before: %s", path, error)
+            failures.append(str(error))
+            continue
+        return checkpoint
+    if failures:
+        raise InputError(f"no sound checkpoint is left: {failures[0]}; start over with --force")
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint, every byte verified.
+
+    Raises:
+        InputError: naming the file that is missing or damaged.
+    """
+    manifest = read_json(path / "manifest.json")
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise InputError(f"{path / 'manifest.json'}: is not the manifest of a checkpoint ('{SCHEMA}')")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or set(files) != set(FILES):
+        raise InputError(f"{path / 'manifest.json'}: should name exactly {', '.join(FILES)}")
+    for name in FILES:
+        _verify(path / name, files[name])
+    state = read_json(path / FILES[1])
+    if not isinstance(state, dict):
+        raise InputError(f"{path / FILES[1]}: should hold an object")
+    return Checkpoint(load_tensors(path / FILES[0]), state)
+
+
+def _verify(path: Path, claim: Any) -> None:
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise InputError(f"{path}: is missing or not a plain file")
+        if not isinstance(claim, dict) or path.stat().st_size != claim.get("bytes"):
+            raise InputError(f"{path}: has not the size its manifest states")
+        if sha256_file(path) != claim.get("sha256"):
+            raise InputError(f"{path}: has not the sha256 its manifest states")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,85 @@
+"""Flags that several commands share, and how a command's settings are put together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from registry import REGISTRIES
+from ssfnas_cli.console import write_text
+from ssfnas_cli.settings import Settings, load_settings, to_toml
+
+Model = TypeVar("Model", bound=Settings)
+
+RUN_PANEL = "Running"
+SETTINGS_PANEL = "Settings"
+
+
+def names_of(kind: str) -> Any:
+    """Completion of plugin names; imports no torch."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [name for name in REGISTRIES[kind].names() if name.startswith(incomplete)]
+
+    return complete
+
+
+Preset = Annotated[
+    str | None, typer.Option(help="A named set of settings.", rich_help_panel=SETTINGS_PANEL, show_default=False)
+]
+Config = Annotated[
+    Path | None, typer.Option(help="Settings from a TOML file.", rich_help_panel=SETTINGS_PANEL, show_default=False)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable.", rich_help_panel=SETTINGS_PANEL),
+]
+ShowSettings = Annotated[
+    bool, typer.Option("--show-settings", help="Print all settings as TOML and stop.", rich_help_panel=SETTINGS_PANEL)
+]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, …", rich_help_panel=RUN_PANEL, show_default=False)
+]
+Threads = Annotated[
+    int | None, typer.Option(help="Processor threads.", rich_help_panel=RUN_PANEL, show_default=False)
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Loader processes.", rich_help_panel=RUN_PANEL, show_default=False)
+]
+Precision = Annotated[
+    str | None, typer.Option(help="fp32 or bf16.", rich_help_panel=RUN_PANEL, show_default=False)
+]
+MaxTime = Annotated[
+    str | None,
+    typer.Option(
+        metavar="H:MM:SS",
+        help="Save and stop (exit 75) after this time.",
+        rich_help_panel=RUN_PANEL,
+        show_default=False,
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Start over; an old output is moved aside, not deleted.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on a terminal too.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+
+
+def settings_from(
+    model: type[Model],
+    flags: dict[str, Any],
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    sets: list[str] | None = None,
+) -> Model:
+    """The settings of a command from its flags (None: not given), `--set`, `--config` and preset."""
+    return load_settings(model, preset=preset, config=config, sets=sets or (), flags=flags)
+
+
+def show_settings(settings: Settings) -> None:
+    """--show-settings."""
+    write_text(to_toml(settings.resolve_plugins()))
+
+

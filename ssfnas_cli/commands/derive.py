@@ -1,0 +1,44 @@
+"""`ssfnas derive`: from a search run to a genotype."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssfnas_cli.artifacts.files import write_bytes as write_file
+from ssfnas_cli.commands import common, references
+from ssfnas_cli.console import is_stream, log, set_verbosity, write_bytes
+
+
+def command(
+    run: Annotated[str, typer.Argument(help="Search run folder, or - for what search printed.")],
+    rule: Annotated[
+        str | None,
+        typer.Option(help="darts, argmax, fairdarts, fairdarts-edge.", show_default="the relaxation's"),
+    ] = None,
+    threshold: Annotated[str, typer.Option(help="A number, or auto: 0.85, lowered where a node needs it.")] = "auto",
+    epoch: Annotated[int | None, typer.Option(help="Which epoch's alphas; 0: the initial.", show_default="last")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Genotype file; default: stdout.")] = None,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+) -> None:
+    """Derive the genotype of a search run, from any of its epochs."""
+    set_verbosity(quiet, verbose)
+    path = references.run_path(run, "search-run")
+    value = references.parse_threshold(threshold)
+    references.refuse_existing(output, force)
+    from ssfnas_cli.artifacts.run import RunFolder
+    from ssfnas_cli.engine.search import derive_run
+
+    genotype = derive_run(RunFolder.open(path, "search"), rule, value, epoch)
+    for kind, cell in genotype.cells().items():
+        live = cell.live()
+        if live.dead_edges or live.dead_nodes:
+            log.info("%s cell: %d edges from nodes without input will be pruned", kind, len(live.dead_edges))
+    if output is None or is_stream(output):
+        write_bytes(genotype.to_json())
+    else:
+        write_file(output, genotype.to_json())

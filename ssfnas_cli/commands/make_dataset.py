@@ -1,0 +1,128 @@
+"""`ssfnas make-dataset`: from a source of images to a long-tailed data set folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ssfnas_cli.artifacts.files import set_aside
+from ssfnas_cli.commands import common
+from ssfnas_cli.console import box_style, emit, log, set_verbosity
+from ssfnas_cli.settings import MakeDatasetSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ssfnas_cli.artifacts.dataset import DataSet
+
+
+def command(
+    source: Annotated[
+        str | None, typer.Option(help="digits, cifar10, cifar100, folder or npz.", show_default="digits")
+    ] = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="What the source reads: a torchvision root, an image folder, an .npz file.", show_default=False),
+    ] = None,
+    dist: Annotated[
+        str | None, typer.Option(help="balance, step, exp or natural.", show_default="exp")
+    ] = None,
+    mu: Annotated[float | None, typer.Option(help="Imbalance factor, in (0, 1].", show_default="0.1")] = None,
+    max_per_class: Annotated[
+        int | None, typer.Option(help="Images of the largest class.", show_default="all")
+    ] = None,
+    image_size: Annotated[
+        str | None, typer.Option(help="Side in pixels, or auto.", show_default="auto")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(show_default="0")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to make; default: named after the settings, in data/.")
+    ] = None,
+    config: common.Config = None,
+    sets: common.Set = None,
+    show_settings: common.ShowSettings = False,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    json: common.Json = False,
+) -> None:
+    """Make a long-tailed data set. The same seed and source give the same folder, byte for byte."""
+    set_verbosity(quiet, verbose)
+    flags = {
+        "source": source,
+        "root": None if root is None else str(root),
+        "dist": dist,
+        "mu": mu,
+        "max_per_class": max_per_class,
+        "image_size": int(image_size) if image_size and image_size.isdigit() else image_size,
+        "seed": seed,
+    }
+    settings = common.settings_from(MakeDatasetSettings, flags, config=config, sets=sets)
+    if show_settings:
+        common.show_settings(settings)
+        return
+    path = output or default_path(settings)
+    if path.exists() and force:
+        log.warning("--force: what was %s is now %s", path, set_aside(path))
+    from ssfnas_cli.data.build import BuildPlan, build_dataset
+
+    plan = BuildPlan(
+        **settings.model_dump(exclude={"root", "max_per_class"}),
+        root=Path(settings.root) if settings.root else None,
+        max_per_class=settings.max_per_class or None,
+    )
+    data = build_dataset(plan, path, log.info)
+    emit(describe(data), json, show_counts(data))
+
+
+def default_path(settings: MakeDatasetSettings) -> Path:
+    """`data/SOURCE-DIST-muMU-...-seedSEED`."""
+    name = settings.source if not settings.root else Path(settings.root).stem
+    parts = [name, settings.dist]
+    if settings.dist in ("step", "exp"):
+        parts.append(f"mu{settings.mu:g}")
+    if settings.max_per_class:
+        parts.append(f"n{settings.max_per_class}")
+    if settings.image_size != "auto":
+        parts.append(f"{settings.image_size}px")
+    return Path("data") / "-".join([*parts, f"seed{settings.seed}"])
+
+
+def describe(data: DataSet) -> dict[str, Any]:
+    """What `make-dataset` prints; counts in class order."""
+    return {
+        "kind": "dataset",
+        "path": str(data.path),
+        "sha256": data.sha256,
+        "classes": data.class_names,
+        "train_counts": data.counts("train"),
+        "val_counts": data.counts("val"),
+        "test_counts": data.counts("test"),
+        "test_longtail_counts": data.counts("test_longtail"),
+        "dist": data.manifest.dist,
+        "mu": data.manifest.mu,
+    }
+
+
+def show_counts(data: DataSet) -> Callable[[Console], None]:
+    """A table of classes with a bar for the training profile."""
+
+    def show(console: Console) -> None:
+        from rich.table import Table
+
+        table = Table(title=str(data.path), box=box_style(), title_justify="left")
+        table.add_column("class")
+        for split in data.splits:
+            table.add_column(split, justify="right")
+        table.add_column("training profile")
+        train = data.counts("train")
+        for c, name in enumerate(data.class_names):
+            bar = "#" * max(1, round(30 * train[c] / max(train)))
+            table.add_row(name, *(str(data.counts(split)[c]) for split in data.splits), bar)
+        table.add_row("total", *(str(sum(data.counts(split))) for split in data.splits), "", style="bold")
+        console.print(table)
+
+    return show

@@ -1,0 +1,44 @@
+"""`ssfnas plot-genotype`: the cells as a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssfnas_cli.artifacts.files import write_bytes as write_file
+from ssfnas_cli.commands import common, references
+from ssfnas_cli.console import is_stream, log, set_verbosity, write_bytes
+from ssfnas_cli.errors import UsageError
+
+CELLS = {"normal": ("normal",), "reduce": ("reduce",), "both": ("normal", "reduce")}
+
+
+def command(
+    genotype: Annotated[str, typer.Argument(help="Genotype file, or - for a pipe.")],
+    cell: Annotated[str, typer.Option(help="normal, reduce or both.")] = "both",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="FILE.svg, .png, .pdf or .dot; - for SVG on stdout.")
+    ] = Path("genotype.svg"),
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+) -> None:
+    """Draw the cells of a genotype. Nodes without input are marked."""
+    set_verbosity(quiet, verbose)
+    if cell not in CELLS:
+        raise UsageError(f"--cell {cell}: should be one of {', '.join(CELLS)}")
+    from ssfnas_cli.plots.cell_graph import FORMATS, render
+
+    suffix = "svg" if is_stream(output) else output.suffix.removeprefix(".").lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"--output {output}: should end in one of {', '.join('.' + name for name in FORMATS)}")
+    parsed = references.genotype(genotype)
+    references.refuse_existing(output, force)
+    picture = render(parsed, CELLS[cell], suffix)
+    if is_stream(output):
+        write_bytes(picture)
+    else:
+        write_file(output, picture)
+        log.info("%s", output)

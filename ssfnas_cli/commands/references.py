@@ -1,0 +1,65 @@
+"""What flows between commands: run references and genotypes, from a path or from a pipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ssfnas_cli.artifacts.files import parse_json, set_aside
+from ssfnas_cli.artifacts.genotype import Genotype, parse_genotype, read_genotype
+from ssfnas_cli.console import is_stream, log, read_stdin
+from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
+
+_MENDS = {
+    "search-run": "give the output of 'ssfnas search'",
+    "retrain-run": "give the output of 'ssfnas retrain'",
+}
+
+
+def run_path(argument: str, kind: str) -> Path:
+    """The folder of a run: the argument, or what the stage before printed.
+
+    Raises:
+        InputError: the pipe brought something else.
+    """
+    if not is_stream(argument):
+        return Path(argument)
+    value = parse_json(read_stdin(f"the output of 'ssfnas {kind.removesuffix('-run')}'"), "standard input")
+    if isinstance(value, dict) and value.get("kind") == kind and isinstance(value.get("path"), str):
+        return Path(value["path"])
+    what = value.get("kind") or value.get("schema") if isinstance(value, dict) else None
+    raise InputError(f"standard input: is {what or 'something else'}, not a {kind}: {_MENDS[kind]}")
+
+
+def genotype(argument: str) -> Genotype:
+    """A genotype from a file or from a pipe."""
+    if is_stream(argument):
+        return parse_genotype(read_stdin("a genotype"), "standard input")
+    return read_genotype(Path(argument))
+
+
+def parse_threshold(text: str) -> float | str:
+    """`auto`, or a finite number."""
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value != value or value in (float("inf"), float("-inf")):
+        raise UsageError(f"--threshold {text}: should be auto or a number such as 0.85")
+    return value
+
+
+def refuse_existing(output: Path | None, force: bool) -> None:
+    """An output file that is there already is never overwritten, only moved aside with --force.
+
+    Raises:
+        OutputExistsError: naming the mend.
+    """
+    if output is None or is_stream(output) or not output.exists():
+        return
+    if output.is_dir():
+        raise OutputExistsError(f"--output {output}: is a folder; name a file")
+    if not force:
+        raise OutputExistsError(f"--output {output}: is there already: choose another name, or --force")
+    log.warning("--force: what was %s is now %s", output, set_aside(output))

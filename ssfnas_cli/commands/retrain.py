@@ -1,0 +1,86 @@
+"""`ssfnas retrain`: from a genotype to a trained network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssfnas_cli import stop
+from ssfnas_cli.commands import common, references
+from ssfnas_cli.console import emit, set_verbosity
+from ssfnas_cli.settings import RetrainSettings
+
+
+def command(
+    genotype: Annotated[str, typer.Argument(help="Genotype file, or - for a pipe.")],
+    data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the genotype's")] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(help="Supervised objective.", autocompletion=common.names_of("loss"), show_default="ce"),
+    ] = None,
+    pretrain: Annotated[
+        str | None,
+        typer.Option(
+            help="Self-supervised objective to pretrain with, e.g. barlow.",
+            autocompletion=common.names_of("loss"),
+            show_default="none",
+        ),
+    ] = None,
+    pretrain_epochs: Annotated[int | None, typer.Option(show_default=False)] = None,
+    epochs: Annotated[int | None, typer.Option(show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default=False)] = None,
+    channels: Annotated[int | None, typer.Option(help="Width of the first cells.", show_default=False)] = None,
+    layers: Annotated[int | None, typer.Option(help="Number of cells.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(show_default="0")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder; default: named after the settings, in runs/.")
+    ] = None,
+    preset: common.Preset = None,
+    config: common.Config = None,
+    sets: common.Set = None,
+    show_settings: common.ShowSettings = False,
+    device: common.DeviceName = None,
+    threads: common.Threads = None,
+    workers: common.Workers = None,
+    precision: common.Precision = None,
+    max_time: common.MaxTime = None,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    json: common.Json = False,
+) -> None:
+    """Retrain the network of a genotype, after a self-supervised pretraining where asked.
+
+    The preset is 'quick' on the embedded digits, otherwise 'paper'.
+    """
+    stop.install_handlers()
+    set_verbosity(quiet, verbose)
+    parsed = references.genotype(genotype)
+    flags = {
+        "data": data,
+        "loss": loss,
+        "pretrain": pretrain,
+        "pretrain_epochs": pretrain_epochs,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "channels": channels,
+        "layers": layers,
+        "seed": seed,
+        "device": device,
+        "threads": threads,
+        "workers": workers,
+        "precision": precision,
+        "max_time": max_time,
+    }
+    from ssfnas_cli.data.embedded import is_embedded
+
+    chosen = preset or ("quick" if is_embedded(data, parsed.provenance.data) else "paper")
+    settings = common.settings_from(RetrainSettings, flags, preset=chosen, config=config, sets=sets)
+    if show_settings:
+        common.show_settings(settings)
+        return
+    from ssfnas_cli.engine.retrain import run_retrain
+
+    emit(run_retrain(parsed, settings, output, force), json)

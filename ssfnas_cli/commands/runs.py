@@ -1,0 +1,76 @@
+"""`ssfnas runs`: the runs of a folder, where they stand and what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ssfnas_cli.artifacts.run import RunFolder, age, find_runs
+from ssfnas_cli.commands import common
+from ssfnas_cli.console import box_style, emit, set_verbosity
+from ssfnas_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(help="A folder of run folders.")] = Path("runs"),
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+    json: common.Json = False,
+) -> None:
+    """List runs with state, progress, last figures, age, and what to do next."""
+    set_verbosity(quiet, verbose)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of runs")
+    entries = [_entry(run) for run in find_runs(folder)]
+    emit({"kind": "runs", "runs": entries}, json, lambda console: _show(console, entries))
+
+
+def _entry(run: RunFolder) -> dict[str, Any]:
+    entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind}
+    try:
+        status = run.status()
+    except InputError as error:
+        return entry | {"state": "damaged", "next": str(error)}
+    state = status["state"]
+    if state == "running" and not run.is_being_written():
+        state = "interrupted"
+    figures = {k: v for k, v in status.get("last", {}).items() if "loss" in k or "accuracy" in k}
+    return entry | {
+        "state": state,
+        "phase": status.get("phase"),
+        "epoch": status.get("epoch", 0),
+        "epochs": status.get("epochs"),
+        "figures": figures,
+        "age_seconds": round(age(run)),
+        "next": _next(run, state),
+    }
+
+
+def _next(run: RunFolder, state: str) -> str:
+    if state in ("stopped", "interrupted"):
+        return "run the same command again: it goes on"
+    if state == "running":
+        return "wait"
+    if state == "diverged":
+        return "lower lr or alpha_lr, and --force"
+    return f"ssfnas {'derive' if run.kind == 'search' else 'evaluate'} {run.path}"
+
+
+def _show(console: Console, entries: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=box_style())
+    for column in ("run", "state", "progress", "last figures", "age", "next"):
+        table.add_column(column, overflow="fold")
+    for entry in entries:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in entry.get("figures", {}).items())
+        progress = f"{entry.get('phase') or ''} {entry.get('epoch', 0)}/{entry.get('epochs') or '?'}"
+        minutes = entry.get("age_seconds", 0) // 60
+        shown_age = f"{minutes // 60}:{minutes % 60:02d} h"
+        table.add_row(entry["path"], entry["state"], progress.strip(), figures, shown_age, entry["next"])
+    console.print(table)

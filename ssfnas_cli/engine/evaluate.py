@@ -1,0 +1,132 @@
+"""What a retrained network is worth, class by class, on each test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssfnas_cli.artifacts.model import load_model
+from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.console import log
+from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.retrain import find_data, load_classifier
+from ssfnas_cli.engine.train_phase import predict
+from ssfnas_cli.errors import InputError, UsageError
+
+MANY, FEW = 100, 20  # ImageNet-LT: many above 100 training images, few below 20
+NUM_BINS = 15
+
+
+def evaluate_run(path: Path, data_path: str, splits: Sequence[str], device: Device) -> dict[str, Any]:
+    """Metrics of a retrained run's network.
+
+    Args:
+        path: a finished retrain run.
+        data_path: a data set to use instead of the run's; its classes must be the same.
+        splits: which; none means every split but `train` that the data set has.
+
+    Raises:
+        InputError: no such run, unfinished, of another kind, or a data set that is not the run's.
+        UsageError: the data set has no such split.
+    """
+    run = RunFolder.open(path, "retrain")
+    state = run.status()["state"]
+    if state != "done":
+        raise InputError(f"{path}: is {state}, not done: run its retrain command again to go on")
+    tensors, card = load_model(path / "model.safetensors")
+    data = find_data(data_path, card.data, card.data_sha256, "run")
+    if data.sha256 != card.data_sha256:
+        log.warning("--data %s is not the data set this network was trained on", data_path)
+    if data.class_names != card.class_names or data.channels != card.in_channels:
+        raise InputError(f"{data.path}: its classes or channels are not those of {path}")
+    unknown = [name for name in splits if name not in data.splits]
+    if unknown:
+        raise UsageError(f"--split {unknown[0]}: {data.path} has no such split. Available: {', '.join(data.splits)}")
+    model = device.place(load_classifier(tensors, card, path / "model.safetensors"))
+    metrics: dict[str, Any] = {"kind": "metrics", "run": str(path), "data_sha256": data.sha256, "splits": {}}
+    for name in splits or [name for name in data.splits if name != "train"]:
+        scores, labels = predict(model, data, name, device)
+        metrics["splits"][name] = split_metrics(scores, labels, card.class_names, card.train_counts)
+    return metrics
+
+
+def split_metrics(
+    scores: np.ndarray, labels: np.ndarray, class_names: Sequence[str], train_counts: Sequence[int]
+) -> dict[str, Any]:
+    """Every figure of one split.
+
+    Args:
+        scores: logits [N, C]; labels: [N].
+        train_counts: images per class in training, which define head and tail.
+
+    Returns:
+        Accuracies in percent; F1 and calibration error as fractions. A class without images in the split has the
+        accuracy null and takes no part in means over classes.
+    """
+    from sklearn.metrics import confusion_matrix, f1_score
+
+    num_classes = len(class_names)
+    predicted = scores.argmax(1)
+    present = np.bincount(labels, minlength=num_classes) > 0
+    confusion = confusion_matrix(labels, predicted, labels=range(num_classes))
+    with np.errstate(invalid="ignore"):
+        recall = np.diag(confusion) / confusion.sum(1)
+    probabilities = torch.softmax(torch.from_numpy(scores).double(), 1).numpy()
+    return {
+        "num_images": len(labels),
+        "top1": 100 * float((predicted == labels).mean()),
+        "balanced_accuracy": 100 * float(recall[present].mean()),
+        "macro_f1": float(
+            f1_score(labels, predicted, labels=np.flatnonzero(present), average="macro", zero_division=0)
+        ),
+        "ece": calibration_error(probabilities, labels),
+        "per_class": {
+            name: 100 * float(recall[c]) if present[c] else None for c, name in enumerate(class_names)
+        },
+        "groups_by_count": _group_accuracies(confusion, groups_by_count(train_counts)),
+        "groups_by_thirds": _group_accuracies(confusion, groups_by_thirds(train_counts)),
+        "confusion": confusion.tolist(),
+    }
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
+    """Expected calibration error over equal-width bins of the confidence (Guo et al., 2017): a fraction.
+
+    Args:
+        probabilities: [N, C], rows adding up to 1; labels: [N].
+    """
+    confidence = probabilities.max(1)
+    right = probabilities.argmax(1) == labels
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    gaps = np.bincount(bins, weights=confidence - right, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(labels))
+
+
+def groups_by_count(train_counts: Sequence[int]) -> dict[str, list[int]]:
+    """Classes with many (more than 100), medium (20 to 100) and few (fewer than 20) training images (ImageNet-LT)."""
+    groups: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
+    for c, count in enumerate(train_counts):
+        groups["many" if count > MANY else "few" if count < FEW else "medium"].append(c)
+    return groups
+
+
+def groups_by_thirds(train_counts: Sequence[int]) -> dict[str, list[int]]:
+    """Head, medium and tail: thirds of the classes from most to fewest training images, ties in class order."""
+    order = sorted(range(len(train_counts)), key=lambda c: -train_counts[c])
+    parts = np.array_split(np.array(order), 3)
+    return {name: part.tolist() for name, part in zip(("head", "medium", "tail"), parts, strict=True)}
+
+
+def _group_accuracies(confusion: np.ndarray, groups: dict[str, list[int]]) -> dict[str, Any]:
+    """Per group: its classes, and the mean of its classes' accuracies (null for an empty group)."""
+    totals = confusion.sum(1)
+    right = np.diag(confusion)
+    out = {}
+    for name, classes in groups.items():
+        shares = [100 * right[c] / totals[c] for c in classes if totals[c]]
+        out[name] = {"classes": classes, "accuracy": float(np.mean(shares)) if shares else None}
+    return out

@@ -1,0 +1,93 @@
+"""Progress for both worlds: a live bar on a terminal, one plain line per interval in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Protocol
+
+from ssfnas_cli.console import error_console, log
+
+
+class _Named(Protocol):
+    name: str
+    epochs: int
+
+
+class Progress:
+    """Shows where a phase stands. On a terminal it draws, elsewhere it says."""
+
+    def __init__(self, phase: _Named, log_seconds: float):
+        self.phase, self.log_seconds = phase, log_seconds
+        self._said_at = time.monotonic()
+        self._began: tuple[float, float] | None = None
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty() and log.isEnabledFor(20):
+            from rich.progress import BarColumn, Progress as RichProgress, TextColumn
+
+            self._bar = RichProgress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[facts]}"),
+                console=error_console(),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.phase.name, total=1.0, facts="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, epoch: int, step: int, num_steps: int, sums: Mapping[str, float]) -> None:
+        """After a step."""
+        share = (epoch + step / num_steps) / self.phase.epochs
+        now = time.monotonic()
+        if self._began is None:
+            self._began = (now, share)
+        if self._bar is None and now - self._said_at < self.log_seconds:
+            return
+        facts = ", ".join(f"{name} {total / step:.4g}" for name, total in sums.items())
+        text = f"epoch {epoch + 1}/{self.phase.epochs} step {step}/{num_steps}: {facts}{self._remaining(now, share)}{_memory()}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=share, facts=text)
+        else:
+            log.info("%s %s", self.phase.name, text)
+            self._said_at = now
+
+    def end_epoch(self, line: Mapping[str, Any]) -> None:
+        """After an epoch, whose line of metrics this is."""
+        shown = {k: v for k, v in line.items() if isinstance(v, float) and k not in ("step_seconds", "elapsed_seconds")}
+        facts = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        log.info(
+            "%s epoch %d/%d: %s; %s s a step", self.phase.name, line["epoch"], self.phase.epochs, facts, line["step_seconds"]
+        )
+        self._said_at = time.monotonic()
+
+    def _remaining(self, now: float, share: float) -> str:
+        assert self._began is not None
+        began, share_then = self._began
+        if share <= share_then:
+            return ""
+        seconds = (now - began) / (share - share_then) * (1 - share)
+        return f", {_clock(seconds)} left"
+
+
+def _memory() -> str:
+    try:
+        with open("/proc/self/statm") as stream:
+            return f", {int(stream.read().split()[1]) * 4096 / 2**20:.0f} MB"
+    except OSError:
+        return ""
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"

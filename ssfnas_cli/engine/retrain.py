@@ -1,0 +1,179 @@
+"""The whole of a retraining: build the network a genotype stands for, pretrain it where asked, train it, save it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from registry import LOSSES
+from registry.losses import Objective
+from ssfnas_cli.artifacts.dataset import DataSet
+from ssfnas_cli.artifacts.files import write_bytes
+from ssfnas_cli.artifacts.genotype import Genotype
+from ssfnas_cli.artifacts.model import ModelCard, save_model
+from ssfnas_cli.artifacts.run import RunFolder, environment, finished, move_aside, warn_of_differences, writing
+from ssfnas_cli.console import log
+from ssfnas_cli.data.embedded import open_embedded
+from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.loop import Loop
+from ssfnas_cli.engine.search import default_path
+from ssfnas_cli.engine.search_phase import build_plugin
+from ssfnas_cli.engine.train_phase import Pretrained, Schedule, TrainPhase
+from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.nets.count import count_params
+from ssfnas_cli.nets.heads import Classifier
+from ssfnas_cli.settings import PluginSection, RetrainSettings
+
+
+def run_retrain(genotype: Genotype, settings: RetrainSettings, output: Path | None, force: bool) -> dict[str, Any]:
+    """Retrain, or go on, or find it done.
+
+    Args:
+        genotype: its provenance names the data set unless the settings do.
+        settings: not yet resolved. The loss is never inherited from the search.
+        output: the run folder; None names one after the settings, under `runs/`.
+        force: move an old folder aside and start over.
+
+    Returns:
+        What `retrain` prints: `kind`, `path`, `state` and the run's figures.
+    """
+    settings = settings.resolve_plugins()
+    data = find_data(settings.data, genotype.provenance.data, genotype.provenance.data_sha256, "genotype")
+    shape = genotype.model_dump(by_alias=True, mode="json", include={"normal", "reduce", "drop_path", "op_options"})
+    identity = settings.identity() | {"data_sha256": data.sha256, "genotype": shape}
+    path = output or default_path("retrain", data, settings.loss.name, settings.pretrain.name, settings.seed, identity)
+    if force:
+        move_aside(path)
+    elif (result := finished(path, "retrain", identity)) is not None:
+        log.info("%s is done; nothing to do", path)
+        return result
+    device = Device.of(settings)
+    surroundings = environment() | {"device": str(device.torch)}
+    config = {
+        "settings": settings.model_dump(mode="json"),
+        "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
+        "environment": surroundings,
+        "genotype": genotype.model_dump(by_alias=True, mode="json", exclude_none=True),
+    }
+    with writing(path, "retrain", config, identity) as (run, lock):
+        warn_of_differences(run.config["environment"], surroundings)
+        write_bytes(run.path / "genotype.json", genotype.to_json())
+        phases, model = build_phases(genotype, settings, data, device)
+        loop = Loop(run, lock, settings)
+        for index, phase in enumerate(phases):
+            loop.run_phase(index, phase)
+        return _finish(run, loop, model, genotype, settings, data)
+
+
+def find_data(named: str, path: str | None, sha256: str | None, origin: str) -> DataSet:
+    """The data set that `--data` names, or that the genotype or run came from; its hash must be the one recorded.
+
+    Raises:
+        InputError: none is known, it is gone, or it is another one.
+    """
+    if not named and path is None:
+        log.info("the %s names no data set", origin)
+        return open_embedded()
+    where = Path(named or path)  # type: ignore[arg-type]
+    if not named and not where.exists():
+        raise InputError(f"{where}: the {origin}'s data set is not there any more: name it with --data")
+    data = DataSet.open(where)
+    if sha256 is not None and data.sha256 != sha256 and not named:
+        raise InputError(
+            f"{where}: its sha256 is {data.sha256[:12]}…, the {origin}'s data set had {sha256[:12]}…: "
+            "it was made anew; name the right one with --data"
+        )
+    return data
+
+
+def build_phases(
+    genotype: Genotype, settings: RetrainSettings, data: DataSet, device: Device
+) -> tuple[list[TrainPhase], Classifier]:
+    """Pretraining, where asked, then training, on one encoder; weights are drawn from the seed."""
+    counts = data.counts("train")
+
+    def objective(section: PluginSection) -> Objective:
+        return build_plugin(LOSSES, section, num_classes=data.num_classes, class_counts=counts)
+
+    loss = objective(settings.loss)
+    if loss.num_views != 1:
+        raise UsageError(f"--loss {settings.loss.name}: retraining ends supervised; use it as --pretrain")
+    torch.manual_seed(settings.seed)
+    aux = settings.aux_weight > 0
+    model = Classifier(genotype, data.channels, settings.channels, settings.layers, data.num_classes, aux)
+    model.head = loss.build_head(model.encoder.num_features)
+    log.info("derived network: %s weights, %s with the auxiliary head", f"{_params(model, False):,}", f"{_params(model, True):,}")
+    phases = []
+    if settings.pretrain.name != "none":
+        pretext = objective(settings.pretrain)
+        head = pretext.build_head(model.encoder.num_features)
+        schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr)
+        phases.append(TrainPhase(schedule, settings, data, device, Pretrained(model.encoder, head), pretext))
+    schedule = Schedule(
+        "train", settings.epochs, settings.lr, settings.drop_path, settings.cutout, settings.aux_weight
+    )
+    phases.append(TrainPhase(schedule, settings, data, device, model, loss))
+    return phases, model
+
+
+def _params(model: Classifier, with_aux: bool) -> int:
+    return sum(count_params(part) for name, part in model.named_children() if with_aux or name != "aux")
+
+
+def _finish(
+    run: RunFolder, loop: Loop, model: Classifier, genotype: Genotype, settings: RetrainSettings, data: DataSet
+) -> dict[str, Any]:
+    card = ModelCard(
+        genotype=genotype,
+        in_channels=data.channels,
+        channels=settings.channels,
+        layers=settings.layers,
+        aux=model.aux is not None,
+        class_names=list(data.class_names),
+        train_counts=data.counts("train"),
+        image_size=data.image_size,
+        mean=list(data.mean),
+        std=list(data.std),
+        data=str(data.path.resolve()),
+        data_sha256=data.sha256,
+        seed=settings.seed,
+    )
+    save_model(run.path / "model.safetensors", model.state_dict(), card)
+    last = loop.cursor.metrics[-1]
+    result = {
+        "kind": "retrain-run",
+        "path": str(run.path),
+        "state": "done",
+        "loss": settings.loss.name,
+        "pretrain": settings.pretrain.name,
+        "epochs": settings.epochs,
+        "num_params": _params(model, with_aux=False),
+        "data": card.data,
+        "data_sha256": data.sha256,
+        "seed": settings.seed,
+        **{key: value for key, value in last.items() if "accuracy" in key},
+        "elapsed_seconds": last["elapsed_seconds"],
+    }
+    run.write_status("done", phase="train", epoch=settings.epochs, epochs=settings.epochs, last=last, result=result)
+    log.info("done: %s", run.path)
+    return result
+
+
+def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Classifier:
+    """The network of a model file.
+
+    Raises:
+        InputError: its tensors are not those of the network its card describes.
+    """
+    model = Classifier(
+        card.genotype, card.in_channels, card.channels, card.layers, len(card.class_names), card.aux
+    )
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{where}: its tensors do not fit its card: {str(error).splitlines()[-1].strip()}") from None
+    return model
+
+

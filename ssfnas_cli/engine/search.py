@@ -1,0 +1,171 @@
+"""The whole of a search: find the data, open the run folder, loop over epochs, derive."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from registry import RELAXATIONS
+from ssfnas_cli.artifacts.dataset import DataSet
+from ssfnas_cli.artifacts.files import sha256_bytes
+from ssfnas_cli.artifacts.genotype import Genotype, Provenance
+from ssfnas_cli.artifacts.run import RunFolder, environment, finished, move_aside, warn_of_differences, writing
+from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
+from ssfnas_cli.console import log
+from ssfnas_cli.data.embedded import open_embedded
+from ssfnas_cli.engine.derive import derive
+from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.loop import Loop
+from ssfnas_cli.engine.search_phase import CELL_TYPES, SearchPhase, build_plugin
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.settings import PluginSection, SearchSettings, identity_hash
+
+ALPHAS = "alphas.safetensors"
+
+
+def run_search(settings: SearchSettings, output: Path | None, force: bool) -> dict[str, Any]:
+    """Search, or go on with a half-done search, or find it done.
+
+    Args:
+        settings: not yet resolved.
+        output: the run folder; None names one after the settings, under `runs/`.
+        force: move an old folder aside and start over.
+
+    Returns:
+        What `search` prints: `kind`, `path`, `state` and the run's figures.
+    """
+    settings = settings.resolve_plugins()
+    data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
+    identity = settings.identity() | {"data_sha256": data.sha256}
+    path = output or default_path("search", data, settings.relax.name, settings.loss.name, settings.seed, identity)
+    if force:
+        move_aside(path)
+    elif (result := finished(path, "search", identity)) is not None:
+        log.info("%s is done; nothing to do", path)
+        return result
+    device = Device.of(settings)
+    surroundings = environment() | {"device": str(device.torch)}
+    config = {
+        "settings": settings.model_dump(mode="json"),
+        "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
+        "environment": surroundings,
+    }
+    with writing(path, "search", config, identity) as (run, lock):
+        warn_of_differences(run.config["environment"], surroundings)
+        phase = SearchPhase(settings, data, device, lambda alphas: save_tensors(run.path / ALPHAS, alphas))
+        log.info(
+            "split of 'train' (seed %d, per class): %d images for the weights, %d for the alphas",
+            settings.seed,
+            *map(len, phase.halves),
+        )
+        loop = Loop(run, lock, settings)
+        loop.run_phase(0, phase)
+        return _finish(run, loop)
+
+
+def _finish(run: RunFolder, loop: Loop) -> dict[str, Any]:
+    """Derive by the relaxation's own rule, and close the run."""
+    genotype = derive_run(run)
+    from ssfnas_cli.artifacts.files import write_bytes
+
+    write_bytes(run.path / "genotype.json", genotype.to_json())
+    last = loop.cursor.metrics[-1]
+    settings = run.config["settings"]
+    result = {
+        "kind": "search-run",
+        "path": str(run.path),
+        "state": "done",
+        "relax": settings["relax"]["name"],
+        "loss": settings["loss"]["name"],
+        "epochs": settings["epochs"],
+        "data": run.config["data"]["path"],
+        "data_sha256": run.config["data"]["sha256"],
+        "seed": settings["seed"],
+        **{key: value for key, value in last.items() if "accuracy" in key},
+        "elapsed_seconds": last["elapsed_seconds"],
+    }
+    run.write_status("done", phase="search", epoch=settings["epochs"], epochs=settings["epochs"], last=last, result=result)
+    log.info("done: %s", run.path)
+    return result
+
+
+def derive_run(
+    run: RunFolder, rule: str | None = None, threshold: float | str = "auto", epoch: int | None = None
+) -> Genotype:
+    """The genotype of a search run, from the alphas of any of its epochs (0: before the first).
+
+    Raises:
+        InputError: the run diverged, has no alphas yet, or has not reached that epoch.
+    """
+    status = run.status()
+    if status["state"] == "diverged":
+        raise InputError(f"{run.path}: the search diverged ({status.get('reason')}): nothing is derived from it")
+    settings = SearchSettings.model_validate(run.config["settings"])
+    alphas = _read_alphas(run)
+    reached = len(alphas["normal"]) - 1
+    if epoch is None:
+        epoch = reached
+        if reached < settings.epochs:
+            log.warning("%s is at epoch %d of %d: deriving from there", run.path, reached, settings.epochs)
+    if not 0 <= epoch <= reached:
+        raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
+    relaxation = build_plugin(RELAXATIONS, settings.relax)
+    rule = rule or relaxation.default_rule
+    generator = torch.Generator().manual_seed(settings.seed)
+    chosen = {kind: alphas[kind][epoch].double() for kind in CELL_TYPES}
+    weights = {
+        kind: relaxation.weights(values, epoch / settings.epochs, generator).numpy()
+        for kind, values in chosen.items()
+    }
+    derived = derive(weights, settings.ops, rule, threshold)
+    for note in derived.notes:
+        log.warning("%s: %s", run.path, note)
+    options = {name: values for name, values in settings.op_options.items() if name in settings.ops}
+    provenance = _provenance(run, settings, epoch, rule, derived.threshold, chosen)
+    return derived.genotype.model_copy(update={"op_options": options, "provenance": provenance})
+
+
+def _provenance(
+    run: RunFolder,
+    settings: SearchSettings,
+    epoch: int,
+    rule: str,
+    threshold: float | None,
+    alphas: dict[str, Tensor],
+) -> Provenance:
+    versions = {key: run.config["environment"][key] for key in ("ssfnas", "torch", "python")}
+    return Provenance(
+        run=str(run.path.resolve()),
+        epoch=epoch,
+        rule=rule,
+        threshold=threshold,
+        alphas_sha256=sha256_bytes(b"".join(np.ascontiguousarray(a.numpy()).tobytes() for a in alphas.values())),
+        data=run.config["data"]["path"],
+        data_sha256=run.config["data"]["sha256"],
+        seed=settings.seed,
+        versions=versions,
+    )
+
+
+def _read_alphas(run: RunFolder) -> dict[str, Tensor]:
+    path = run.path / ALPHAS
+    if not path.exists():
+        raise InputError(f"{run.path}: has no alphas yet: it has not begun")
+    alphas = load_tensors(path)
+    sizes = {tuple(values.shape) for values in alphas.values()}
+    if set(alphas) != set(CELL_TYPES) or len(sizes) != 1 or len(next(iter(sizes))) != 3:
+        raise InputError(f"{path}: should hold 'normal' and 'reduce', each [epochs + 1, edges, ops]")
+    return alphas
+
+
+def default_path(
+    kind: str, data: DataSet, first: str, second: str, seed: int, identity: dict[str, Any]
+) -> Path:
+    """`runs/KIND-DATA-...-sSEED-HASH`: the same settings and data give the same folder, so a rerun finds its run."""
+    return Path("runs") / f"{kind}-{data.path.name}-{first}-{second}-s{seed}-{identity_hash(identity)}"
+
+

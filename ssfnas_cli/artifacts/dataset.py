@@ -160,6 +160,10 @@ class Split:
             self._maps[number] = mapped.view(np.ndarray)  # indexing a memmap costs microseconds a call more
         return self._maps[number]
 
+    def unmap(self) -> None:
+        """Let go of the mapped files, whose pages count as this process's memory; `rows` maps them again."""
+        self._maps.clear()
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_maps": {}}  # pickling a map would copy its file's contents
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ssfnas_cli.data.longtail import (
     sample_class,
 )
 from ssfnas_cli.data.sources import Source, SourceSplit, open_source
-from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
+from ssfnas_cli.errors import DiskError, InputError, OutputExistsError, UsageError
 
 MAX_NAMED = 20  # bad images named in the manifest and warned of one by one
 CHUNK_BYTES = 8 * 2**20
@@ -44,8 +44,8 @@ class BuildPlan:
     shard_mb: float = 64
 
 
-def build_dataset(settings: Any, output: Path, report: Callable[[str], None]) -> DataSet:
-    """Make the data set that `settings` (a BuildPlan, or anything with its attributes) describe.
+def build_dataset(settings: BuildPlan, output: Path, report: Callable[[str], None]) -> DataSet:
+    """Make the data set that `settings` describe.
 
     Args:
         output: the folder to make; it appears whole or not at all.
@@ -62,7 +62,7 @@ def build_dataset(settings: Any, output: Path, report: Callable[[str], None]) ->
     for note in source.notes:
         report(note)
     shares, counts = _plan_classes(settings, source)
-    with atomic_folder(output) as folder:
+    with _no_one_was_faster(output), atomic_folder(output) as folder:
         builder = _Builder(settings, source, folder, report)
         splits = {"train": builder.write_train(counts)}
         splits |= {name: builder.write_whole(name) for name in ("val", "test") if name in source.splits}
@@ -71,7 +71,18 @@ def build_dataset(settings: Any, output: Path, report: Callable[[str], None]) ->
     return DataSet.open(output)
 
 
-def _check_settings(settings: Any) -> None:
+@contextlib.contextmanager
+def _no_one_was_faster(output: Path) -> Iterator[None]:
+    """Say so when `output` has appeared meanwhile; renaming onto it then failed, and it is untouched."""
+    try:
+        yield
+    except DiskError as error:
+        if not output.exists():
+            raise
+        raise OutputExistsError(f"{output}: another process has just made it") from error
+
+
+def _check_settings(settings: BuildPlan) -> None:
     if settings.on_bad not in ("fail", "skip"):
         raise UsageError(f"--set on_bad={settings.on_bad}: must be 'fail' or 'skip'")
     if not 0 < settings.shard_mb <= 4096:
@@ -80,7 +91,7 @@ def _check_settings(settings: Any) -> None:
         raise UsageError(f"--seed: {settings.seed} must be 0 or more, and below 2**40")
 
 
-def _plan_classes(settings: Any, source: Source) -> tuple[list[int], list[int]]:
+def _plan_classes(settings: BuildPlan, source: Source) -> tuple[list[int], list[int]]:
     """Each class's share of the distribution and the images it gets, checked before anything is written."""
     available = np.bincount(source.splits["train"].labels, minlength=len(source.class_names)).tolist()
     shares = class_shares(settings.dist, settings.mu, available, settings.max_per_class)
@@ -94,13 +105,15 @@ def _plan_classes(settings: Any, source: Source) -> tuple[list[int], list[int]]:
     return shares, class_counts(settings.dist, settings.mu, available, settings.max_per_class)
 
 
-def _where(settings: Any) -> str:
+def _where(settings: BuildPlan) -> str:
     return f"--root {settings.root}" if settings.root is not None else f"--source {settings.source}"
 
 
 @dataclass
 class _Builder:
-    settings: Any
+    """Writes the splits of one data set and remembers the images left out."""
+
+    settings: BuildPlan
     source: Source
     folder: Path
     report: Callable[[str], None]
@@ -177,6 +190,7 @@ class _Builder:
             for chunk in _chunks(places, self.image_shape):
                 for place, image in zip(chunk, test.rows(chunk), strict=True):
                     writer.add(image, label, int(test.source_index[place]))
+                test.unmap()
         return self._finish("test_longtail", counts, writer)
 
     def manifest(self, shares: list[int], splits: dict[str, SplitInfo]) -> Manifest:
@@ -232,6 +246,7 @@ def _mean_std(split: Split) -> tuple[list[float], list[float]]:
         pixels = split.rows(chunk).reshape(-1, channels)
         for channel in range(channels):
             histogram[channel] += np.bincount(pixels[:, channel], minlength=256)
+        split.unmap()
     mean, std = [], []
     for counts in histogram.tolist():
         number = sum(counts)

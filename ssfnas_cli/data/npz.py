@@ -66,7 +66,9 @@ class NpzFile:
     def _array(self, key: str) -> NDArray[Any]:
         with self._member(key) as stream:
             array = npy.read_array(stream, allow_pickle=False)
-            stream.read(1)  # only at its end does zipfile compare the checksum
+            # Only at the member's end does zipfile compare the checksum.
+            if stream.read(1):
+                raise ValueError("bytes follow the array")
         return array
 
     def image_shape(self, split: str) -> tuple[int, int, int, int]:
@@ -91,7 +93,7 @@ class NpzFile:
         shape, dtype = self._header(key)
         if len(shape) == 2 and shape[1] > 1:
             raise InputError(
-                f"{self.path}: '{key}' has {shape[1]} labels an image: only one is supported, not multi-label data"
+                f"{self.path}: '{key}' has {shape[1]} labels an image: multi-label data is not supported"
             )
         if shape not in ((num_images,), (num_images, 1)):
             raise InputError(f"{self.path}: '{key}' has shape {shape}, for {num_images} images")

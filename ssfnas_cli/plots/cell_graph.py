@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssfnas_cli.artifacts.genotype import Cell, Genotype
+from ssfnas_cli.plots.cell_columns import CellGraph
 from ssfnas_cli.plots.cell_layout import (
     FONT_SIZE,
     MARGIN,
     NOTE_SIZE,
     Box,
-    CellGraph,
     Layout,
     Wire,
     layout,
@@ -36,7 +36,7 @@ TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 TITLE_HEIGHT, TITLE_SIZE, MAX_NAME = 0.34, 11.0, 60
 PNG_DPI, MAX_PNG_PIXELS, MAX_PNG_SIDE = 200, 50_000_000, 60_000
 
-INK, CONCAT, FAINT, FAINT_INK, WARNING = "#1f2933", "#87919c", "#858e98", "#5b6570", "#9c3d10"
+INK, CONCAT, FAINT, FAINT_INK, WARNING = "#1f2933", "#76818d", "#858e98", "#5b6570", "#9c3d10"
 NODE_FILL = "#e5e8ec"
 DASHES = (0, (3, 2))
 # Fill and outline by family, the first prefix that fits. Colour-blind eyes can tell them apart.
@@ -50,7 +50,7 @@ FAMILIES = {
     "": ("#f3f0d6", "#6b6425"),
 }
 STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that boxes fit their text on every machine
+    "font.family": ["sans-serif"],  # DejaVu Sans, which comes with matplotlib; an SVG names substitutes
     "mathtext.fontset": "dejavusans",
     "svg.fonttype": "none",  # text stays text: it can be searched, and is small; fallback fonts are narrower
     "svg.hashsalt": "ssfnas",
@@ -176,7 +176,7 @@ def _draw_box(figure: Figure, box: Box, place: Transform) -> None:
         is_math = text.startswith("$")
         style: dict[str, Any] = {"weight": weight, "color": colour, "parse_math": is_math}
         style["size"] = size + 1 if is_math else size
-        figure.text(box.x, y, text, ha="center", va="baseline", transform=place, gid=box.kind, **style)
+        figure.text(box.x, y, text, ha="center", va="baseline", transform=place, **style)
 
 
 def family(op: str) -> tuple[str, str]:

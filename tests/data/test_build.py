@@ -1,0 +1,268 @@
+import dataclasses
+import json
+import os
+import stat
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssfnas_cli.artifacts.dataset import DataSet
+from ssfnas_cli.data import build
+from ssfnas_cli.data.build import BuildPlan, build_dataset
+from ssfnas_cli.data.sources import Source, SourceSplit, open_source
+from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
+
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+RETINA = SHARED / "data" / "retinamnist.npz"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def whole(data, split):
+    part = data.split(split)
+    return part, part.rows(np.arange(len(part)))
+
+
+@pytest.fixture
+def folder_plan(make_folder):
+    """A plan on three classes of 9x9 colour images, 12 to train on and 5 to test on in each."""
+    root = make_folder(dict.fromkeys("abc", 12), dict.fromkeys("abc", 5))
+    return BuildPlan(source="folder", root=root, mu=0.25)
+
+
+def test_the_same_seed_gives_the_same_folder_byte_for_byte(folder_plan, tmp_path, lines):
+    first = build_dataset(folder_plan, tmp_path / "one", lines.append)
+    second = build_dataset(folder_plan, tmp_path / "deeper" / "two", lines.append)
+    assert contents(first.path) == contents(second.path)
+    assert first.sha256 == second.sha256 and lines == []
+
+
+def test_another_seed_takes_other_images(folder_plan, tmp_path, lines):
+    first = build_dataset(folder_plan, tmp_path / "one", lines.append)
+    other = build_dataset(dataclasses.replace(folder_plan, seed=1), tmp_path / "two", lines.append)
+    assert first.counts("train") == other.counts("train") == [12, 6, 3]
+    assert not np.array_equal(first.split("train").source_index, other.split("train").source_index)
+    assert first.sha256 != other.sha256
+
+
+def test_the_manifest_names_neither_time_nor_place(folder_plan, tmp_path, lines):
+    data = build_dataset(folder_plan, tmp_path / "out", lines.append)
+    text = (data.path / "manifest.json").read_text()
+    assert str(tmp_path) not in text and "version" not in text and "time" not in text
+    assert json.loads(text)["mu"] == 0.25 and json.loads(text)["n_max"] == 12
+
+
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("side", [9, 27])
+def test_images_labels_and_places_are_those_of_the_source(make_folder, tmp_path, lines, grey, side):
+    root = make_folder({"a": 8, "b": 8}, {"a": 3, "b": 3}, (side, side), grey, val={"a": 1, "b": 2})
+    plan = BuildPlan(source="folder", root=root, mu=0.5)
+    data = build_dataset(plan, tmp_path / "out", lines.append)
+    assert (data.channels, data.image_size) == (1 if grey else 3, side)
+    assert data.splits == ["train", "val", "test", "test_longtail"]
+    assert data.counts("val") == [1, 2] and data.counts("test") == [3, 3]
+    source = open_source("folder", root, "auto", 0)
+    for name in data.splits:
+        split, images = whole(data, name)
+        origin = source.splits[name.removesuffix("_longtail")]
+        assert len(set(split.source_index.tolist())) == len(split)
+        for image, label, place in zip(images, split.labels, split.source_index, strict=True):
+            assert np.array_equal(image, origin.read(place)) and label == origin.labels[place]
+
+
+def test_test_and_val_keep_the_sources_order_and_the_longtail_is_part_of_test(make_npz, tmp_path, lines):
+    data = build_dataset(BuildPlan(source="npz", root=make_npz()), tmp_path / "out", lines.append)
+    assert data.split("test").source_index.tolist() == list(range(12))
+    assert data.split("val").source_index.tolist() == list(range(8))
+    assert data.counts("train") == [10, 4, 2, 1] and data.counts("test_longtail") == [3, 1, 1, 1]
+
+
+def test_mean_and_std_are_those_of_the_training_pixels(folder_plan, tmp_path, lines):
+    data = build_dataset(folder_plan, tmp_path / "out", lines.append)
+    pixels = whole(data, "train")[1].reshape(-1, 3) / 255
+    assert data.mean == [round(value, 6) for value in pixels.mean(axis=0)]
+    assert data.std == [round(value, 6) for value in pixels.std(axis=0)]
+
+
+def test_a_constant_channel_can_be_normalised(tmp_path, lines):
+    root = tmp_path / "flat"
+    for split in ("train", "test"):
+        (root / split / "a").mkdir(parents=True)
+        Image.new("L", (9, 9), 51).save(root / split / "a" / "0.png")
+    data = build_dataset(BuildPlan(source="folder", root=root), tmp_path / "out", lines.append)
+    assert (data.mean, data.std) == ([0.2], [1.0])
+
+
+def test_digits_need_no_root_and_hold_no_image_twice(tmp_path, lines):
+    data = build_dataset(BuildPlan(), tmp_path / "digits", lines.append)
+    assert (data.manifest.source, data.manifest.mirrorable, data.num_classes) == ("digits", False, 10)
+    assert sum(data.counts("test")) == 355 and sum(data.counts("train")) == 591
+    train, test = data.split("train").source_index.tolist(), data.split("test").source_index.tolist()
+    assert len({*train, *test}) == len(train) + len(test)
+    assert lines == ["classes with fewer images than their share keep what they have: '0' 143 of 147"]
+    assert [item.model_dump() for item in data.manifest.short_classes] == [
+        {"name": "0", "share": 147, "kept": 143}
+    ]
+
+
+def test_max_per_class_limits_training_images_only(folder_plan, tmp_path, lines):
+    plan = dataclasses.replace(folder_plan, dist="balance", max_per_class=4)
+    data = build_dataset(plan, tmp_path / "out", lines.append)
+    assert data.counts("train") == [4, 4, 4] and data.counts("test") == [5, 5, 5]
+    assert data.manifest.mu is None and data.manifest.n_max == 4
+
+
+def test_shards_smaller_than_a_split_are_read_across(folder_plan, tmp_path, lines):
+    one = build_dataset(folder_plan, tmp_path / "one", lines.append)
+    row = 9 * 9 * 3 + 16
+    many = build_dataset(
+        dataclasses.replace(folder_plan, shard_mb=4 * row / 2**20), tmp_path / "many", lines.append
+    )
+    assert [shard.rows for shard in many.manifest.splits["train"].shards] == [4, 4, 4, 4, 4, 1]
+    places = np.random.default_rng(0).permutation(21)
+    assert np.array_equal(one.split("train").rows(places), many.split("train").rows(places))
+    assert np.array_equal(one.split("train").labels, many.split("train").labels)
+
+
+def test_a_split_far_larger_than_a_shard_is_streamed(monkeypatch, tmp_path, lines):
+    class Endless(SourceSplit):
+        def read(self, index):
+            return np.full((64, 64, 3), index % 256, np.uint8)
+
+    splits = {"train": Endless(np.zeros(4000, np.int64)), "test": Endless(np.zeros(500, np.int64))}
+    source = Source("folder", ["a"], 3, 64, True, splits)
+    monkeypatch.setattr(build, "open_source", lambda *_: source)
+    monkeypatch.setattr(build, "CHUNK_BYTES", 2**20)
+    tracemalloc.start()
+    data = build_dataset(BuildPlan(shard_mb=1), tmp_path / "out", lines.append)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    total = sum(shard.bytes for shard in data.manifest.splits["train"].shards)
+    assert total > 45 * 2**20 and peak < 8 * 2**20
+
+
+@pytest.fixture
+def damaged_plan(folder_plan):
+    """Class a has lost 3 of its 12 training images, and a test image; the distribution takes all of a."""
+    folder = folder_plan.root / "train" / "a"
+    (folder / "0003.png").write_bytes(b"")
+    (folder / "0005.png").write_bytes((folder / "0005.png").read_bytes()[:60])
+    (folder / "0007.png").write_text("not an image")
+    (folder_plan.root / "test" / "b" / "0001.png").write_bytes(b"")
+    return folder_plan
+
+
+def test_a_bad_image_fails_the_build_with_its_name_and_the_mend(damaged_plan, tmp_path, lines):
+    with pytest.raises(InputError, match=r"train/a/000[357]\.png: .*--set on_bad=skip"):
+        build_dataset(damaged_plan, tmp_path / "out", lines.append)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_bad_images_are_left_out_on_request_and_counted(damaged_plan, tmp_path, lines):
+    plan = dataclasses.replace(damaged_plan, on_bad="skip")
+    data = build_dataset(plan, tmp_path / "out", lines.append)
+    assert data.counts("train") == [9, 6, 3] and data.counts("test") == [5, 4, 5]
+    assert data.manifest.skipped.count == 4
+    assert set(data.manifest.skipped.files) == {
+        *(f"train/a/000{n}.png" for n in (3, 5, 7)),
+        "test/b/0001.png",
+    }
+    assert [item.kept for item in data.manifest.short_classes] == [9]
+    assert len([line for line in lines if line.startswith("warning: left out ")]) == 5
+
+
+def test_the_next_image_in_line_replaces_a_bad_one(damaged_plan, tmp_path, lines):
+    plan = dataclasses.replace(damaged_plan, on_bad="skip", max_per_class=9, mu=1.0)
+    data = build_dataset(plan, tmp_path / "out", lines.append)
+    assert data.counts("train") == [9, 9, 9] and data.manifest.short_classes == []
+
+
+def test_many_bad_images_are_named_up_to_a_limit(folder_plan, tmp_path, lines):
+    for number in range(100, 130):
+        (folder_plan.root / "test" / "a" / f"{number}.png").write_bytes(b"")
+    data = build_dataset(dataclasses.replace(folder_plan, on_bad="skip"), tmp_path / "out", lines.append)
+    assert (data.manifest.skipped.count, len(data.manifest.skipped.files)) == (30, 20)
+    assert len(lines) == 21
+
+
+def test_a_class_without_a_readable_image_cannot_be_skipped(folder_plan, tmp_path, lines):
+    for path in (folder_plan.root / "test" / "b").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="class 'b' has no readable test images"):
+        build_dataset(dataclasses.replace(folder_plan, on_bad="skip"), tmp_path / "out", lines.append)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_empty_class_folder_is_named(folder_plan, tmp_path, lines, split):
+    for path in (folder_plan.root / split / "c").iterdir():
+        path.unlink()
+    with pytest.raises(InputError, match=f"class 'c' has no {split} images"):
+        build_dataset(folder_plan, tmp_path / "out", lines.append)
+
+
+def test_an_output_that_exists_is_left_alone(folder_plan, tmp_path, lines):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputExistsError, match="out: exists"):
+        build_dataset(folder_plan, tmp_path / "out", lines.append)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_output_that_appears_meanwhile_is_left_alone(folder_plan, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+
+    def somebody_else(line):
+        output.mkdir(exist_ok=True)
+        (output / "theirs").touch()
+
+    (folder_plan.root / "test" / "b" / "0001.png").write_bytes(b"")
+    with pytest.raises(OutputExistsError, match="another process"):
+        build_dataset(dataclasses.replace(folder_plan, on_bad="skip"), output, somebody_else)
+    assert [path.name for path in output.iterdir()] == ["theirs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
+
+
+def test_files_get_the_permissions_of_the_umask(folder_plan, tmp_path, lines):
+    old = os.umask(0o022)
+    try:
+        data = build_dataset(folder_plan, tmp_path / "out", lines.append)
+    finally:
+        os.umask(old)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in data.path.iterdir()}
+    assert modes == {0o644} and stat.S_IMODE(data.path.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(
+    ("setting", "flag"),
+    [
+        ({"on_bad": "ignore"}, "on_bad"),
+        ({"shard_mb": 0}, "shard_mb"),
+        ({"seed": -1}, "--seed"),
+        ({"mu": 0.0}, "--mu"),
+        ({"dist": "zipf"}, "--dist"),
+        ({"max_per_class": 0}, "--max-per-class"),
+        ({"image_size": 4}, "--image-size"),
+        ({"source": "mnist"}, "--source"),
+    ],
+)
+def test_a_setting_out_of_range_names_its_flag_and_writes_nothing(tmp_path, lines, setting, flag):
+    with pytest.raises(UsageError, match=flag):
+        build_dataset(BuildPlan(**setting), tmp_path / "out", lines.append)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_retinamnist_keeps_its_natural_profile(tmp_path, lines):
+    if not RETINA.exists():
+        pytest.skip(f"{RETINA} is not here: it is no part of the repository")
+    plan = BuildPlan(source="npz", root=RETINA, dist="natural")
+    data = build_dataset(plan, tmp_path / "out", lines.append)
+    assert data.counts("train") == [486, 128, 206, 194, 66]
+    assert data.counts("val") == [54, 12, 28, 20, 6]
+    assert data.counts("test") == [174, 46, 92, 68, 20]
+    assert data.counts("test_longtail") == [174, 45, 73, 68, 20]
+    assert (data.channels, data.image_size, data.manifest.mu) == (3, 28, None)
+    assert DataSet.open(data.path).sha256 == data.sha256

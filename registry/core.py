@@ -74,12 +74,8 @@ class Plugin(Generic[T]):
                 known = sorted(field.alias or name for name, field in self.options.model_fields.items())
                 hint = did_you_mean(key, known)
                 listed = ", ".join(known) or "none"
-                raise PluginError(
-                    f"'{self.name}' has no option '{key}'.{hint} Its options: {listed}"
-                ) from None
-            raise PluginError(
-                f"option '{key}' of '{self.name}': {first['msg']} (got {first['input']!r})"
-            ) from None
+                raise PluginError(f"'{self.name}' has no option '{key}'.{hint} Its options: {listed}") from None
+            raise PluginError(f"option '{key}' of '{self.name}': {first['msg']} (got {first['input']!r})") from None
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
@@ -191,9 +187,7 @@ class Registry(Generic[T]):
 
 
 def _distributions(points: list[importlib.metadata.EntryPoint]) -> str:
-    return " and ".join(
-        f"{point.dist.name} {point.dist.version}" if point.dist else point.value for point in points
-    )
+    return " and ".join(f"{point.dist.name} {point.dist.version}" if point.dist else point.value for point in points)
 
 
 OPS: Registry[Any] = Registry(

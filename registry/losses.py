@@ -64,7 +64,8 @@ class BarlowOptions(Options):
         128, ge=2, description="width of the projector's three layers; 128 to 256 suits a batch of 64"
     )
     centred: bool = Field(
-        True, description="standardise each dimension over the batch first, as Barlow Twins's code; false: Eq. 9"
+        True,
+        description="standardise each dimension over the batch first, as Barlow Twins's code; false: Eq. 9",
     )
     scale: float = Field(1.0, gt=0, description="factor on the whole loss")
 

@@ -63,9 +63,7 @@ def depthwise_separable(channels: int, kernel: int, stride: int, dilation: int, 
     padding = dilation * (kernel - 1) // 2
     return [
         nn.ReLU(),
-        nn.Conv2d(
-            channels, channels, kernel, stride, padding, dilation=dilation, groups=channels, bias=False
-        ),
+        nn.Conv2d(channels, channels, kernel, stride, padding, dilation=dilation, groups=channels, bias=False),
         nn.Conv2d(channels, channels, 1, bias=False),
         BatchNorm(channels, affine=affine),
     ]

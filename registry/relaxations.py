@@ -64,13 +64,19 @@ class SigmoidOptions(Options):
     """Options of `sigmoid`."""
 
     zero_one: Literal["l1", "l2", "none"] = Field(
-        "l1", description="form of the zero-one loss: l1 is the paper's Eq. 6, l2 the default of FairDARTS's code"
+        "l1",
+        description="form of the zero-one loss: l1 is the paper's Eq. 6, l2 the default of FairDARTS's code",
     )
     zero_one_weight: float = Field(
-        10.0, ge=0, description="lambda_0-1 of Eq. 7; it multiplies the mean over all sigmoids of both cell types"
+        10.0,
+        ge=0,
+        description="lambda_0-1 of Eq. 7; it multiplies the mean over all sigmoids of both cell types",
     )
     zero_one_warmup: float = Field(
-        0.0, ge=0, le=1, description="share of the search over which the weight rises from 0 in a straight line"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the search over which the weight rises from 0 in a straight line",
     )
     init_std: float = Field(0.0, ge=0, description="standard deviation of the initial alphas (0: all sigmoids 0.5)")
 

@@ -6,6 +6,5 @@ __version__ = "0.1.0"
 
 if not getattr(registry, "SSFNAS_REGISTRY", False):
     raise SystemExit(
-        f"ssfnas: '{registry.__file__}' shadows the package 'registry' of ssfnas: rename it, "
-        "or run from another folder"
+        f"ssfnas: '{registry.__file__}' shadows the package 'registry' of ssfnas: rename it, or run from another folder"
     )

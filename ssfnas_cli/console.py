@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
@@ -30,10 +31,8 @@ class _ToStderr(logging.Handler):
     """Writes to whatever sys.stderr is now: a live progress bar puts itself in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
+        with contextlib.suppress(OSError):
             print(self.format(record), file=sys.stderr, flush=True)
-        except OSError:
-            pass
 
 
 def set_verbosity(quiet: bool, verbose: bool) -> None:
@@ -61,9 +60,7 @@ def box_style() -> Any:
     return box.SIMPLE_HEAD if (sys.stdout.encoding or "").lower().startswith("utf") else box.ASCII
 
 
-def emit(
-    payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], None] | None = None
-) -> None:
+def emit(payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], None] | None = None) -> None:
     """Print a result: JSON off a terminal or on request, else what `show` draws."""
     if show is None or as_json or not sys.stdout.isatty():
         write_text(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
@@ -96,7 +93,9 @@ def read_stdin(what: str) -> bytes:
     if len(data) > MAX_STREAM_BYTES:
         raise InputError(f"standard input: more than {MAX_STREAM_BYTES:,} bytes cannot be {what}")
     if not data.strip():
-        raise InputError(f"standard input: nothing came, expected {what}: the stage before it failed or printed nothing")
+        raise InputError(
+            f"standard input: nothing came, expected {what}: the stage before it failed or printed nothing"
+        )
     return data
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -45,7 +45,8 @@ for name, module in {
 }.items():
     app.command(name)(module.command)
 
-ClickException = typer.BadParameter.__mro__[2]  # typer carries its own click and exports no such name
+# typer carries its own click and exports no such name
+ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
 
 def _show_version(asked: bool) -> None:
@@ -77,8 +78,8 @@ def run() -> NoReturn:
         sys.stdout.flush()
     except (SsfnasError, PluginError) as error:
         code = _fail(str(error), getattr(error, "exit_code", 2))
-    except ClickException as error:  # type: ignore[misc]
-        code = _fail(f"{error.format_message()}{_help_hint(error)}", 2)  # type: ignore[attr-defined]
+    except ClickException as error:
+        code = _fail(f"{error.format_message()}{_help_hint(error)}", 2)
     except typer.Abort:
         code = _fail("interrupted", 130)
     except typer.Exit as error:

@@ -158,7 +158,16 @@ class Execution(Settings):
     max_time: Annotated[Literal["none"] | float, BeforeValidator(_seconds)] = "none"
 
     NOT_IDENTITY = frozenset(
-        {"data", "device", "threads", "workers", "save_minutes", "keep_checkpoints", "log_seconds", "max_time"}
+        {
+            "data",
+            "device",
+            "threads",
+            "workers",
+            "save_minutes",
+            "keep_checkpoints",
+            "log_seconds",
+            "max_time",
+        }
     )
 
 
@@ -249,8 +258,8 @@ PRESETS: dict[type[Settings], dict[str, dict[str, Any]]] = {
     SearchSettings: {
         "paper": {"alpha_lr": 3e-4, "alpha_weight_decay": 1e-3},
         "quick": {
-            "epochs": 12,
-            "batch_size": 32,
+            "epochs": 15,
+            "batch_size": 64,
             "channels": 8,
             "layers": 4,
             "alpha_lr": 0.03,
@@ -379,5 +388,3 @@ def _explain(error: ValidationError, flags: set[str]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], (Mapping, PluginSection)) else f" (got {first['input']!r})"
     return f"{shown}: {message}{got}"
-
-

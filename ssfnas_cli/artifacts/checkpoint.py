@@ -55,7 +55,10 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[
             {
                 "schema": SCHEMA,
                 "files": {
-                    name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256_file(temporary / name)}
+                    name: {
+                        "bytes": (temporary / name).stat().st_size,
+                        "sha256": sha256_file(temporary / name),
+                    }
                     for name in FILES
                 },
             },

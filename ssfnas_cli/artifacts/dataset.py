@@ -248,9 +248,7 @@ def _refuse_others(path: Path) -> None:
         raise InputError(f"{path}: is {what}, not a data set folder: make one with 'ssfnas make-dataset'")
     if not (path / MANIFEST).exists():
         what = "a run folder" if (path / "config.json").exists() else "a folder"
-        raise InputError(
-            f"{path}: is {what} without {MANIFEST}, not a data set: make one with 'ssfnas make-dataset'"
-        )
+        raise InputError(f"{path}: is {what} without {MANIFEST}, not a data set: make one with 'ssfnas make-dataset'")
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -262,9 +260,7 @@ def _parse_manifest(data: bytes, where: str) -> Manifest:
     value = parse_json(data, where)
     schema = value.get("schema") if isinstance(value, dict) else None
     if isinstance(schema, str) and schema.startswith(SCHEMA_FAMILY) and schema != SCHEMA:
-        raise InputError(
-            f"{where}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas"
-        )
+        raise InputError(f"{where}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas")
     if schema != SCHEMA:
         raise InputError(f"{where}: is not a data set's manifest: its schema is {schema!r}, not '{SCHEMA}'")
     try:

@@ -49,7 +49,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield Path(name)
         fsync_path(Path(name))
         Path(name).chmod(umask_mode())
-        os.replace(name, path)
+        Path(name).replace(path)
         fsync_path(path.parent)
     except Exception as error:
         if name:
@@ -196,7 +196,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 file.chmod(umask_mode())
             fsync_path(file)
         fsync_path(temporary)
-        os.rename(temporary, path)
+        temporary.rename(path)
         fsync_path(path.parent)
     except BaseException as error:
         if temporary is not None:

@@ -70,20 +70,20 @@ class Cell(BaseModel):
     def live(self) -> LiveCell:
         """Prune nodes without input, and edges from them, until nothing changes."""
         edges = [edge for edge in self.edges if edge.op != "none"]
-        named = sorted({edge.target for edge in self.edges} | set(self.concat))
+        named = {edge.target for edge in self.edges} | set(self.concat)
+        named |= {edge.source for edge in self.edges if edge.source >= 2}
         while True:
             fed = {0, 1} | {edge.target for edge in edges}
             kept = [edge for edge in edges if edge.source in fed]
             if len(kept) == len(edges):
                 break
             edges = kept
-        dead_edges = [edge for edge in self.edges if edge.op != "none" and edge not in edges]
         return LiveCell(
             edges=sorted(edges, key=lambda edge: (edge.target, edge.source)),
-            nodes=[node for node in named if node in fed],
+            nodes=sorted(named & fed),
             concat=[node for node in self.concat if node in fed],
-            dead_nodes=[node for node in named if node not in fed],
-            dead_edges=dead_edges,
+            dead_nodes=sorted(named - fed),
+            dead_edges=[edge for edge in self.edges if edge.op != "none" and edge.source not in fed],
         )
 
 
@@ -108,7 +108,7 @@ class Genotype(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    schema_name: Literal["ssfnas.genotype/1"] = Field(SCHEMA, alias="schema")
+    schema_name: Literal["ssfnas.genotype/1"] = Field("ssfnas.genotype/1", alias="schema")
     name: str | None = None
     normal: Cell
     reduce: Cell
@@ -228,7 +228,11 @@ def _literal(node: ast.expr) -> Any:
     """A literal, or `range(a, b)` as a list."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         bounds = [ast.literal_eval(argument) for argument in node.args]
-        if node.func.id == "range" and len(bounds) in (1, 2) and all(isinstance(b, int) and b <= MAX_NODES for b in bounds):
+        if (
+            node.func.id == "range"
+            and len(bounds) in (1, 2)
+            and all(isinstance(b, int) and b <= MAX_NODES for b in bounds)
+        ):
             return list(range(*bounds))
         if node.func.id in ("list", "tuple") and len(node.args) == 1:
             return _literal(node.args[0])

@@ -58,7 +58,9 @@ class FolderLock:
             OutputExistsError: somebody took it over.
         """
         if _read(self.path).get("token") != self.token:
-            raise OutputExistsError(f"{self.path.parent}: another process took this folder over; nothing more is written")
+            raise OutputExistsError(
+                f"{self.path.parent}: another process took this folder over; nothing more is written"
+            )
 
     def release(self) -> None:
         """Give the lock back, if it is still ours."""
@@ -68,7 +70,12 @@ class FolderLock:
 
     def _create(self) -> None:
         """Create the lock with its content in one step: a hard link fails where the name exists."""
-        content = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid()), "token": self.token}
+        content = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": process_start(os.getpid()),
+            "token": self.token,
+        }
         temporary = self.path.with_name(f".lock.{self.token}.tmp")
         try:
             temporary.write_text(json.dumps(content))
@@ -95,7 +102,7 @@ class FolderLock:
             )
         aside = self.path.with_name(f".lock.{self.token}.stale")
         with contextlib.suppress(FileNotFoundError):
-            os.rename(self.path, aside)
+            self.path.rename(aside)
             if _read(aside).get("token") != holder.get("token"):  # it was taken over just before: put it back
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self.path)

@@ -59,7 +59,9 @@ class RunFolder:
         config = read_json(path / "config.json")
         schema = config.get("schema") if isinstance(config, dict) else None
         if isinstance(schema, str) and schema.startswith("ssfnas.run/") and schema != SCHEMA:
-            raise InputError(f"{path}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas")
+            raise InputError(
+                f"{path}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas"
+            )
         if schema != SCHEMA or config.get("kind") not in ("search", "retrain"):
             raise InputError(f"{path / 'config.json'}: is not the config of a run")
         run = cls(path, config)

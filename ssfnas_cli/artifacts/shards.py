@@ -148,8 +148,7 @@ def check_size(path: Path, info: ShardInfo) -> None:
             raise InputError(f"{path}: is not a file")
     if size != info.bytes:
         raise InputError(
-            f"{path}: has {size:,} bytes, the manifest says {info.bytes:,}: "
-            "copy the data set whole or make it again"
+            f"{path}: has {size:,} bytes, the manifest says {info.bytes:,}: copy the data set whole or make it again"
         )
 
 

@@ -27,30 +27,28 @@ def names_of(kind: str) -> Any:
 
 
 Preset = Annotated[
-    str | None, typer.Option(help="A named set of settings.", rich_help_panel=SETTINGS_PANEL, show_default=False)
+    str | None,
+    typer.Option(help="A named set of settings.", rich_help_panel=SETTINGS_PANEL, show_default=False),
 ]
 Config = Annotated[
-    Path | None, typer.Option(help="Settings from a TOML file.", rich_help_panel=SETTINGS_PANEL, show_default=False)
+    Path | None,
+    typer.Option(help="Settings from a TOML file.", rich_help_panel=SETTINGS_PANEL, show_default=False),
 ]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable.", rich_help_panel=SETTINGS_PANEL),
 ]
 ShowSettings = Annotated[
-    bool, typer.Option("--show-settings", help="Print all settings as TOML and stop.", rich_help_panel=SETTINGS_PANEL)
+    bool,
+    typer.Option("--show-settings", help="Print all settings as TOML and stop.", rich_help_panel=SETTINGS_PANEL),
 ]
 DeviceName = Annotated[
-    str | None, typer.Option("--device", help="auto, cpu, cuda, …", rich_help_panel=RUN_PANEL, show_default=False)
+    str | None,
+    typer.Option("--device", help="auto, cpu, cuda, …", rich_help_panel=RUN_PANEL, show_default=False),
 ]
-Threads = Annotated[
-    int | None, typer.Option(help="Processor threads.", rich_help_panel=RUN_PANEL, show_default=False)
-]
-Workers = Annotated[
-    int | None, typer.Option(help="Loader processes.", rich_help_panel=RUN_PANEL, show_default=False)
-]
-Precision = Annotated[
-    str | None, typer.Option(help="fp32 or bf16.", rich_help_panel=RUN_PANEL, show_default=False)
-]
+Threads = Annotated[int | None, typer.Option(help="Processor threads.", rich_help_panel=RUN_PANEL, show_default=False)]
+Workers = Annotated[int | None, typer.Option(help="Loader processes.", rich_help_panel=RUN_PANEL, show_default=False)]
+Precision = Annotated[str | None, typer.Option(help="fp32 or bf16.", rich_help_panel=RUN_PANEL, show_default=False)]
 MaxTime = Annotated[
     str | None,
     typer.Option(
@@ -81,5 +79,3 @@ def settings_from(
 def show_settings(settings: Settings) -> None:
     """--show-settings."""
     write_text(to_toml(settings.resolve_plugins()))
-
-

@@ -19,7 +19,9 @@ def command(
         typer.Option(help="darts, argmax, fairdarts, fairdarts-edge.", show_default="the relaxation's"),
     ] = None,
     threshold: Annotated[str, typer.Option(help="A number, or auto: 0.85, lowered where a node needs it.")] = "auto",
-    epoch: Annotated[int | None, typer.Option(help="Which epoch's alphas; 0: the initial.", show_default="last")] = None,
+    epoch: Annotated[
+        int | None, typer.Option(help="Which epoch's alphas; 0: the initial.", show_default="last")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Genotype file; default: stdout.")] = None,
     force: common.Force = False,
     quiet: common.Quiet = False,

@@ -43,5 +43,10 @@ def command(
     }
     for kind, cell in parsed.cells().items():
         live = cell.live()
-        facts[kind] = {"edges": len(live.edges), "nodes": live.nodes, "dead_nodes": live.dead_nodes, "concat": live.concat}
+        facts[kind] = {
+            "edges": len(live.edges),
+            "nodes": live.nodes,
+            "dead_nodes": live.dead_nodes,
+            "concat": live.concat,
+        }
     emit(facts, json)

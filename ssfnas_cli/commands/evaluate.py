@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,9 +68,17 @@ def _show(metrics: dict[str, Any]) -> Callable[[Console], None]:
         for kind in ("groups_by_count", "groups_by_thirds"):
             for group, facts in first[kind].items():
                 if facts["classes"]:
-                    row(f"{group} ({len(facts['classes'])} classes)", lambda s, k=kind, g=group: s[k][g]["accuracy"])
+                    row(f"{group} ({len(facts['classes'])} classes)", partial(_group, kind, group))
         for name in first["per_class"]:
-            row(f"  {name}", lambda split, name=name: split["per_class"][name], "dim")
+            row(f"  {name}", partial(_class, name), "dim")
         console.print(table)
 
     return show
+
+
+def _group(kind: str, group: str, split: dict[str, Any]) -> float | None:
+    return split[kind][group]["accuracy"]
+
+
+def _class(name: str, split: dict[str, Any]) -> float | None:
+    return split["per_class"][name]

@@ -18,7 +18,8 @@ from ssfnas_cli.errors import InputError
 def command(
     file: Annotated[str, typer.Argument(help="A file with Genotype(normal=[...], ...), or - for a pipe.")],
     name: Annotated[
-        str | None, typer.Option(help="Which one of a file that assigns several; also its name.", show_default="the last")
+        str | None,
+        typer.Option(help="Which one of a file that assigns several; also its name.", show_default="the last"),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Genotype file; default: stdout.")] = None,
     force: common.Force = False,

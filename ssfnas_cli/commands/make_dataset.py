@@ -25,21 +25,19 @@ def command(
     ] = None,
     root: Annotated[
         Path | None,
-        typer.Option(help="What the source reads: a torchvision root, an image folder, an .npz file.", show_default=False),
+        typer.Option(
+            help="What the source reads: a torchvision root, an image folder, an .npz file.",
+            show_default=False,
+        ),
     ] = None,
-    dist: Annotated[
-        str | None, typer.Option(help="balance, step, exp or natural.", show_default="exp")
-    ] = None,
+    dist: Annotated[str | None, typer.Option(help="balance, step, exp or natural.", show_default="exp")] = None,
     mu: Annotated[float | None, typer.Option(help="Imbalance factor, in (0, 1].", show_default="0.1")] = None,
-    max_per_class: Annotated[
-        int | None, typer.Option(help="Images of the largest class.", show_default="all")
-    ] = None,
-    image_size: Annotated[
-        str | None, typer.Option(help="Side in pixels, or auto.", show_default="auto")
-    ] = None,
+    max_per_class: Annotated[int | None, typer.Option(help="Images of the largest class.", show_default="all")] = None,
+    image_size: Annotated[str | None, typer.Option(help="Side in pixels, or auto.", show_default="auto")] = None,
     seed: Annotated[int | None, typer.Option(show_default="0")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to make; default: named after the settings, in data/.")
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to make; default: named after the settings, in data/."),
     ] = None,
     config: common.Config = None,
     sets: common.Set = None,

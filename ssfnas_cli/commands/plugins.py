@@ -25,7 +25,9 @@ def command(
     """List every plugin with its options and where it came from; broken ones say why."""
     set_verbosity(quiet, verbose)
     if kind is not None and kind not in REGISTRIES:
-        raise UsageError(f"--kind {kind}: unknown.{did_you_mean(kind, list(REGISTRIES))} Known: {', '.join(REGISTRIES)}")
+        raise UsageError(
+            f"--kind {kind}: unknown.{did_you_mean(kind, list(REGISTRIES))} Known: {', '.join(REGISTRIES)}"
+        )
     entries = [_entry(one, name) for one in ([kind] if kind else REGISTRIES) for name in REGISTRIES[one].names()]
     emit({"kind": "plugins", "plugins": entries}, json, lambda console: _show(console, entries))
 

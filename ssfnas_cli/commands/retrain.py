@@ -35,7 +35,8 @@ def command(
     layers: Annotated[int | None, typer.Option(help="Number of cells.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(show_default="0")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder; default: named after the settings, in runs/.")
+        Path | None,
+        typer.Option("--output", "-o", help="Run folder; default: named after the settings, in runs/."),
     ] = None,
     preset: common.Preset = None,
     config: common.Config = None,

@@ -50,7 +50,7 @@ def to_float(images: np.ndarray) -> Tensor:
 
 
 def crop_and_flip(images: Tensor, uniforms: Tensor, flip: bool) -> Tensor:
-    """Pad an eighth of the side with black, crop back at random, mirror half of the images (DARTS on CIFAR: 4 of 32)."""
+    """Pad an eighth of the side with black (4 of 32, as DARTS), crop back at random, mirror half of the images."""
     num, _, height, width = images.shape
     pad = max(1, height // 8)
     padded = F.pad(images, (pad, pad, pad, pad))
@@ -101,9 +101,7 @@ def _resized_crop(images: Tensor, uniforms: Tensor, min_scale: float, flip: bool
     centre_y = (2 * uniforms[:, 3] - 1) * (1 - height)
     sign = torch.where(uniforms[:, 4] < 0.5, -1.0, 1.0) if flip else torch.ones_like(width)
     zero = torch.zeros_like(width)
-    theta = torch.stack(
-        [torch.stack([sign * width, zero, centre_x], 1), torch.stack([zero, height, centre_y], 1)], 1
-    )
+    theta = torch.stack([torch.stack([sign * width, zero, centre_x], 1), torch.stack([zero, height, centre_y], 1)], 1)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 

@@ -23,6 +23,8 @@ from ssfnas_cli.data.augment import (
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.settings import Views
 
+DEFAULT_VIEWS = Views()
+
 
 class Batch(NamedTuple):
     """`views` are normalised images [N, C, H, W], one tensor per view; `labels` [N]."""
@@ -39,7 +41,7 @@ class Augmentation:
     normalise: Normalise
     flip: bool
     cutout: float = 0.0
-    views: Views = Views()
+    views: Views = DEFAULT_VIEWS
 
     def __call__(self, images: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> tuple[Tensor, ...]:
         """uint8 [N, H, W, C] of the samples with these ids -> one normalised tensor per view."""
@@ -50,9 +52,7 @@ class Augmentation:
             return (cutout(normal, uniforms, self.cutout),)
         return tuple(
             self.normalise(
-                self_supervised_view(
-                    pixels, sample_uniforms(seed, epoch, samples, view), view, self.views, self.flip
-                )
+                self_supervised_view(pixels, sample_uniforms(seed, epoch, samples, view), view, self.views, self.flip)
             )
             for view in range(self.num_views)
         )
@@ -137,7 +137,9 @@ def load_from(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
     return iter(DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers))
 
 
-def plain_batches(split: Split, indices: Sequence[int] | np.ndarray, batch_size: int, normalise: Normalise) -> Iterator[Batch]:
+def plain_batches(
+    split: Split, indices: Sequence[int] | np.ndarray, batch_size: int, normalise: Normalise
+) -> Iterator[Batch]:
     """Unaugmented batches in the order given, for evaluation."""
     rows = np.asarray(indices, dtype=np.int64)
     for start in range(0, len(rows), batch_size):

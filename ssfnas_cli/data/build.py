@@ -174,9 +174,7 @@ class _Builder:
     def _finish(self, name: str, kept: list[int], writer: ShardWriter) -> SplitInfo:
         if name != "val" and 0 in kept:
             empty = self.source.class_names[kept.index(0)]
-            raise InputError(
-                f"{_where(self.settings)}: class '{empty}' has no readable {name} images: add whole ones"
-            )
+            raise InputError(f"{_where(self.settings)}: class '{empty}' has no readable {name} images: add whole ones")
         return SplitInfo(counts=kept, shards=writer.close())
 
     def write_longtail_test(self, train_counts: list[int], info: SplitInfo) -> SplitInfo:

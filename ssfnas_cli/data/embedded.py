@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-
 from typing import TYPE_CHECKING
 
 from ssfnas_cli.console import log
@@ -44,5 +43,5 @@ def open_embedded() -> DataSet:
 
 
 def is_embedded(named: str | None, recorded: str | None) -> bool:
-    """Whether a command that is given `named`, on a genotype that records `recorded`, works on the embedded data set."""
+    """Whether a command given `--data named`, on a genotype that records `recorded`, works on the embedded data set."""
     return not named and (recorded is None or Path(recorded) == embedded_path().resolve())

@@ -134,9 +134,7 @@ def choose_size(requested: int | str, sizes: set[tuple[int, int]]) -> tuple[int,
     """
     if requested != "auto":
         if not isinstance(requested, int) or not MIN_SIZE <= requested <= MAX_SIZE:
-            raise UsageError(
-                f"--image-size: {requested} is not 'auto' or a side of {MIN_SIZE} to {MAX_SIZE} pixels"
-            )
+            raise UsageError(f"--image-size: {requested} is not 'auto' or a side of {MIN_SIZE} to {MAX_SIZE} pixels")
         return requested, None
     widths, heights = {width for width, _ in sizes}, {height for _, height in sizes}
     if len(sizes) == 1 and widths == heights:

@@ -54,9 +54,7 @@ def class_shares(dist: str, mu: float, available: Sequence[int], max_per_class: 
     return [max(1, count * n_max // largest) if largest else 0 for count in available]
 
 
-def class_counts(
-    dist: str, mu: float, available: Sequence[int], max_per_class: int | None = None
-) -> list[int]:
+def class_counts(dist: str, mu: float, available: Sequence[int], max_per_class: int | None = None) -> list[int]:
     """Images each class gets, in class order: its share, or all it has where that is less.
 
     Args:

@@ -44,9 +44,7 @@ class NpzFile:
     @contextlib.contextmanager
     def _member(self, key: str) -> Iterator[IO[bytes]]:
         if key not in self.keys:
-            raise InputError(
-                f"{self.path}: has no '{key}': source 'npz' wants MedMNIST's keys, train_images and so on"
-            )
+            raise InputError(f"{self.path}: has no '{key}': source 'npz' wants MedMNIST's keys, train_images and so on")
         with (
             self._reading(f"'{key}'"),
             zipfile.ZipFile(self.path) as archive,
@@ -92,16 +90,12 @@ class NpzFile:
         key = f"{split}_labels"
         shape, dtype = self._header(key)
         if len(shape) == 2 and shape[1] > 1:
-            raise InputError(
-                f"{self.path}: '{key}' has {shape[1]} labels an image: multi-label data is not supported"
-            )
+            raise InputError(f"{self.path}: '{key}' has {shape[1]} labels an image: multi-label data is not supported")
         if shape not in ((num_images,), (num_images, 1)):
             raise InputError(f"{self.path}: '{key}' has shape {shape}, for {num_images} images")
         if dtype.kind not in "iu":
             raise InputError(f"{self.path}: '{key}' holds {dtype}, not whole numbers")
         values = self._array(key).reshape(-1)
         if values.size and (values.min() < 0 or values.max() >= 2**31):
-            raise InputError(
-                f"{self.path}: '{key}' has labels {values.min()} to {values.max()}: number classes from 0"
-            )
+            raise InputError(f"{self.path}: '{key}' has labels {values.min()} to {values.max()}: number classes from 0")
         return values.astype(np.int64)

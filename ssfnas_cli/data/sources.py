@@ -137,17 +137,14 @@ def _open_cifar(name: str, root: Path, image_size: int | str) -> Source:
         reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
         # torchvision prints on stdout, which is for data.
         with contextlib.redirect_stdout(sys.stderr):
-            parts = {
-                part: reader(str(root), train=part == "train", download=True) for part in ("train", "test")
-            }
+            parts = {part: reader(str(root), train=part == "train", download=True) for part in ("train", "test")}
     except Exception as error:
         why = " ".join(reason(error).split())
         raise InputError(
             f"--root: {root} has no whole {folder} and the download failed ({why}): put {folder} there"
         ) from error
     splits: dict[str, SourceSplit] = {
-        part: ArraySplit(read.data, np.asarray(read.targets, dtype=np.int64), size)
-        for part, read in parts.items()
+        part: ArraySplit(read.data, np.asarray(read.targets, dtype=np.int64), size) for part, read in parts.items()
     }
     return Source(name, list(parts["train"].classes), 3, size, True, splits)
 
@@ -173,16 +170,12 @@ def printable(name: str) -> str:
 def _open_folder(root: Path, image_size: int | str) -> Source:
     """`train/CLASS/*`, `test/CLASS/*` and perhaps `val/CLASS/*`, in the order of their names."""
     if not root.is_dir():
-        raise InputError(
-            f"--root: {root} is not a folder: source 'folder' wants one with train/CLASS/ and test/CLASS/"
-        )
+        raise InputError(f"--root: {root} is not a folder: source 'folder' wants one with train/CLASS/ and test/CLASS/")
     names = [name for name in ("train", "val", "test") if name != "val" or (root / "val").is_dir()]
     classes = {name: _visible(root / name, folders=True) for name in names}
     class_names = classes["train"]
     if not class_names:
-        raise InputError(
-            f"{root / 'train'}: has no class folders: source 'folder' wants train/CLASS/ and test/CLASS/"
-        )
+        raise InputError(f"{root / 'train'}: has no class folders: source 'folder' wants train/CLASS/ and test/CLASS/")
     for name in names:
         if odd := sorted(set(classes[name]) ^ set(class_names)):
             here, there = (name, "train") if odd[0] in classes[name] else ("train", name)
@@ -208,15 +201,11 @@ def _visible(folder: Path, folders: bool) -> list[str]:
             if folders:
                 return sorted(entry.name for entry in shown if entry.is_dir())
             if nested := next((entry.name for entry in shown if entry.is_dir()), None):
-                raise InputError(
-                    f"{folder / printable(nested)}: is a folder inside a class folder: move its images up"
-                )
+                raise InputError(f"{folder / printable(nested)}: is a folder inside a class folder: move its images up")
             # A dangling link is listed, so that it is reported like any other file that cannot be read.
             return sorted(entry.name for entry in shown if entry.is_file() or entry.is_symlink())
     except FileNotFoundError:
-        raise InputError(
-            f"{folder}: no such folder: source 'folder' wants train/CLASS/ and test/CLASS/"
-        ) from None
+        raise InputError(f"{folder}: no such folder: source 'folder' wants train/CLASS/ and test/CLASS/") from None
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {reason(error)}") from error
 
@@ -260,9 +249,7 @@ def _open_npz(path: Path, image_size: int | str) -> Source:
     labels = {name: file.labels(name, shapes[name][0]) for name in names}
     num_classes = 1 + max(int(values.max(initial=0)) for values in labels.values())
     if num_classes > sum(map(len, labels.values())):
-        raise InputError(
-            f"{path}: has a label {num_classes - 1} but fewer images than that: number classes from 0"
-        )
+        raise InputError(f"{path}: has a label {num_classes - 1} but fewer images than that: number classes from 0")
     size, note = choose_size(image_size, {(shape[2], shape[1]) for shape in shapes.values()})
     splits: dict[str, SourceSplit] = {name: NpzSplit(file, name, labels[name], size) for name in names}
     class_names = [str(label) for label in range(num_classes)]

@@ -81,8 +81,7 @@ def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     """Gradients; zeros for what the loss does not reach (a head that only the other loss trains)."""
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
     return [
-        torch.zeros_like(x) if gradient is None else gradient
-        for x, gradient in zip(inputs, gradients, strict=True)
+        torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(inputs, gradients, strict=True)
     ]
 
 

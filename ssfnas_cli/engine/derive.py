@@ -129,7 +129,7 @@ def _build(weights: Mapping[str, np.ndarray], ops: Sequence[str], rule: Rule, th
         if cell is None:
             raise InputError(_empty_cell_message(kind, values, ops, rule, threshold))
         cells[kind] = cell
-    return Genotype(normal=cells["normal"], reduce=cells["reduce"], drop_path=rule.drop_path)  # type: ignore[arg-type]
+    return Genotype(normal=cells["normal"], reduce=cells["reduce"], drop_path=rule.drop_path)
 
 
 def _cell(edges: tuple[Edge, ...], num_nodes: int) -> Cell | None:

@@ -37,7 +37,7 @@ class Device:
 
     def place(self, module: Module) -> Module:
         """Move a network here."""
-        return module.to(self.torch, memory_format=torch.channels_last)
+        return module.to(self.torch).to(memory_format=torch.channels_last)
 
     def move(self, batch: Batch) -> Batch:
         """Move a batch here."""

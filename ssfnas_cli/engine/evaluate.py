@@ -84,9 +84,7 @@ def split_metrics(
             f1_score(labels, predicted, labels=np.flatnonzero(present), average="macro", zero_division=0)
         ),
         "ece": calibration_error(probabilities, labels),
-        "per_class": {
-            name: 100 * float(recall[c]) if present[c] else None for c, name in enumerate(class_names)
-        },
+        "per_class": {name: 100 * float(recall[c]) if present[c] else None for c, name in enumerate(class_names)},
         "groups_by_count": _group_accuracies(confusion, groups_by_count(train_counts)),
         "groups_by_thirds": _group_accuracies(confusion, groups_by_thirds(train_counts)),
         "confusion": confusion.tolist(),

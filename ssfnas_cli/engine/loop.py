@@ -199,7 +199,13 @@ class Loop:
         cursor = self.cursor
         last = cursor.metrics[-1] if cursor.metrics else {}
         self.run.write_status(
-            state, phase=phase.name, epoch=cursor.epoch, epochs=phase.epochs, step=cursor.step, last=last, **facts
+            state,
+            phase=phase.name,
+            epoch=cursor.epoch,
+            epochs=phase.epochs,
+            step=cursor.step,
+            last=last,
+            **facts,
         )
 
     def _seconds(self) -> float:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -28,7 +30,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if sys.stderr.isatty() and log.isEnabledFor(20):
-            from rich.progress import BarColumn, Progress as RichProgress, TextColumn
+            from rich.progress import BarColumn, TextColumn
+            from rich.progress import Progress as RichProgress
 
             self._bar = RichProgress(
                 TextColumn("{task.description}"),
@@ -41,7 +44,9 @@ class Progress:
             self._task = self._bar.add_task(self.phase.name, total=1.0, facts="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -53,8 +58,9 @@ class Progress:
             self._began = (now, share)
         if self._bar is None and now - self._said_at < self.log_seconds:
             return
-        facts = ", ".join(f"{name} {total / step:.4g}" for name, total in sums.items())
-        text = f"epoch {epoch + 1}/{self.phase.epochs} step {step}/{num_steps}: {facts}{self._remaining(now, share)}{_memory()}"
+        means = ", ".join(f"{name} {total / step:.4g}" for name, total in sums.items())
+        place = f"epoch {epoch + 1}/{self.phase.epochs} step {step}/{num_steps}"
+        text = f"{place}: {means}{self._remaining(now, share)}{_memory()}"
         if self._bar is not None:
             self._bar.update(self._task, completed=share, facts=text)
         else:
@@ -66,7 +72,12 @@ class Progress:
         shown = {k: v for k, v in line.items() if isinstance(v, float) and k not in ("step_seconds", "elapsed_seconds")}
         facts = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         log.info(
-            "%s epoch %d/%d: %s; %s s a step", self.phase.name, line["epoch"], self.phase.epochs, facts, line["step_seconds"]
+            "%s epoch %d/%d: %s; %s s a step",
+            self.phase.name,
+            line["epoch"],
+            self.phase.epochs,
+            facts,
+            line["step_seconds"],
         )
         self._said_at = time.monotonic()
 
@@ -81,8 +92,8 @@ class Progress:
 
 def _memory() -> str:
     try:
-        with open("/proc/self/statm") as stream:
-            return f", {int(stream.read().split()[1]) * 4096 / 2**20:.0f} MB"
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return f", {pages * resource.getpagesize() / 2**20:.0f} MB"
     except OSError:
         return ""
 

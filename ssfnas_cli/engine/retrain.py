@@ -13,7 +13,14 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import ModelCard, save_model
-from ssfnas_cli.artifacts.run import RunFolder, environment, finished, move_aside, warn_of_differences, writing
+from ssfnas_cli.artifacts.run import (
+    RunFolder,
+    environment,
+    finished,
+    move_aside,
+    warn_of_differences,
+    writing,
+)
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
 from ssfnas_cli.engine.device import Device
@@ -104,16 +111,18 @@ def build_phases(
     aux = settings.aux_weight > 0
     model = Classifier(genotype, data.channels, settings.channels, settings.layers, data.num_classes, aux)
     model.head = loss.build_head(model.encoder.num_features)
-    log.info("derived network: %s weights, %s with the auxiliary head", f"{_params(model, False):,}", f"{_params(model, True):,}")
+    log.info(
+        "derived network: %s weights, %s with the auxiliary head",
+        f"{_params(model, False):,}",
+        f"{_params(model, True):,}",
+    )
     phases = []
     if settings.pretrain.name != "none":
         pretext = objective(settings.pretrain)
         head = pretext.build_head(model.encoder.num_features)
         schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr)
         phases.append(TrainPhase(schedule, settings, data, device, Pretrained(model.encoder, head), pretext))
-    schedule = Schedule(
-        "train", settings.epochs, settings.lr, settings.drop_path, settings.cutout, settings.aux_weight
-    )
+    schedule = Schedule("train", settings.epochs, settings.lr, settings.drop_path, settings.cutout, settings.aux_weight)
     phases.append(TrainPhase(schedule, settings, data, device, model, loss))
     return phases, model
 
@@ -123,7 +132,12 @@ def _params(model: Classifier, with_aux: bool) -> int:
 
 
 def _finish(
-    run: RunFolder, loop: Loop, model: Classifier, genotype: Genotype, settings: RetrainSettings, data: DataSet
+    run: RunFolder,
+    loop: Loop,
+    model: Classifier,
+    genotype: Genotype,
+    settings: RetrainSettings,
+    data: DataSet,
 ) -> dict[str, Any]:
     card = ModelCard(
         genotype=genotype,
@@ -167,13 +181,9 @@ def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Cl
     Raises:
         InputError: its tensors are not those of the network its card describes.
     """
-    model = Classifier(
-        card.genotype, card.in_channels, card.channels, card.layers, len(card.class_names), card.aux
-    )
+    model = Classifier(card.genotype, card.in_channels, card.channels, card.layers, len(card.class_names), card.aux)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(f"{where}: its tensors do not fit its card: {str(error).splitlines()[-1].strip()}") from None
     return model
-
-

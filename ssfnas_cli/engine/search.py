@@ -13,7 +13,14 @@ from registry import RELAXATIONS
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import sha256_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, Provenance
-from ssfnas_cli.artifacts.run import RunFolder, environment, finished, move_aside, warn_of_differences, writing
+from ssfnas_cli.artifacts.run import (
+    RunFolder,
+    environment,
+    finished,
+    move_aside,
+    warn_of_differences,
+    writing,
+)
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
@@ -22,7 +29,7 @@ from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.search_phase import CELL_TYPES, SearchPhase, build_plugin
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.settings import PluginSection, SearchSettings, identity_hash
+from ssfnas_cli.settings import SearchSettings, identity_hash
 
 ALPHAS = "alphas.safetensors"
 
@@ -88,7 +95,9 @@ def _finish(run: RunFolder, loop: Loop) -> dict[str, Any]:
         **{key: value for key, value in last.items() if "accuracy" in key},
         "elapsed_seconds": last["elapsed_seconds"],
     }
-    run.write_status("done", phase="search", epoch=settings["epochs"], epochs=settings["epochs"], last=last, result=result)
+    run.write_status(
+        "done", phase="search", epoch=settings["epochs"], epochs=settings["epochs"], last=last, result=result
+    )
     log.info("done: %s", run.path)
     return result
 
@@ -118,8 +127,7 @@ def derive_run(
     generator = torch.Generator().manual_seed(settings.seed)
     chosen = {kind: alphas[kind][epoch].double() for kind in CELL_TYPES}
     weights = {
-        kind: relaxation.weights(values, epoch / settings.epochs, generator).numpy()
-        for kind, values in chosen.items()
+        kind: relaxation.weights(values, epoch / settings.epochs, generator).numpy() for kind, values in chosen.items()
     }
     derived = derive(weights, settings.ops, rule, threshold)
     for note in derived.notes:
@@ -162,10 +170,6 @@ def _read_alphas(run: RunFolder) -> dict[str, Tensor]:
     return alphas
 
 
-def default_path(
-    kind: str, data: DataSet, first: str, second: str, seed: int, identity: dict[str, Any]
-) -> Path:
+def default_path(kind: str, data: DataSet, first: str, second: str, seed: int, identity: dict[str, Any]) -> Path:
     """`runs/KIND-DATA-...-sSEED-HASH`: the same settings and data give the same folder, so a rerun finds its run."""
     return Path("runs") / f"{kind}-{data.path.name}-{first}-{second}-s{seed}-{identity_hash(identity)}"
-
-

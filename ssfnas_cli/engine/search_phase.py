@@ -70,9 +70,7 @@ class SearchPhase:
 
     def _objective(self, section: PluginSection, half: np.ndarray) -> Objective:
         counts = np.bincount(self.split.labels[half], minlength=self.data.num_classes)
-        return build_plugin(
-            LOSSES, section, num_classes=self.data.num_classes, class_counts=counts.tolist()
-        )
+        return build_plugin(LOSSES, section, num_classes=self.data.num_classes, class_counts=counts.tolist())
 
     def _build_model(self) -> None:
         settings, data = self.settings, self.data
@@ -120,7 +118,10 @@ class SearchPhase:
         # A head that only the alpha step's loss has is trained in the weight step, on that loss's views.
         weight_views = max(self.weight_loss.num_views, alpha_views if self.model.alpha_head is not None else 1)
         return BilevelBatches(
-            subset(self.halves[0], weight_views), subset(self.halves[1], alpha_views), settings.batch_size, epoch
+            subset(self.halves[0], weight_views),
+            subset(self.halves[1], alpha_views),
+            settings.batch_size,
+            epoch,
         )
 
     def num_steps(self, epoch: int) -> int:
@@ -139,7 +140,7 @@ class SearchPhase:
         progress = (epoch + step / self.num_steps(epoch)) / self.epochs
         set_lr(self.optimizer, cosine(self.settings.lr, self.settings.lr_min, progress))
         self.model.train()
-        values = {}
+        values: dict[str, float] = {}
         if epoch >= self.settings.warmup_epochs:
             values |= self._alpha_step(train, val, progress)
         return values | self._weight_step(train, progress)

@@ -74,7 +74,11 @@ class TrainPhase:
         settings, data = self.settings, self.data
         flip = data.manifest.mirrorable if settings.flip == "auto" else settings.flip
         augment = Augmentation(
-            self.objective.num_views, normaliser(data), flip, cutout=self.schedule.cutout, views=settings.views
+            self.objective.num_views,
+            normaliser(data),
+            flip,
+            cutout=self.schedule.cutout,
+            views=settings.views,
         )
         subset = Subset(self.split, np.arange(len(self.split)), augment, settings.seed)
         return TrainingBatches(subset, settings.batch_size, epoch)

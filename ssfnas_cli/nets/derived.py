@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from registry import OPS
-from ssfnas_cli.artifacts.genotype import Cell, Genotype
-from ssfnas_cli.nets.skeleton import CellInputs, CellSpec, build_cells, build_stem, pool, reduction_layers
+from ssfnas_cli.artifacts.genotype import Genotype
+from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, pool, reduction_layers
 
 
 class Encoded(NamedTuple):
@@ -27,21 +26,11 @@ class DerivedEncoder(nn.Module):
         super().__init__()
         self.drop_path = 0.0
         self.stem = build_stem(in_channels, channels)
-        self.cells = nn.ModuleList(
-            build_cells(
-                layers,
-                channels,
-                lambda spec: DerivedCell(
-                    genotype.reduce if spec.reduction else genotype.normal,
-                    spec,
-                    genotype.drop_path == "node",
-                    genotype.op_options,
-                ),
-            )
-        )
+        cells = build_cells(layers, channels, lambda spec: DerivedCell(genotype, spec))
+        self.cells = nn.ModuleList(cells)
         self.aux_layer = reduction_layers(layers)[1]
-        self.aux_channels = int(self.cells[self.aux_layer].out_channels)  # type: ignore[arg-type]
-        self.num_features = int(self.cells[-1].out_channels)  # type: ignore[arg-type]
+        self.aux_channels = cells[self.aux_layer].out_channels
+        self.num_features = cells[-1].out_channels
 
     def forward(self, images: Tensor) -> Encoded:
         """[N, C, H, W] -> pooled features and the map at two thirds of the depth."""
@@ -54,27 +43,25 @@ class DerivedEncoder(nn.Module):
         return Encoded(pool(newer), aux_map)
 
 
-class DerivedCell(nn.Module):
+class DerivedCell(AnyCell):
     """A cell of a derived network: only its live edges and nodes, its width that of the nodes that exist."""
 
-    def __init__(
-        self, cell: Cell, spec: CellSpec, drop_node: bool, op_options: Mapping[str, Mapping[str, Any]]
-    ):
+    def __init__(self, genotype: Genotype, spec: CellSpec):
         super().__init__()
-        live = cell.live()
-        self.nodes, self.concat, self.drop_node = live.nodes, live.concat, drop_node
+        live = (genotype.reduce if spec.reduction else genotype.normal).live()
+        self.reduction = spec.reduction
+        self.drop_node = genotype.drop_path == "node"
+        self.nodes, self.concat = live.nodes, live.concat
         self.out_channels = len(live.concat) * spec.channels
         self.inputs = CellInputs(spec, affine=True)
         self.sources = [edge.source for edge in live.edges]
-        self.edges_into = {
-            node: [k for k, edge in enumerate(live.edges) if edge.target == node] for node in live.nodes
-        }
+        self.edges_into = {node: [k for k, edge in enumerate(live.edges) if edge.target == node] for node in live.nodes}
         self.ops = nn.ModuleList()
         self.exempt: list[bool] = []
         for edge in live.edges:
             stride = 2 if spec.reduction and edge.source < 2 else 1
             plugin = OPS.get(edge.op)
-            op = plugin.factory(spec.channels, stride, True, plugin.parse_options(op_options.get(edge.op)))
+            op = plugin.factory(spec.channels, stride, True, plugin.parse_options(genotype.op_options.get(edge.op)))
             self.ops.append(op)
             self.exempt.append(plugin.facts.drop_path_exempt and stride == 1)
 

@@ -38,9 +38,7 @@ class AuxiliaryHead(nn.Module):
 class Classifier(nn.Module):
     """A derived network that classifies: `encoder`, `head`, and `aux` where trained with one."""
 
-    def __init__(
-        self, genotype: Genotype, in_channels: int, channels: int, layers: int, num_classes: int, aux: bool
-    ):
+    def __init__(self, genotype: Genotype, in_channels: int, channels: int, layers: int, num_classes: int, aux: bool):
         super().__init__()
         self.encoder = DerivedEncoder(genotype, in_channels, channels, layers)
         self.head: nn.Module = nn.Linear(self.encoder.num_features, num_classes)

@@ -34,9 +34,9 @@ def build_stem(in_channels: int, channels: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), BatchNorm(width))
 
 
-def build_cells(layers: int, channels: int, make_cell: Callable[[CellSpec], nn.Module]) -> list[nn.Module]:
+def build_cells(layers: int, channels: int, make_cell: Callable[[CellSpec], AnyCell]) -> list[AnyCell]:
     """The stack of cells; the width doubles at each reduction. A cell tells its `out_channels`."""
-    cells: list[nn.Module] = []
+    cells: list[AnyCell] = []
     prev_prev = prev = STEM_MULTIPLIER * channels
     reduction_prev = False
     for layer in range(layers):
@@ -44,8 +44,15 @@ def build_cells(layers: int, channels: int, make_cell: Callable[[CellSpec], nn.M
         channels = channels * 2 if reduction else channels
         cell = make_cell(CellSpec(prev_prev, prev, channels, reduction, reduction_prev))
         cells.append(cell)
-        prev_prev, prev, reduction_prev = prev, int(cell.out_channels), reduction
+        prev_prev, prev, reduction_prev = prev, cell.out_channels, reduction
     return cells
+
+
+class AnyCell(nn.Module):
+    """What the stack needs of a cell: how wide its output is."""
+
+    out_channels: int
+    reduction: bool
 
 
 class CellInputs(nn.Module):

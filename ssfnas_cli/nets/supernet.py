@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from registry import OPS, Plugin
 from registry.norm import BatchNorm
-from ssfnas_cli.nets.skeleton import CellInputs, CellSpec, build_cells, build_stem, pool
+from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, pool
 
 NUM_NODES = 4
 
@@ -41,12 +41,13 @@ class Supernet(nn.Module):
     ):
         super().__init__()
         plugins = [OPS.get(name) for name in ops]
-        options = {name: plugin.parse_options((op_options or {}).get(name)) for name, plugin in zip(ops, plugins, strict=True)}
+        options = {
+            name: plugin.parse_options((op_options or {}).get(name)) for name, plugin in zip(ops, plugins, strict=True)
+        }
         self.stem = build_stem(in_channels, channels)
-        self.cells = nn.ModuleList(
-            build_cells(layers, channels, lambda spec: SearchCell(spec, plugins, options))
-        )
-        self.num_features = int(self.cells[-1].out_channels)
+        cells = build_cells(layers, channels, lambda spec: SearchCell(spec, plugins, options))
+        self.cells = nn.ModuleList(cells)
+        self.num_features = cells[-1].out_channels
 
     def forward(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         older = newer = self.stem(images)
@@ -55,7 +56,7 @@ class Supernet(nn.Module):
         return pool(newer)
 
 
-class SearchCell(nn.Module):
+class SearchCell(AnyCell):
     """A cell of the supernet. Its output concatenates the intermediate nodes."""
 
     def __init__(self, spec: CellSpec, plugins: Sequence[Plugin], options: Mapping[str, Any]):
@@ -64,8 +65,8 @@ class SearchCell(nn.Module):
         self.out_channels = NUM_NODES * spec.channels
         self.inputs = CellInputs(spec, affine=False)
         # An op without parameters gives all edges from a node the same result: it lives with the node.
-        self.of_node = nn.ModuleList(nn.ModuleDict() for _ in range(1 + NUM_NODES))
-        self.of_edge = nn.ModuleList(nn.ModuleDict() for _ in edge_list())
+        of_node = [nn.ModuleDict() for _ in range(1 + NUM_NODES)]
+        of_edge = [nn.ModuleDict() for _ in edge_list()]
         for edge, (source, _) in enumerate(edge_list()):
             stride = 2 if spec.reduction and source < 2 else 1
             for column, plugin in enumerate(plugins):
@@ -73,9 +74,10 @@ class SearchCell(nn.Module):
                     continue  # adds nothing; its weight only takes part in a softmax
                 op = _candidate(plugin, spec.channels, stride, options[plugin.name])
                 shared = plugin.facts.parameter_free and not any(True for _ in op.parameters())
-                home = self.of_node[source] if shared else self.of_edge[edge]
+                home = of_node[source] if shared else of_edge[edge]
                 if str(column) not in home:
                     home[str(column)] = op
+        self.of_node, self.of_edge = nn.ModuleList(of_node), nn.ModuleList(of_edge)
 
     def forward(self, older: Tensor, newer: Tensor, weights: Tensor) -> Tensor:
         """Two cells' outputs [N, C', H, W], weights [num_edges, num_ops] -> [N, 4C, H, W] (halved by a reduction)."""
@@ -101,7 +103,7 @@ def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.M
 
 def _apply_all(ops: nn.Module, x: Tensor) -> dict[int, Tensor]:
     """Every op of a node or edge on its input, by its column of the alphas."""
-    return {int(column): op(x) for column, op in ops.items()}  # type: ignore[operator, union-attr]
+    return {int(column): op(x) for column, op in ops.items()}  # type: ignore[operator]
 
 
 def _sum(terms: list[Tensor]) -> Tensor:

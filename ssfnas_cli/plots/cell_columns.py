@@ -122,9 +122,7 @@ def _untangle(graph: CellGraph, columns: list[list[Item]]) -> None:
     def cost(column: int) -> float:
         nodes = [item.node for item in columns[column] if item.kind == "node"]
         unsorted = sum(a > b for index, b in enumerate(nodes) for a in nodes[:index])
-        crossings = sum(
-            _crossings(graph, columns, index) for index in (column, column + 1) if index <= graph.last
-        )
+        crossings = sum(_crossings(graph, columns, index) for index in (column, column + 1) if index <= graph.last)
         return crossings + 0.01 * unsorted
 
     improved, rounds = True, 0
@@ -148,9 +146,7 @@ def _crossings(graph: CellGraph, columns: list[list[Item]], column: int) -> floa
     left = {item: index for index, item in enumerate(columns[column - 1])}
     right = {item: index for index, item in enumerate(columns[column])}
     ends = [(left[a], right[b], weight) for (a, b), weight in graph.links[column].items()]
-    return sum(
-        w * v for index, (a, b, w) in enumerate(ends) for c, d, v in ends[:index] if (a - c) * (b - d) < 0
-    )
+    return sum(w * v for index, (a, b, w) in enumerate(ends) for c, d, v in ends[:index] if (a - c) * (b - d) < 0)
 
 
 def stack_columns(graph: CellGraph, columns: list[list[Item]]) -> list[dict[Item, float]]:
@@ -170,8 +166,7 @@ def stack_columns(graph: CellGraph, columns: list[list[Item]]) -> list[dict[Item
                     pulls[source].append((centres[column + 1][target], weight))
             middle = sum(centres[column].values()) / len(columns[column])  # for what is linked to nothing
             wanted = [
-                (_mean(pulls[item], default=middle), sum(w for _, w in pulls[item]) or 0.01)
-                for item in columns[column]
+                (_mean(pulls[item], default=middle), sum(w for _, w in pulls[item]) or 0.01) for item in columns[column]
             ]
             centres[column] = _separate(graph, columns[column], wanted)
     return centres

@@ -158,9 +158,7 @@ def _draw_box(figure: Figure, box: Box, place: Transform) -> None:
         rest = Rectangle(corner, box.width, box.height, facecolor="white", edgecolor="none", transform=place)
         figure.add_artist(rest)
     elif box.kind != "note":
-        fill, line = (
-            ("white", FAINT) if not live else family(box.text) if box.kind == "op" else (NODE_FILL, INK)
-        )
+        fill, line = ("white", FAINT) if not live else family(box.text) if box.kind == "op" else (NODE_FILL, INK)
         shape = FancyBboxPatch(
             corner, box.width, box.height, boxstyle="round,pad=0,rounding_size=0.05", transform=place
         )
@@ -216,11 +214,7 @@ def _dot_cell(kind: str, cell: Cell) -> list[str]:
             lines.append(f"    {kind}_{node} [label={_quoted(label)}, {unbuilt}];")
     lines.append(f'    {kind}_out [label="c_{{k}}"];')
     for edge in graph.edges:
-        looks = (
-            f'color="{family(edge.op)[1]}"'
-            if graph.edge_state(edge) == "live"
-            else "style=dashed, color=gray50"
-        )
+        looks = f'color="{family(edge.op)[1]}"' if graph.edge_state(edge) == "live" else "style=dashed, color=gray50"
         lines.append(f"    {kind}_{edge.source} -> {kind}_{edge.target} [label={_quoted(edge.op)}, {looks}];")
     return lines + [f"    {kind}_{node} -> {kind}_out [color=gray60];" for node in graph.concat]
 

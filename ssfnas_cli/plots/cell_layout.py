@@ -210,9 +210,7 @@ class _Painter:
     def _lane_state(self, node: int, column: int) -> str:
         """Live if something live further right reads it."""
         graph = self.graph
-        states = {
-            graph.edge_state(edge) for edge in graph.readers[node] if graph.column[edge.target] > column
-        }
+        states = {graph.edge_state(edge) for edge in graph.readers[node] if graph.column[edge.target] > column}
         return "live" if "live" in states else "dead" if "dead" in states else "unused"
 
     def _add_node(self, node: int, centre: float, row: list[tuple[Edge, float]], left: float) -> None:

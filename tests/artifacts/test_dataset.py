@@ -265,9 +265,7 @@ def test_labels_that_contradict_the_manifest_are_refused(folder):
         refused(folder, words, split="test")
 
 
-@pytest.mark.parametrize(
-    "name", ["../train-00000.safetensors", "/etc/passwd", "..", "", "a\\b", "sub/x", "x\0"]
-)
+@pytest.mark.parametrize("name", ["../train-00000.safetensors", "/etc/passwd", "..", "", "a\\b", "sub/x", "x\0"])
 def test_a_shard_name_that_leads_out_of_the_folder_is_refused(folder, edit, name):
     edit(lambda value: first_shard(value).update(file=name))
     refused(folder, "leads out of the folder")

@@ -105,9 +105,7 @@ def test_digits_need_no_root_and_hold_no_image_twice(tmp_path, lines):
     train, test = data.split("train").source_index.tolist(), data.split("test").source_index.tolist()
     assert len({*train, *test}) == len(train) + len(test)
     assert lines == ["classes with fewer images than their share keep what they have: '0' 143 of 147"]
-    assert [item.model_dump() for item in data.manifest.short_classes] == [
-        {"name": "0", "share": 147, "kept": 143}
-    ]
+    assert [item.model_dump() for item in data.manifest.short_classes] == [{"name": "0", "share": 147, "kept": 143}]
 
 
 def test_max_per_class_limits_training_images_only(folder_plan, tmp_path, lines):
@@ -120,9 +118,7 @@ def test_max_per_class_limits_training_images_only(folder_plan, tmp_path, lines)
 def test_shards_smaller_than_a_split_are_read_across(folder_plan, tmp_path, lines):
     one = build_dataset(folder_plan, tmp_path / "one", lines.append)
     row = 9 * 9 * 3 + 16
-    many = build_dataset(
-        dataclasses.replace(folder_plan, shard_mb=4 * row / 2**20), tmp_path / "many", lines.append
-    )
+    many = build_dataset(dataclasses.replace(folder_plan, shard_mb=4 * row / 2**20), tmp_path / "many", lines.append)
     assert [shard.rows for shard in many.manifest.splits["train"].shards] == [4, 4, 4, 4, 4, 1]
     places = np.random.default_rng(0).permutation(21)
     assert np.array_equal(one.split("train").rows(places), many.split("train").rows(places))

@@ -349,9 +349,7 @@ def test_cifar_goes_through_torchvision_and_keeps_stdout_clean(monkeypatch, tmp_
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    ("name", "folder"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")]
-)
+@pytest.mark.parametrize(("name", "folder"), [("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")])
 def test_a_failed_cifar_download_says_where_to_put_the_files(monkeypatch, tmp_path, name, folder):
     def reader(root, train, download):
         raise OSError("Name or service not known")
@@ -365,6 +363,4 @@ def test_reading_a_folder_changes_nothing_in_it(make_folder):
     root = make_folder({"a": 2}, {"a": 1})
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in root.rglob("*.png")}
     open_source("folder", root, "auto", 0).splits["train"].read(0)
-    assert {
-        path: hashlib.sha256(path.read_bytes()).digest() for path in root.rglob("*") if path.is_file()
-    } == before
+    assert {path: hashlib.sha256(path.read_bytes()).digest() for path in root.rglob("*") if path.is_file()} == before

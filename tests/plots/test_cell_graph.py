@@ -64,9 +64,7 @@ SHARED = {
         *[("sep_conv_3x3", 2, 6), ("max_pool_3x3", 1, 6)],
         concat=(4, 5, 6),
     ),
-    "dense": cell(
-        *[(OPS[(3 * a + 5 * b + k) % 7], a, b) for b in range(2, 6) for a in range(b) for k in range(2)]
-    ),
+    "dense": cell(*[(OPS[(3 * a + 5 * b + k) % 7], a, b) for b in range(2, 6) for a in range(b) for k in range(2)]),
     "chain": cell(*[("sep_conv_5x5", node - 1, node) for node in range(2, 12)], concat=(11,)),
     "one_edge": cell(("skip_connect", 1, 2)),
     "dead": cell(
@@ -134,9 +132,7 @@ def test_no_wire_runs_through_a_box(name: str) -> None:
         for box in picture.boxes:
             tagged = box.kind == "tag" and wire.start[1] == wire.end[1] == box.y  # its own wire
             left, top, right, bottom = extent(box)
-            inside = [
-                (x, y) for x, y in points if left + EPS < x < right - EPS and top + EPS < y < bottom - EPS
-            ]
+            inside = [(x, y) for x, y in points if left + EPS < x < right - EPS and top + EPS < y < bottom - EPS]
             assert tagged or not inside, f"{wire} through {box}"
 
 
@@ -152,9 +148,7 @@ def test_each_text_fits_its_box_and_is_no_smaller_than_8_points(name: str) -> No
     for text, (box, _) in zip(drawn, lines, strict=True):
         found = text.get_window_extent(renderer)
         left, right = found.x0 / figure.dpi, found.x1 / figure.dpi
-        top, bottom = (
-            (figure.bbox.height - y) / figure.dpi - cell_graph.TITLE_HEIGHT for y in (found.y1, found.y0)
-        )
+        top, bottom = ((figure.bbox.height - y) / figure.dpi - cell_graph.TITLE_HEIGHT for y in (found.y1, found.y0))
         extents.append((left, top, right, bottom))
         around = extent(box)
         assert around[0] <= left + 0.02 and right <= around[2] + 0.02, f"{text} is wider than {box}"
@@ -192,9 +186,7 @@ def test_the_concatenated_live_nodes_and_no_others_lead_to_the_output(name: str)
     onwards = {near(wire.start): wire.end for wire in picture.wires if wire.kind in ("concat", "output")}
     reached = set()
     for node, (_, top, right, bottom) in nodes.items():
-        for x, y in [
-            start for start in onwards if near((right, 0))[0] == start[0] and top < start[1] < bottom
-        ]:
+        for x, y in [start for start in onwards if near((right, 0))[0] == start[0] and top < start[1] < bottom]:
             while near((x, y)) in onwards:
                 x, y = onwards[near((x, y))]
             assert x == pytest.approx(output[0]) and output[1] < y < output[3]
@@ -224,9 +216,7 @@ def test_edges_from_dead_nodes_are_dead_and_those_to_unused_nodes_unused() -> No
 
 
 def svg_texts(data: bytes) -> Counter[str]:
-    return Counter(
-        node.text or "" for node in ElementTree.fromstring(data).iter("{http://www.w3.org/2000/svg}text")
-    )
+    return Counter(node.text or "" for node in ElementTree.fromstring(data).iter("{http://www.w3.org/2000/svg}text"))
 
 
 def test_dead_and_unused_nodes_are_dashed_and_captioned_in_the_picture() -> None:
@@ -267,9 +257,7 @@ def test_png_is_a_png_with_ink_and_colour_on_white(genotype: Genotype) -> None:
     assert len([colour for colour, count in counts.items() if count > total / 2000]) >= 6  # tints, ink, grey
 
 
-def test_a_huge_png_is_rendered_at_lower_resolution(
-    genotype: Genotype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_huge_png_is_rendered_at_lower_resolution(genotype: Genotype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cell_graph, "MAX_PNG_PIXELS", 100_000)
     with Image.open(io.BytesIO(render(genotype, CELLS, "png"))) as image:
         assert 50_000 < image.width * image.height <= 101_000
@@ -277,9 +265,7 @@ def test_a_huge_png_is_rendered_at_lower_resolution(
 
 def test_dot_has_every_edge_in_a_cluster_per_cell(genotype: Genotype) -> None:
     text = render(genotype, CELLS, "dot").decode()
-    assert text.startswith("digraph ") and text.count("{") - text.count("c_{k") == text.count(
-        "}"
-    ) - text.count("c_{k")
+    assert text.startswith("digraph ") and text.count("{") - text.count("c_{k") == text.count("}") - text.count("c_{k")
     assert re.findall(r"subgraph (cluster_\w+)", text) == ["cluster_normal", "cluster_reduce"]
     found = re.findall(r'^ +(\w+)_(\d+) -> \1_(\d+) \[label="(\w+)", (.*)\];$', text, re.MULTILINE)
     expected = [
@@ -288,9 +274,7 @@ def test_dot_has_every_edge_in_a_cluster_per_cell(genotype: Genotype) -> None:
         for edge in drawn.edges
         if edge.op != "none"
     ]
-    assert Counter((kind, int(a), int(b), op) for kind, a, b, op, _ in found) == Counter(
-        e[:4] for e in expected
-    )
+    assert Counter((kind, int(a), int(b), op) for kind, a, b, op, _ in found) == Counter(e[:4] for e in expected)
     dashed = {(kind, int(a), int(b), op) for kind, a, b, op, looks in found if "dashed" in looks}
     assert {edge[:4] for edge in expected if edge[4]} <= dashed
     concat = re.findall(r"(\w+)_(\d+) -> \1_out", text)
@@ -323,14 +307,10 @@ print("torch" in sys.modules, "matplotlib.pyplot" in sys.modules)
 def test_bytes_depend_on_the_genotype_alone(genotype: Genotype, tmp_path) -> None:
     """Not on the call, the process, hash seeds, the clock or the user's matplotlibrc; no pyplot, no torch."""
     settings = tmp_path / "matplotlibrc"
-    settings.write_text(
-        "font.size: 30\nsavefig.bbox: tight\nsvg.fonttype: path\nlines.linewidth: 9\nbackend: tkagg\n"
-    )
+    settings.write_text("font.size: 30\nsavefig.bbox: tight\nsvg.fonttype: path\nlines.linewidth: 9\nbackend: tkagg\n")
     env = {**os.environ, "MATPLOTLIBRC": str(settings), "PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "99"}
     command = [sys.executable, "-c", RENDER_ALL]
-    run = subprocess.run(
-        command, input=genotype.to_json(), env=env, capture_output=True, check=True, timeout=120
-    )
+    run = subprocess.run(command, input=genotype.to_json(), env=env, capture_output=True, check=True, timeout=120)
     files = {fmt: render(genotype, CELLS, fmt) for fmt in FORMATS}
     here = [hashlib.sha256(data).hexdigest() for data in files.values()]
     assert run.stdout.decode().split() == [*here, "False", "False"]
@@ -360,8 +340,6 @@ def test_the_users_matplotlib_settings_are_left_alone(genotype: Genotype) -> Non
         ([], "svg", r"no cell to draw. Available: normal, reduce"),
     ],
 )
-def test_an_unknown_format_or_cell_is_refused(
-    genotype: Genotype, cells: list[str], fmt: str, message: str
-) -> None:
+def test_an_unknown_format_or_cell_is_refused(genotype: Genotype, cells: list[str], fmt: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         render(genotype, cells, fmt)

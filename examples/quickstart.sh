@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# From images to an evaluated, drawn network: the embedded digits, made long-tailed, in a few minutes on a laptop.
+#
+#   examples/quickstart.sh [FOLDER]
+set -euo pipefail
+
+out=${1:-demo}
+mkdir -p "$out"
+
+[ -e "$out/data" ] || ssfnas make-dataset --source digits --dist exp --mu 0.1 -o "$out/data" >"$out/dataset.json"
+
+ssfnas search --data "$out/data" --preset quick --relax sigmoid --loss barlow -o "$out/search" |
+    ssfnas derive - |
+    tee "$out/genotype.json" |
+    ssfnas retrain - --preset quick --pretrain barlow -o "$out/retrain" |
+    ssfnas evaluate - >"$out/metrics.json"
+
+ssfnas plot-genotype "$out/genotype.json" -o "$out/cells.png" --force --quiet
+
+cat "$out/metrics.json"
+echo "metrics: $out/metrics.json" >&2
+echo "picture: $out/cells.png" >&2

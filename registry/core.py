@@ -176,12 +176,13 @@ class Registry(Generic[T]):
         try:
             points[0].load()
         except Exception as error:  # whatever a stranger's module raises must not take ssfnas down
+            self._plugins.pop(name, None)  # it may have registered and then failed
             raise PluginError(
                 f"{self.kind} '{name}' of {origin} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
         if name not in self._plugins:
             raise PluginError(
-                f"{origin} promises a {self.kind} '{name}', but {points[0].value} registers none of that name"
+                f"{origin} promises the {self.kind} '{name}', but {points[0].value} registers none of that name"
             )
         self._plugins[name] = replace(self._plugins[name], origin=origin)
 

@@ -61,13 +61,18 @@ def box_style() -> Any:
 
 
 def emit(payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], None] | None = None) -> None:
-    """Print a result: JSON off a terminal or on request, else what `show` draws."""
-    if show is None or as_json or not sys.stdout.isatty():
+    """Print a result: JSON off a terminal or on request, else what `show` draws (a line per fact by default)."""
+    if as_json or not sys.stdout.isatty():
         write_text(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
         return
     from rich.console import Console
 
-    show(Console(highlight=False))
+    console = Console(highlight=False)
+    if show is not None:
+        show(console)
+        return
+    for key, value in payload.items():
+        console.print(f"{key:>28}  {value:.2f}" if isinstance(value, float) else f"{key:>28}  {value}", markup=False)
 
 
 def write_text(text: str) -> None:

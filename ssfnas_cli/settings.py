@@ -7,6 +7,7 @@ higher layer changes forgets the options of the lower ones.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import tomllib
@@ -75,6 +76,7 @@ def _seconds(value: Any) -> Any:
 Section = Annotated[PluginSection, BeforeValidator(_section)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
@@ -90,7 +92,7 @@ class Settings(BaseModel):
     def _plugin_is_known(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, PluginSection) or info.field_name not in cls.PLUGIN_KINDS:
             return value
-        if value.name == "none":
+        if value.name == "none" and cls.model_fields[info.field_name].default.name == "none":
             if value.options():
                 raise ValueError(f"options without a plugin: name one with '--set {info.field_name}=NAME'")
             return value
@@ -155,7 +157,7 @@ class Execution(Settings):
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
     keep_checkpoints: int = Field(2, ge=1)
     log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
-    max_time: Annotated[Literal["none"] | float, BeforeValidator(_seconds)] = "none"
+    max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
 
     NOT_IDENTITY = frozenset(
         {
@@ -188,7 +190,7 @@ class Views(Settings):
 class Training(Execution):
     """What search and retraining share."""
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     epochs: PositiveInt
     batch_size: int = Field(64, ge=2, description="at least 2: batch statistics need two images")
     channels: Annotated[int, Field(ge=2, multiple_of=2)]
@@ -217,7 +219,7 @@ class SearchSettings(Training):
     ops: Annotated[tuple[str, ...], BeforeValidator(_comma_list), Field(min_length=1)] = PAPER_OPS
     op_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     alpha_lr: Literal["auto"] | Rate = Field("auto", description="auto: the relaxation's default")
-    alpha_betas: Literal["auto"] | tuple[float, float] = "auto"
+    alpha_betas: Literal["auto"] | tuple[Beta, Beta] = "auto"
     alpha_weight_decay: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the alphas stay fixed")
     probe_lr: Rate = Field(1e-3, description="Adam's, for the linear probe of a self-supervised search")
@@ -308,10 +310,9 @@ def load_settings(
         layers.append(known[preset])
     if config is not None:
         layers.append(_read_toml(config))
-    for text in sets:
-        layers.append(_parse_set(text))
     given = {key: value for key, value in (flags or {}).items() if value is not None}
-    layers.append(given)
+    command_line = [*(_parse_set(text) for text in sets), given]
+    layers += [_plugin_names(command_line, set(model.PLUGIN_KINDS)), *command_line]
     merged: dict[str, Any] = {
         section: {"name": model.model_fields[section].default.name} for section in model.PLUGIN_KINDS
     }
@@ -350,10 +351,27 @@ def _parse_set(text: str) -> dict[str, Any]:
         parsed: Any = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value  # a bare word
+    if isinstance(parsed, (datetime.date, datetime.time)):
+        parsed = value  # 03:50:00 is a time of day to TOML, a duration to us
     tree: Any = parsed
     for part in reversed(key.strip().split(".")):
         tree = {part: tree}
     return tree
+
+
+def _plugin_names(layers: Sequence[Mapping[str, Any]], sections: set[str]) -> dict[str, Any]:
+    """The plugin of each section that the command line names, the last word if it names several.
+
+    `--set relax.zero_one=l2` belongs to the plugin of `--relax sigmoid` beside it, though the flag ranks higher: so
+    the names come before the options.
+    """
+    names: dict[str, Any] = {}
+    for layer in layers:
+        for key in sections & set(layer):
+            value = _section(layer[key])
+            if isinstance(value, Mapping) and "name" in value:
+                names[key] = {"name": value["name"]}
+    return names
 
 
 def _check_keys(model: type[Settings], layer: Mapping[str, Any]) -> None:
@@ -386,5 +404,8 @@ def _explain(error: ValidationError, flags: set[str]) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown setting '{'.'.join(location)}'"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":  # of a setting that takes a word or a number: say what is wrong with the number
+        others = [other for other in error.errors()[1:] if other["loc"][:1] == first["loc"][:1]]
+        message += "".join(f", or {other['msg'].removeprefix('Input should be ')}" for other in others[:1])
     got = "" if isinstance(first["input"], (Mapping, PluginSection)) else f" (got {first['input']!r})"
     return f"{shown}: {message}{got}"

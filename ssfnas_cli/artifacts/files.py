@@ -6,13 +6,15 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssfnas_cli.errors import DiskError, InputError
+from ssfnas_cli.errors import DiskError, InputError, UsageError
 
 MAX_JSON_BYTES = 64 * 2**20
 
@@ -80,6 +82,30 @@ def dump_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def seal(value: Mapping[str, Any]) -> str:
+    """sha256 of a JSON object, whatever its layout: what a sealed file states of the rest of itself."""
+    return sha256_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode())
+
+
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON that nobody edits by hand, with the sha256 of its content as last key."""
+    write_json(path, {**value, "sha256": seal(value)})
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """What `write_sealed_json` wrote, without the seal.
+
+    Raises:
+        InputError: not whole, or not what was written.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: should hold an object")
+    if value.pop("sha256", None) != seal(value):
+        raise InputError(f"{path}: is damaged or was edited: its contents do not give the sha256 it states")
+    return value
+
+
 def sha256_file(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as stream:
@@ -100,10 +126,11 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder, not a file")
-        size = path.stat().st_size
+        with path.open("rb") as stream:  # a pipe or a device has no size: never read more than that
+            size = max(os.fstat(stream.fileno()).st_size, len(data := stream.read(max_bytes + 1)))
         if size > max_bytes:
             raise InputError(f"{path}: {size:,} bytes is more than such a file can have ({max_bytes:,})")
-        return path.read_bytes()
+        return data
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -123,12 +150,15 @@ def parse_json(data: bytes, where: str) -> Any:
     if not text.strip():
         raise InputError(f"{where}: is empty")
     try:
-        return json.loads(
+        value = json.loads(
             text,
             object_pairs_hook=_unique_keys,
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
         )
+        if "\\ud" in text or "\\uD" in text:
+            _refuse_lone_surrogates(value)
+        return value
     except json.JSONDecodeError as error:
         raise InputError(
             f"{where}: is not whole JSON: {error.msg} at line {error.lineno}, column {error.colno}"
@@ -153,6 +183,14 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return keys
 
 
+def _refuse_lone_surrogates(value: Any) -> None:
+    """Half a UTF-16 pair parses, but cannot be written again."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half a character (a lone surrogate)") from None
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"holds {name}, which is no number")
 
@@ -166,14 +204,31 @@ def _finite_float(text: str) -> float:
 
 def set_aside(path: Path) -> Path:
     """Move an old output out of the way, to the first free `NAME.old-N` beside it; nothing is deleted."""
+    if path.name in ("", ".."):
+        raise UsageError(f"{path}: cannot be moved aside: name the folder itself")
     number = 1
-    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+    while os.path.lexists(aside := path.with_name(f"{path.name}.old-{number}")):
         number += 1
     try:
         path.rename(aside)
     except OSError as error:
         raise DiskError(f"{path}: cannot be moved aside: {reason(error)}") from error
     return aside
+
+
+def is_set_aside(path: Path) -> bool:
+    """Whether `set_aside` gave a path its name."""
+    return re.search(r"\.old-\d+$", path.name) is not None
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Delete what a killed process left half-written. Only for a folder that nobody else writes."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 @contextlib.contextmanager
@@ -189,7 +244,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        temporary.chmod(umask_mode(0o777))
+        inherited = temporary.stat().st_mode & stat.S_ISGID  # a shared folder hands its group on
+        temporary.chmod(umask_mode(0o777) | inherited)
         yield temporary
         for file in sorted(temporary.rglob("*")):
             if file.is_file():

@@ -29,7 +29,7 @@ class LiveCell(NamedTuple):
     edges: list[Edge]  # those that carry something, by (to, from)
     nodes: list[int]  # intermediate nodes with input
     concat: list[int]  # nodes of the output, all of them live
-    dead_nodes: list[int]  # intermediate nodes named by the genotype that have no input
+    dead_nodes: list[int]  # intermediate nodes up to the last one that have no input
     dead_edges: list[Edge]  # edges that leave a dead node
 
 
@@ -70,8 +70,8 @@ class Cell(BaseModel):
     def live(self) -> LiveCell:
         """Prune nodes without input, and edges from them, until nothing changes."""
         edges = [edge for edge in self.edges if edge.op != "none"]
-        named = {edge.target for edge in self.edges} | set(self.concat)
-        named |= {edge.source for edge in self.edges if edge.source >= 2}
+        last = max([1, *self.concat, *(edge.target for edge in self.edges)])
+        named = set(range(2, last + 1))
         while True:
             fed = {0, 1} | {edge.target for edge in edges}
             kept = [edge for edge in edges if edge.source in fed]
@@ -231,7 +231,7 @@ def _literal(node: ast.expr) -> Any:
         if (
             node.func.id == "range"
             and len(bounds) in (1, 2)
-            and all(isinstance(b, int) and b <= MAX_NODES for b in bounds)
+            and all(isinstance(b, int) and 0 <= b <= MAX_NODES for b in bounds)
         ):
             return list(range(*bounds))
         if node.func.id in ("list", "tuple") and len(node.args) == 1:

@@ -1,9 +1,14 @@
-"""Named tensors in a safetensors file: written whole, read with the header's claims checked."""
+"""Named tensors in a safetensors file: written whole, with a sha256 of their content, and verified when read.
+
+safetensors itself checks that a file is well formed, not that its numbers are those that were written.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,42 +29,69 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
     """
     from safetensors.torch import save_file
 
-    header = None if metadata is None else {METADATA_KEY: json.dumps(metadata, allow_nan=False)}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    header = {"metadata": metadata, "sha256": _digest(plain, metadata)}
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata=header)
+        save_file(plain, temporary, metadata={METADATA_KEY: json.dumps(header, allow_nan=False)})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file, on the CPU.
+    """Every tensor of a file that `save_tensors` wrote, on the CPU, verified.
 
     Raises:
-        InputError: missing, or not a whole safetensors file (a pickle by another name is only ever refused).
+        InputError: missing, not a whole safetensors file (a pickle by another name is only ever refused), without
+            a checksum, or not what was written.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise InputError(f"{path}: is not a whole safetensors file: {reason(error)}") from None
+    header = _header(path)
+    with _damage_is_input_error(path):
+        tensors = load_file(path)
+    if header["sha256"] != _digest(tensors, header["metadata"]):
+        raise InputError(f"{path}: is damaged: its contents do not give the sha256 it states")
+    return tensors
 
 
 def load_metadata(path: Path) -> Any:
-    """The JSON metadata of a file that `save_tensors` wrote, or None.
+    """The metadata of a file that `save_tensors` wrote; `load_tensors` verifies it together with the tensors.
 
     Raises:
         InputError: as `load_tensors`.
     """
-    from safetensors import SafetensorError, safe_open
+    return _header(path)["metadata"]
+
+
+def _header(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with _damage_is_input_error(path), safe_open(path, framework="pt") as stream:
+        text = (stream.metadata() or {}).get(METADATA_KEY)
+    header = None if text is None else parse_json(text.encode(), f"{path}: header")
+    if not isinstance(header, dict) or set(header) != {"metadata", "sha256"}:
+        raise InputError(f"{path}: is damaged or not of ssfnas: its header states no sha256")
+    return header
+
+
+@contextlib.contextmanager
+def _damage_is_input_error(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(path, framework="pt") as stream:
-            header = stream.metadata() or {}
+        yield
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError, OverflowError, MemoryError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         raise InputError(f"{path}: is not a whole safetensors file: {reason(error)}") from None
-    return parse_json(header[METADATA_KEY].encode(), str(path)) if METADATA_KEY in header else None
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Any) -> str:
+    """sha256 of everything a file says: metadata, and each tensor's name, type, shape and bytes."""
+    import torch
+
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True, allow_nan=False).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -58,6 +58,9 @@ MaxTime = Annotated[
         show_default=False,
     ),
 ]
+OtherData = Annotated[
+    bool, typer.Option("--other-data", help="Allow --data to name another data set than the one recorded.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Start over; an old output is moved aside, not deleted.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on a terminal too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]

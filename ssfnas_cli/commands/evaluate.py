@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def command(
     run: Annotated[str, typer.Argument(help="Retrain run folder, or - for what retrain printed.")],
     data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the run's")] = None,
+    other_data: common.OtherData = False,
     split: Annotated[
         list[str] | None, typer.Option(help="val, test, test_longtail; repeatable.", show_default="all")
     ] = None,
@@ -39,7 +40,7 @@ def command(
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.evaluate import evaluate_run
 
-    metrics = evaluate_run(path, data or "", split or [], Device(device or "auto", threads or 0))
+    metrics = evaluate_run(path, data or "", split or [], Device(device or "auto", threads or 0), other_data)
     if output is not None and not is_stream(output):
         write_file(output, dump_json(metrics))
     else:

@@ -16,6 +16,7 @@ from ssfnas_cli.settings import RetrainSettings
 def command(
     genotype: Annotated[str, typer.Argument(help="Genotype file, or - for a pipe.")],
     data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the genotype's")] = None,
+    other_data: common.OtherData = False,
     loss: Annotated[
         str | None,
         typer.Option(help="Supervised objective.", autocompletion=common.names_of("loss"), show_default="ce"),
@@ -84,4 +85,4 @@ def command(
         return
     from ssfnas_cli.engine.retrain import run_retrain
 
-    emit(run_retrain(parsed, settings, output, force), json)
+    emit(run_retrain(parsed, settings, output, force, other_data), json)

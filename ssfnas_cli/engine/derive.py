@@ -127,7 +127,7 @@ def _build(weights: Mapping[str, np.ndarray], ops: Sequence[str], rule: Rule, th
     for kind, values in weights.items():
         cell = _cell(derive_cell(values, ops, rule, threshold), len(_edges_of_nodes(len(values))))
         if cell is None:
-            raise InputError(_empty_cell_message(kind, values, ops, rule, threshold))
+            raise InputError(_empty_cell_message(kind, weights, ops, rule, threshold))
         cells[kind] = cell
     return Genotype(normal=cells["normal"], reduce=cells["reduce"], drop_path=rule.drop_path)
 
@@ -140,10 +140,18 @@ def _cell(edges: tuple[Edge, ...], num_nodes: int) -> Cell | None:
     return Cell(edges=edges, concat=tuple(whole.live().concat))
 
 
-def _empty_cell_message(kind: str, weights: np.ndarray, ops: Sequence[str], rule: Rule, threshold: float) -> str:
+def _empty_cell_message(
+    kind: str, weights: Mapping[str, np.ndarray], ops: Sequence[str], rule: Rule, threshold: float
+) -> str:
+    """What to do about an empty cell: the highest threshold, in six digits, that leaves neither cell empty."""
     if rule.none_may_win:
         return f"the {kind} cell would be empty: 'none' wins every edge from its inputs; use another --rule"
+    value = min(_highest_threshold(values, ops, rule) for values in weights.values())
+    return f"--threshold {threshold:g}: leaves the {kind} cell empty; {np.floor(value * 1e6) / 1e6:.12g} would not"
+
+
+def _highest_threshold(weights: np.ndarray, ops: Sequence[str], rule: Rule) -> float:
     for value in sorted({float(w) for w in weights.flat}, reverse=True):
         if any(edge.source < 2 for edge in derive_cell(weights, ops, rule, value)):
-            return f"--threshold {threshold:g}: leaves the {kind} cell empty; {np.floor(value * 1e6) / 1e6:g} would not"
+            return value
     raise AssertionError("the lowest weight keeps every edge")

@@ -11,7 +11,6 @@ import torch
 
 from ssfnas_cli.artifacts.model import load_model
 from ssfnas_cli.artifacts.run import RunFolder
-from ssfnas_cli.console import log
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.retrain import find_data, load_classifier
 from ssfnas_cli.engine.train_phase import predict
@@ -21,12 +20,15 @@ MANY, FEW = 100, 20  # ImageNet-LT: many above 100 training images, few below 20
 NUM_BINS = 15
 
 
-def evaluate_run(path: Path, data_path: str, splits: Sequence[str], device: Device) -> dict[str, Any]:
+def evaluate_run(
+    path: Path, data_path: str, splits: Sequence[str], device: Device, other_data: bool = False
+) -> dict[str, Any]:
     """Metrics of a retrained run's network.
 
     Args:
         path: a finished retrain run.
-        data_path: a data set to use instead of the run's; its classes must be the same.
+        data_path: where the data set is, if not where it was.
+        other_data: it may be another data set, with the same classes.
         splits: which; none means every split but `train` that the data set has.
 
     Raises:
@@ -38,9 +40,7 @@ def evaluate_run(path: Path, data_path: str, splits: Sequence[str], device: Devi
     if state != "done":
         raise InputError(f"{path}: is {state}, not done: run its retrain command again to go on")
     tensors, card = load_model(path / "model.safetensors")
-    data = find_data(data_path, card.data, card.data_sha256, "run")
-    if data.sha256 != card.data_sha256:
-        log.warning("--data %s is not the data set this network was trained on", data_path)
+    data = find_data(data_path, card.data, card.data_sha256, "run", other_data)
     if data.class_names != card.class_names or data.channels != card.in_channels:
         raise InputError(f"{data.path}: its classes or channels are not those of {path}")
     unknown = [name for name in splits if name not in data.splits]

@@ -34,7 +34,9 @@ from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import PluginSection, RetrainSettings
 
 
-def run_retrain(genotype: Genotype, settings: RetrainSettings, output: Path | None, force: bool) -> dict[str, Any]:
+def run_retrain(
+    genotype: Genotype, settings: RetrainSettings, output: Path | None, force: bool, other_data: bool = False
+) -> dict[str, Any]:
     """Retrain, or go on, or find it done.
 
     Args:
@@ -42,12 +44,13 @@ def run_retrain(genotype: Genotype, settings: RetrainSettings, output: Path | No
         settings: not yet resolved. The loss is never inherited from the search.
         output: the run folder; None names one after the settings, under `runs/`.
         force: move an old folder aside and start over.
+        other_data: the settings may name a data set that is not the genotype's.
 
     Returns:
         What `retrain` prints: `kind`, `path`, `state` and the run's figures.
     """
     settings = settings.resolve_plugins()
-    data = find_data(settings.data, genotype.provenance.data, genotype.provenance.data_sha256, "genotype")
+    data = find_data(settings.data, genotype.provenance.data, genotype.provenance.data_sha256, "genotype", other_data)
     shape = genotype.model_dump(by_alias=True, mode="json", include={"normal", "reduce", "drop_path", "op_options"})
     identity = settings.identity() | {"data_sha256": data.sha256, "genotype": shape}
     path = output or default_path("retrain", data, settings.loss.name, settings.pretrain.name, settings.seed, identity)
@@ -74,8 +77,10 @@ def run_retrain(genotype: Genotype, settings: RetrainSettings, output: Path | No
         return _finish(run, loop, model, genotype, settings, data)
 
 
-def find_data(named: str, path: str | None, sha256: str | None, origin: str) -> DataSet:
-    """The data set that `--data` names, or that the genotype or run came from; its hash must be the one recorded.
+def find_data(named: str, path: str | None, sha256: str | None, origin: str, other_data: bool) -> DataSet:
+    """The data set that `--data` names, or that the genotype or run came from.
+
+    Its hash must be the one recorded, unless `other_data` allows another.
 
     Raises:
         InputError: none is known, it is gone, or it is another one.
@@ -87,10 +92,10 @@ def find_data(named: str, path: str | None, sha256: str | None, origin: str) -> 
     if not named and not where.exists():
         raise InputError(f"{where}: the {origin}'s data set is not there any more: name it with --data")
     data = DataSet.open(where)
-    if sha256 is not None and data.sha256 != sha256 and not named:
+    if sha256 is not None and data.sha256 != sha256 and not (named and other_data):
+        mend = "to use it all the same, say --other-data" if named else "name the right one with --data"
         raise InputError(
-            f"{where}: its sha256 is {data.sha256[:12]}…, the {origin}'s data set had {sha256[:12]}…: "
-            "it was made anew; name the right one with --data"
+            f"{where}: is not the {origin}'s data set (sha256 {data.sha256[:12]}, not {sha256[:12]}): {mend}"
         )
     return data
 

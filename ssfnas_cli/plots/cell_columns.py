@@ -30,9 +30,8 @@ class CellGraph:
     def __init__(self, cell: Cell):
         live = cell.live()
         self.edges = [edge for edge in cell.edges if edge.op != "none"]
-        # A node that is only read from, and never fed, is named by no edge's target: it is dead, too.
-        self.nodes = sorted({*live.nodes, *live.dead_nodes, *(e.source for e in self.edges)} - {0, 1})
-        self.dead = set(self.nodes) - set(live.nodes)
+        self.nodes = sorted([*live.nodes, *live.dead_nodes])
+        self.dead = set(live.dead_nodes)
         self.concat = live.concat
         self.used = _reaching(live.edges, live.concat)
         self.ops: dict[int, list[Edge]] = {node: [] for node in self.nodes}

@@ -34,7 +34,10 @@ class Relaxation(abc.ABC):
 
     @abc.abstractmethod
     def weights(self, alphas: Tensor, progress: float, generator: torch.Generator | None = None) -> Tensor:
-        """Mixing weights [num_edges, num_ops]. `progress` runs from 0 to 1 over the search."""
+        """Mixing weights [num_edges, num_ops]. `progress` runs from 0 to 1 over the search.
+
+        A sampled relaxation draws from `generator`; without one, as when a genotype is derived, it adds no noise.
+        """
 
     def regulariser(self, alphas: Mapping[str, Tensor], progress: float) -> Tensor:
         """A scalar added to the alpha step's loss. None here."""

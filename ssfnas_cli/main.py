@@ -79,7 +79,7 @@ def run() -> NoReturn:
     except (SsfnasError, PluginError) as error:
         code = _fail(str(error), getattr(error, "exit_code", 2))
     except ClickException as error:
-        code = _fail(f"{error.format_message()}{_help_hint(error)}", 2)
+        code = _fail(_usage(error), 2)
     except typer.Abort:
         code = _fail("interrupted", 130)
     except typer.Exit as error:
@@ -97,9 +97,12 @@ def run() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _help_hint(error: Exception) -> str:
+def _usage(error: Any) -> str:
+    """The parser's words as sentences, and where to read on; without a command it has none."""
+    message = error.format_message() or "No command given"
+    message += "" if message.endswith((".", "?", "!")) else "."
     context = getattr(error, "ctx", None)
-    return f" See '{context.command_path} --help'." if context is not None else ""
+    return f"{message} See '{context.command_path} --help'." if context is not None else message
 
 
 def _fail(message: str, code: int) -> int:

@@ -29,6 +29,7 @@ from registry import OPS, REGISTRIES
 from registry.core import did_you_mean
 from ssfnas_cli.errors import InputError, UsageError
 
+_FORMS = {"float", "int", "bool", "str"}  # how pydantic names the forms of a union in an error's place
 Model = TypeVar("Model", bound="Settings")
 
 PAPER_OPS = (  # paper.md, IV-B
@@ -229,8 +230,9 @@ class SearchSettings(Training):
     @field_validator("ops")
     @classmethod
     def _ops_are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = OPS.names()  # once: it looks through the installed distributions
         for name in names:
-            if name not in OPS.names():
+            if name not in known:
                 OPS.get(name)  # raises, with a suggestion
         if len(set(names)) != len(names):
             raise ValueError("an op is named twice")
@@ -397,15 +399,15 @@ def _merge(low: dict[str, Any], high: Mapping[str, Any], sections: set[str]) -> 
 
 
 def _explain(error: ValidationError, flags: set[str]) -> str:
+    """One line for the first setting that is wrong; a setting of several forms names them all."""
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"] if not str(part).startswith(("function-", "literal", "constrained"))]
-    name = location[0] if location else "settings"
-    shown = f"--{name.replace('_', '-')}" if name in flags else f"setting '{'.'.join(location)}'"
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    key = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() and part not in _FORMS)
     if first["type"] == "extra_forbidden":
-        return f"unknown setting '{'.'.join(location)}'"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "literal_error":  # of a setting that takes a word or a number: say what is wrong with the number
-        others = [other for other in error.errors()[1:] if other["loc"][:1] == first["loc"][:1]]
-        message += "".join(f", or {other['msg'].removeprefix('Input should be ')}" for other in others[:1])
-    got = "" if isinstance(first["input"], (Mapping, PluginSection)) else f" (got {first['input']!r})"
-    return f"{shown}: {message}{got}"
+        return f"unknown setting '{key}'"
+    shown = f"--{name.replace('_', '-')}" if name in flags else f"setting '{key}'"
+    forms = [one for one in error.errors() if one["loc"][:1] == first["loc"][:1]]
+    messages = [one["msg"].removeprefix("Value error, ") for one in forms]
+    told = " or ".join(message.removeprefix("Input ") if place else message for place, message in enumerate(messages))
+    got = "" if isinstance(first["input"], Mapping | PluginSection) else f" (got {first['input']!r})"
+    return f"{shown}: {told}{got}"

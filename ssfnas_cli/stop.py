@@ -6,18 +6,24 @@ next step and leaves with 75, or 130 after SIGINT. A second SIGINT leaves at onc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from types import FrameType
 
+from ssfnas_cli.errors import Stopped
+
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
 STARTED = time.monotonic()
 _received: list[int] = []
+_waiting = False
 
 
 def install_handlers() -> None:
     """From here on a signal is a request. Called first thing by the commands that train."""
-    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"):
+    for name in SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _receive)
 
@@ -26,6 +32,26 @@ def _receive(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and signal.SIGINT in _received:
         os._exit(130)
     _received.append(number)
+    if _waiting:
+        raise Stopped(f"stopped by {signal.Signals(number).name} before anything was begun", interrupted())
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """While this program only waits, for a pipe say, a request ends it at once."""
+    global _waiting
+    _waiting = True
+    try:
+        yield
+    finally:
+        _waiting = False
+
+
+def leave_to_main_process(number: int) -> None:
+    """In loader process `number`: a queue signals every process of a job, and only the main one decides what to do."""
+    for name in SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def interrupted() -> bool:

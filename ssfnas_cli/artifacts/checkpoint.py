@@ -7,6 +7,7 @@ only then.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,12 +17,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ssfnas_cli.artifacts.files import (
     atomic_folder,
     read_json,
+    reason,
     sha256_file,
     write_json,
 )
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
 from ssfnas_cli.console import log
-from ssfnas_cli.errors import InputError
+from ssfnas_cli.errors import DiskError, InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,21 +80,36 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_newest(folder: Path) -> Checkpoint | None:
     """The newest sound checkpoint; a damaged one is passed over with a warning. None where there never was one.
 
+    Only for whoever holds the run's lock: damaged ones are renamed, so that they do not count among those to keep.
+
     Raises:
         InputError: checkpoints are there and every one is damaged.
     """
-    failures = []
+    damaged, first = [], None
     for path in reversed(list_checkpoints(folder)):
         try:
             checkpoint = load_checkpoint(path)
         except InputError as error:
-            log.warning("checkpoint %s is damaged, trying the one before: %s", path, error)
-            failures.append(str(error))
+            first = first or error
+            damaged.append(path)
+            log.warning("checkpoint %s is passed over, it is damaged: %s", path.name, error)
             continue
+        for other in damaged:
+            _rename_damaged(other)
         return checkpoint
-    if failures:
-        raise InputError(f"no sound checkpoint is left: {failures[0]}; start over with --force")
+    if first is not None:
+        raise InputError(f"no sound checkpoint is left: {first}; start over with --force")
     return None
+
+
+def _rename_damaged(path: Path) -> None:
+    number = 1
+    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")):
+        number += 1
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be renamed: {reason(error)}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from registry import OPS
+from registry import OPS, PluginError
 from ssfnas_cli.artifacts.files import dump_json, parse_json, read_bytes
 from ssfnas_cli.errors import InputError
 
@@ -118,8 +118,9 @@ class Genotype(BaseModel):
 
     @model_validator(mode="after")
     def _ops_are_known(self) -> Genotype:
+        known = OPS.names()  # once: it looks through the installed distributions
         for edge in (*self.normal.edges, *self.reduce.edges):
-            if edge.op not in OPS.names():
+            if edge.op not in known:
                 OPS.get(edge.op)  # raises, with a suggestion
         return self
 
@@ -151,12 +152,17 @@ def parse_genotype(data: bytes, where: str) -> Genotype:
     if schema != SCHEMA:
         raise InputError(f"{where}: is not a genotype: its schema is {schema!r}, not '{SCHEMA}'")
     try:
-        return Genotype.model_validate(value)
+        genotype = Genotype.model_validate(value)
+        for op, options in genotype.op_options.items():  # rarely any; looking an op up imports it, so torch
+            OPS.get(op).parse_options(options)
+        return genotype
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         raise InputError(f"{where}: {place + ': ' if place else ''}{message}") from None
+    except PluginError as error:
+        raise InputError(f"{where}: op_options: {error}") from None
 
 
 def _mend(value: dict[str, Any]) -> str:
@@ -166,11 +172,11 @@ def _mend(value: dict[str, Any]) -> str:
 def read_genotype(path: Path) -> Genotype:
     """A genotype from a file; a run folder gets a line that names the right command."""
     if path.is_dir():
-        hint = (
-            f": derive one with 'ssfnas derive {path}'"
-            if (path / "alphas.safetensors").exists() or (path / "config.json").exists()
-            else ""
-        )
+        hint = ""
+        if (path / "alphas.safetensors").exists():
+            hint = f": derive one with 'ssfnas derive {path}'"
+        elif (path / "genotype.json").exists():
+            hint = f": name {path / 'genotype.json'}"
         raise InputError(f"{path}: is a folder, not a genotype{hint}")
     return parse_genotype(read_bytes(path, MAX_GENOTYPE_BYTES), str(path))
 

@@ -13,24 +13,34 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ssfnas_cli.artifacts.files import read_json, reason, set_aside, write_bytes, write_json
+from pydantic import BaseModel, ValidationError
+
+from ssfnas_cli.artifacts.files import (
+    is_set_aside,
+    read_sealed_json,
+    reason,
+    set_aside,
+    sweep_temporaries,
+    write_bytes,
+    write_sealed_json,
+)
 from ssfnas_cli.artifacts.lock import FolderLock, is_held
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
+Model = TypeVar("Model", bound=BaseModel)
 SCHEMA = "ssfnas.run/1"
 STATES = ("running", "stopped", "done", "diverged")
 _MISSING = object()
 
 
 class RunFolder:
-    """A run folder that is there. `config` is its config.json."""
+    """A run folder that is there. `config` is its config.json; `lock` is held by whoever may write."""
 
-    def __init__(self, path: Path, config: dict[str, Any]):
-        self.path = path
-        self.config = config
+    def __init__(self, path: Path, config: dict[str, Any], lock: FolderLock | None = None):
+        self.path, self.config, self.lock = path, config, lock
 
     @property
     def kind(self) -> str:
@@ -56,14 +66,13 @@ class RunFolder:
         if not (path / "config.json").is_file():
             what = "a data set, not a run" if (path / "manifest.json").exists() else "not a run folder"
             raise InputError(f"{path}: is {what}: it has no config.json")
-        config = read_json(path / "config.json")
-        schema = config.get("schema") if isinstance(config, dict) else None
+        config = read_sealed_json(path / "config.json")
+        schema = config.get("schema")
         if isinstance(schema, str) and schema.startswith("ssfnas.run/") and schema != SCHEMA:
             raise InputError(
                 f"{path}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas"
             )
-        if schema != SCHEMA or config.get("kind") not in ("search", "retrain"):
-            raise InputError(f"{path / 'config.json'}: is not the config of a run")
+        _check_config(path / "config.json", config)
         run = cls(path, config)
         if kind is not None and run.kind != kind:
             mend = (
@@ -79,20 +88,47 @@ class RunFolder:
         path = self.path / "status.json"
         if not path.exists():
             return {"state": "running"}
-        status = read_json(path)
-        if not isinstance(status, dict) or status.get("state") not in STATES:
+        status = read_sealed_json(path)
+        if status.get("state") not in STATES or not isinstance(status.get("last", {}), dict):
             raise InputError(f"{path}: is not the status of a run")
         return status
 
     def write_status(self, state: str, **facts: Any) -> None:
         """Replace status.json."""
         assert state in STATES
-        write_json(self.path / "status.json", {"state": state, "updated": round(time.time(), 1), **facts})
+        self.check_lock()
+        write_sealed_json(self.path / "status.json", {"state": state, "updated": round(time.time(), 1), **facts})
 
-    def result(self) -> dict[str, Any] | None:
-        """What a finished run printed, or None."""
-        status = self.status()
-        return status.get("result") if status["state"] == "done" else None
+    def settings(self, model: type[Model]) -> Model:
+        """The run's settings, as the class they were made from.
+
+        Raises:
+            InputError: they are no such settings, or name a plugin that is not here.
+        """
+        try:
+            return model.model_validate(self.config["settings"])
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{self.path / 'config.json'}: settings.{place}: {message}") from None
+
+    def check_lock(self) -> None:
+        """Before a write: the folder is still this process's.
+
+        Raises:
+            OutputExistsError: somebody took it over.
+        """
+        if self.lock is not None:
+            self.lock.check()
+
+    def last_status(self) -> dict[str, Any]:
+        """`status`, but damage to it is no reason not to go on: checkpoints are what counts; it is written anew."""
+        try:
+            return self.status()
+        except InputError as error:
+            log.warning("%s: going on from the newest checkpoint", error)
+            return {"state": "running"}
 
     def is_being_written(self) -> bool:
         """Whether a live process holds the folder's lock."""
@@ -100,6 +136,7 @@ class RunFolder:
 
     def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """metrics.jsonl, a line per epoch, whole: a resumed run's file holds what its checkpoint knew."""
+        self.check_lock()
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         write_bytes(self.path / "metrics.jsonl", text.encode())
 
@@ -114,7 +151,7 @@ def finished(path: Path, kind: str, identity: Mapping[str, Any]) -> dict[str, An
     if run is None:
         return None
     _refuse_another(run, kind, identity)
-    return run.result()
+    return run.last_status().get("result")
 
 
 @contextlib.contextmanager
@@ -138,9 +175,14 @@ def writing(
         run = _existing(path)
         if run is None:
             run = RunFolder(path, {"schema": SCHEMA, "kind": kind, "identity": dict(identity), **config})
-            write_json(path / "config.json", run.config)
+            write_sealed_json(path / "config.json", run.config)
+        run.lock = lock
         _refuse_another(run, kind, identity)
+        for folder in (path, run.checkpoints):
+            sweep_temporaries(folder)
         with _logging_to(path / "log.txt"):
+            if lock.taken_over:
+                log.warning("%s: %s", path, lock.taken_over)
             yield run, lock
     finally:
         lock.release()
@@ -154,11 +196,34 @@ def move_aside(path: Path) -> None:
     """
     if not path.exists():
         return
+    lock = None
     if path.is_dir():
         lock = FolderLock(path)
-        lock.acquire()
-        lock.release()
-    log.warning("--force: what was %s is now %s", path, set_aside(path))
+        lock.acquire()  # and keep it, so that nobody begins to write before the folder has its new name
+    try:
+        aside = set_aside(path)
+        if lock is not None:
+            lock.follow(aside)
+    finally:
+        if lock is not None:
+            lock.release()
+    log.warning("--force: what was %s is now %s", path, aside)
+
+
+def _check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """A run's config has the parts that this program reads.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    if config.get("schema") != SCHEMA or config.get("kind") not in ("search", "retrain"):
+        raise InputError(f"{path}: is not the config of a run")
+    for key in ("identity", "settings", "data", "environment"):
+        if not isinstance(config.get(key), dict):
+            raise InputError(f"{path}: has no '{key}', or one that is not an object")
+    for key in ("path", "sha256"):
+        if not isinstance(config["data"].get(key), str):
+            raise InputError(f"{path}: has no 'data.{key}'")
 
 
 def _existing(path: Path) -> RunFolder | None:
@@ -176,7 +241,7 @@ def _existing(path: Path) -> RunFolder | None:
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     try:
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise DiskError(f"{path}: cannot be written: {reason(error)}") from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -185,7 +250,15 @@ def _logging_to(path: Path) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk silences: the same lines went to stderr, and the checkpoint will say what is wrong."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
 
 
 def _refuse_another(run: RunFolder, kind: str, identity: Mapping[str, Any]) -> None:
@@ -195,11 +268,17 @@ def _refuse_another(run: RunFolder, kind: str, identity: Mapping[str, Any]) -> N
     differing = [key for key in {**theirs, **identity} if theirs.get(key, _MISSING) != identity.get(key, _MISSING)]
     if differing:
         listed = ", ".join(
-            f"{key} ({theirs.get(key, 'unset')} there, {identity.get(key, 'unset')} here)" for key in differing
+            f"{key} ({_short(theirs.get(key, 'unset'))} there, {_short(identity.get(key, 'unset'))} here)"
+            for key in differing
         )
         raise OutputExistsError(
             f"{run.path}: holds another run, which differs in {listed}: choose another folder with -o, or --force"
         )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:40]}…"
 
 
 def environment() -> dict[str, Any]:
@@ -244,8 +323,12 @@ def _processor_name() -> str:
 
 
 def find_runs(folder: Path) -> list[RunFolder]:
-    """Every run in a folder (or the folder itself, if it is one), by name; what is damaged is passed over."""
+    """Every run in a folder (or the folder itself, if it is one), by name.
+
+    What is damaged is passed over with a warning, what --force moved aside without one.
+    """
     candidates = [folder] if (folder / "config.json").exists() else sorted(folder.iterdir())
+    candidates = [path for path in candidates if path == folder or not is_set_aside(path)]
     found = []
     for path in candidates:
         if path.is_dir() and (path / "config.json").exists():

@@ -46,8 +46,12 @@ DeviceName = Annotated[
     str | None,
     typer.Option("--device", help="auto, cpu, cuda, …", rich_help_panel=RUN_PANEL, show_default=False),
 ]
-Threads = Annotated[int | None, typer.Option(help="Processor threads.", rich_help_panel=RUN_PANEL, show_default=False)]
-Workers = Annotated[int | None, typer.Option(help="Loader processes.", rich_help_panel=RUN_PANEL, show_default=False)]
+Threads = Annotated[
+    int | None, typer.Option(min=0, help="Processor threads.", rich_help_panel=RUN_PANEL, show_default=False)
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Loader processes.", rich_help_panel=RUN_PANEL, show_default=False)
+]
 Precision = Annotated[str | None, typer.Option(help="fp32 or bf16.", rich_help_panel=RUN_PANEL, show_default=False)]
 MaxTime = Annotated[
     str | None,
@@ -65,6 +69,11 @@ Force = Annotated[bool, typer.Option("--force", help="Start over; an old output 
 Json = Annotated[bool, typer.Option("--json", help="JSON on a terminal too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
+
+
+def flags_of(model: type[Settings], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of a command's arguments (its `locals()`) that are settings of `model`."""
+    return {name: value for name, value in arguments.items() if name in model.model_fields}
 
 
 def settings_from(

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ssfnas_cli.artifacts.files import write_bytes as write_file
 from ssfnas_cli.commands import common, references
-from ssfnas_cli.console import is_stream, log, set_verbosity, write_bytes
+from ssfnas_cli.console import log, set_verbosity
 
 
 def command(
@@ -40,7 +39,4 @@ def command(
         live = cell.live()
         if live.dead_edges or live.dead_nodes:
             log.info("%s cell: %d edges from nodes without input will be pruned", kind, len(live.dead_edges))
-    if output is None or is_stream(output):
-        write_bytes(genotype.to_json())
-    else:
-        write_file(output, genotype.to_json())
+    references.write_output(output, genotype.to_json(), force)

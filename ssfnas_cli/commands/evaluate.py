@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssfnas_cli.artifacts.files import dump_json
-from ssfnas_cli.artifacts.files import write_bytes as write_file
 from ssfnas_cli.commands import common, references
 from ssfnas_cli.console import box_style, emit, is_stream, set_verbosity
 
@@ -42,7 +41,7 @@ def command(
 
     metrics = evaluate_run(path, data or "", split or [], Device(device or "auto", threads or 0), other_data)
     if output is not None and not is_stream(output):
-        write_file(output, dump_json(metrics))
+        references.write_output(output, dump_json(metrics), force)
     else:
         emit(metrics, json or output is not None, _show(metrics))
 

@@ -8,10 +8,9 @@ from typing import Annotated
 import typer
 
 from ssfnas_cli.artifacts.files import read_bytes
-from ssfnas_cli.artifacts.files import write_bytes as write_file
 from ssfnas_cli.artifacts.genotype import MAX_GENOTYPE_BYTES, parse_published
 from ssfnas_cli.commands import common, references
-from ssfnas_cli.console import is_stream, read_stdin, set_verbosity, write_bytes
+from ssfnas_cli.console import is_stream, read_stdin, set_verbosity
 from ssfnas_cli.errors import InputError
 
 
@@ -36,7 +35,4 @@ def command(
         raise InputError(f"{where}: is not text") from None
     references.refuse_existing(output, force)
     genotype = parse_published(text, where, name)
-    if output is None or is_stream(output):
-        write_bytes(genotype.to_json())
-    else:
-        write_file(output, genotype.to_json())
+    references.write_output(output, genotype.to_json(), force)

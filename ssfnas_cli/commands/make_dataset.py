@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssfnas_cli.artifacts.files import set_aside
 from ssfnas_cli.commands import common
 from ssfnas_cli.console import box_style, emit, log, set_verbosity
 from ssfnas_cli.settings import MakeDatasetSettings
@@ -63,8 +62,6 @@ def command(
         common.show_settings(settings)
         return
     path = output or default_path(settings)
-    if path.exists() and force:
-        log.warning("--force: what was %s is now %s", path, set_aside(path))
     from ssfnas_cli.data.build import BuildPlan, build_dataset
 
     plan = BuildPlan(
@@ -72,8 +69,13 @@ def command(
         root=Path(settings.root) if settings.root else None,
         max_per_class=settings.max_per_class or None,
     )
-    data = build_dataset(plan, path, log.info)
+    data = build_dataset(plan, path, _report, force)
     emit(describe(data), json, show_counts(data))
+
+
+def _report(line: str) -> None:
+    text = line.removeprefix("warning: ")
+    (log.info if text == line else log.warning)("%s", text)
 
 
 def default_path(settings: MakeDatasetSettings) -> Path:

@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ssfnas_cli.artifacts.files import write_bytes as write_file
 from ssfnas_cli.commands import common, references
-from ssfnas_cli.console import is_stream, log, set_verbosity, write_bytes
+from ssfnas_cli.console import is_stream, log, set_verbosity
 from ssfnas_cli.errors import UsageError
 
 CELLS = {"normal": ("normal",), "reduce": ("reduce",), "both": ("normal", "reduce")}
@@ -36,9 +35,6 @@ def command(
         raise UsageError(f"--output {output}: should end in one of {', '.join('.' + name for name in FORMATS)}")
     parsed = references.genotype(genotype)
     references.refuse_existing(output, force)
-    picture = render(parsed, CELLS[cell], suffix)
-    if is_stream(output):
-        write_bytes(picture)
-    else:
-        write_file(output, picture)
+    references.write_output(output, render(parsed, CELLS[cell], suffix), force)
+    if not is_stream(output):
         log.info("%s", output)

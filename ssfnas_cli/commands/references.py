@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ssfnas_cli.artifacts.files import parse_json, set_aside
+from ssfnas_cli.artifacts.files import write_bytes as write_file
 from ssfnas_cli.artifacts.genotype import Genotype, parse_genotype, read_genotype
-from ssfnas_cli.console import is_stream, log, read_stdin
+from ssfnas_cli.console import is_stream, log, read_stdin, write_bytes
 from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
 
 _MENDS = {
@@ -51,7 +52,7 @@ def parse_threshold(text: str) -> float | str:
 
 
 def refuse_existing(output: Path | None, force: bool) -> None:
-    """An output file that is there already is never overwritten, only moved aside with --force.
+    """Before the work: an output file that is there already is never overwritten, only moved aside with --force.
 
     Raises:
         OutputExistsError: naming the mend.
@@ -62,4 +63,14 @@ def refuse_existing(output: Path | None, force: bool) -> None:
         raise OutputExistsError(f"--output {output}: is a folder; name a file")
     if not force:
         raise OutputExistsError(f"--output {output}: is there already: choose another name, or --force")
-    log.warning("--force: what was %s is now %s", output, set_aside(output))
+
+
+def write_output(output: Path | None, data: bytes, force: bool) -> None:
+    """After the work: to stdout or to a file. Only now is an old file moved aside; a command that failed moves none."""
+    if output is None or is_stream(output):
+        write_bytes(data)
+        return
+    refuse_existing(output, force)
+    if output.exists():
+        log.warning("--force: what was %s is now %s", output, set_aside(output))
+    write_file(output, data)

@@ -59,23 +59,9 @@ def command(
     """
     stop.install_handlers()
     set_verbosity(quiet, verbose)
+    with stop.waiting():
+        flags = common.flags_of(RetrainSettings, locals())
     parsed = references.genotype(genotype)
-    flags = {
-        "data": data,
-        "loss": loss,
-        "pretrain": pretrain,
-        "pretrain_epochs": pretrain_epochs,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "channels": channels,
-        "layers": layers,
-        "seed": seed,
-        "device": device,
-        "threads": threads,
-        "workers": workers,
-        "precision": precision,
-        "max_time": max_time,
-    }
     from ssfnas_cli.data.embedded import is_embedded
 
     chosen = preset or ("quick" if is_embedded(data, parsed.provenance.data) else "paper")

@@ -31,7 +31,7 @@ def command(
 
 
 def _entry(run: RunFolder) -> dict[str, Any]:
-    entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind}
+    entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(age(run))}
     try:
         status = run.status()
     except InputError as error:
@@ -46,7 +46,6 @@ def _entry(run: RunFolder) -> dict[str, Any]:
         "epoch": status.get("epoch", 0),
         "epochs": status.get("epochs"),
         "figures": figures,
-        "age_seconds": round(age(run)),
         "next": _next(run, state),
     }
 

@@ -63,22 +63,7 @@ def command(
     """
     stop.install_handlers()
     set_verbosity(quiet, verbose)
-    flags = {
-        "data": data,
-        "relax": relax,
-        "loss": loss,
-        "order": order,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "channels": channels,
-        "layers": layers,
-        "seed": seed,
-        "device": device,
-        "threads": threads,
-        "workers": workers,
-        "precision": precision,
-        "max_time": max_time,
-    }
+    flags = common.flags_of(SearchSettings, locals())
     chosen = preset or ("paper" if data else "quick")
     settings = common.settings_from(SearchSettings, flags, preset=chosen, config=config, sets=sets)
     if show_settings:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ssfnas_cli import stop
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.data.augment import (
     Normalise,
@@ -134,7 +135,8 @@ def load_from(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
     numbers = range(start, len(dataset))  # type: ignore[arg-type]
     if workers == 0:
         return (dataset[number] for number in numbers)
-    return iter(DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers))
+    leave = stop.leave_to_main_process
+    return iter(DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=leave))
 
 
 def plain_batches(

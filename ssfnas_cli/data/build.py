@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ssfnas_cli.artifacts.dataset import MANIFEST, DataSet, Manifest, ShortClass, Skipped, Split, SplitInfo
-from ssfnas_cli.artifacts.files import atomic_folder, write_json
+from ssfnas_cli.artifacts.files import atomic_folder, set_aside, write_json
 from ssfnas_cli.artifacts.shards import ShardWriter
 from ssfnas_cli.data.images import BadImage
 from ssfnas_cli.data.longtail import (
@@ -44,19 +45,20 @@ class BuildPlan:
     shard_mb: float = 64
 
 
-def build_dataset(settings: BuildPlan, output: Path, report: Callable[[str], None]) -> DataSet:
+def build_dataset(settings: BuildPlan, output: Path, report: Callable[[str], None], force: bool = False) -> DataSet:
     """Make the data set that `settings` describe.
 
     Args:
         output: the folder to make; it appears whole or not at all.
-        report: takes one line at a time for the user.
+        report: takes one line at a time for the user; some begin with `warning: `.
+        force: move an old `output` aside once the new one is made.
 
     Raises:
         UsageError: a setting out of range. InputError: the source is missing, damaged or too small.
         OutputExistsError: `output` exists. DiskError: it cannot be written.
     """
     _check_settings(settings)
-    if output.exists() or output.is_symlink():
+    if not force and os.path.lexists(output):
         raise OutputExistsError(f"{output}: exists: give another folder with -o, or --force")
     source = open_source(settings.source, settings.root, settings.image_size, settings.seed)
     for note in source.notes:
@@ -68,6 +70,8 @@ def build_dataset(settings: BuildPlan, output: Path, report: Callable[[str], Non
         splits |= {name: builder.write_whole(name) for name in ("val", "test") if name in source.splits}
         splits["test_longtail"] = builder.write_longtail_test(splits["train"].counts, splits["test"])
         write_json(folder / MANIFEST, builder.manifest(shares, splits).to_value())
+        if force and os.path.lexists(output):
+            report(f"warning: --force: what was {output} is now {set_aside(output)}")
     return DataSet.open(output)
 
 

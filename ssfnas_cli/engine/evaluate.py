@@ -41,6 +41,7 @@ def evaluate_run(
         raise InputError(f"{path}: is {state}, not done: run its retrain command again to go on")
     tensors, card = load_model(path / "model.safetensors")
     data = find_data(data_path, card.data, card.data_sha256, "run", other_data)
+    data.verify()
     if data.class_names != card.class_names or data.channels != card.in_channels:
         raise InputError(f"{data.path}: its classes or channels are not those of {path}")
     unknown = [name for name in splits if name not in data.splits]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ssfnas_cli import stop
-from ssfnas_cli.artifacts.checkpoint import Checkpoint, load_newest, save_checkpoint
+from ssfnas_cli.artifacts.checkpoint import Checkpoint, list_checkpoints, load_newest, save_checkpoint
 from ssfnas_cli.artifacts.lock import FolderLock
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
@@ -88,9 +88,13 @@ class Loop:
         self.run, self.lock, self.settings = run, lock, settings
         self.cursor = Cursor()
         self._pending: Checkpoint | None = load_newest(run.checkpoints)
+        if self._pending is None and (lost := run.last_status().get("checkpoint")):
+            raise InputError(f"{run.checkpoints / str(lost)}: is gone: put it back, or start over with --force")
         if self._pending is not None:
             self.cursor = _read_cursor(self._pending.state)
             log.info("resuming %s at %s", run.path, self._place())
+        newest = list_checkpoints(run.checkpoints)
+        self._checkpoint = newest[-1].name if newest else None
         self._max_time = None if settings.max_time == "none" else float(settings.max_time)
         self._saved_at = time.monotonic()
         self._resumed_at = time.monotonic()
@@ -106,6 +110,7 @@ class Loop:
             self._take_back(phase)
         self.run.write_metrics(cursor.metrics)
         phase.publish()
+        self._status("running", phase)
         with Progress(phase, self.settings.log_seconds) as progress:
             while cursor.epoch < phase.epochs:
                 self._run_epoch(phase, progress)
@@ -149,6 +154,9 @@ class Loop:
         line = {"phase": phase.name, "epoch": cursor.epoch + 1}
         line |= {name: total / cursor.step for name, total in cursor.sums.items()}
         line |= phase.end_epoch(cursor.epoch)
+        for name, value in line.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                self._diverge(phase, f"{name} is {value}")
         line["step_seconds"] = round(statistics.median(step_seconds), 4) if step_seconds else None
         line["peak_memory_bytes"] = peak_memory_bytes()
         line["elapsed_seconds"] = round(self._seconds(), 1)
@@ -173,7 +181,8 @@ class Loop:
         self.lock.check()
         cursor = self.cursor
         state = {**vars(cursor), "seconds": self._seconds()}
-        save_checkpoint(self.run.checkpoints, tensors, state, self.settings.keep_checkpoints)
+        path = save_checkpoint(self.run.checkpoints, tensors, state, self.settings.keep_checkpoints)
+        self._checkpoint = path.name
         self._status("running", phase)
         self._saved_at = time.monotonic()
 
@@ -205,6 +214,7 @@ class Loop:
             epochs=phase.epochs,
             step=cursor.step,
             last=last,
+            checkpoint=self._checkpoint,
             **facts,
         )
 
@@ -253,6 +263,10 @@ def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mappi
             number, _, key = name.removeprefix(prefix + ".").partition(".")
             state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for key, value in values.items():
+            if value.shape == parameter.shape:  # a file keeps no strides, and kernels choose their way by them
+                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -13,20 +13,13 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import ModelCard, save_model
-from ssfnas_cli.artifacts.run import (
-    RunFolder,
-    environment,
-    finished,
-    move_aside,
-    warn_of_differences,
-    writing,
-)
+from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
-from ssfnas_cli.engine.search import default_path
 from ssfnas_cli.engine.search_phase import build_plugin
+from ssfnas_cli.engine.session import carry_out, default_path
 from ssfnas_cli.engine.train_phase import Pretrained, Schedule, TrainPhase
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.nets.count import count_params
@@ -53,28 +46,21 @@ def run_retrain(
     data = find_data(settings.data, genotype.provenance.data, genotype.provenance.data_sha256, "genotype", other_data)
     shape = genotype.model_dump(by_alias=True, mode="json", include={"normal", "reduce", "drop_path", "op_options"})
     identity = settings.identity() | {"data_sha256": data.sha256, "genotype": shape}
-    path = output or default_path("retrain", data, settings.loss.name, settings.pretrain.name, settings.seed, identity)
-    if force:
-        move_aside(path)
-    elif (result := finished(path, "retrain", identity)) is not None:
-        log.info("%s is done; nothing to do", path)
-        return result
-    device = Device.of(settings)
-    surroundings = environment() | {"device": str(device.torch)}
-    config = {
-        "settings": settings.model_dump(mode="json"),
-        "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
-        "environment": surroundings,
-        "genotype": genotype.model_dump(by_alias=True, mode="json", exclude_none=True),
-    }
-    with writing(path, "retrain", config, identity) as (run, lock):
-        warn_of_differences(run.config["environment"], surroundings)
+    names = [settings.loss.name, settings.pretrain.name]
+    path = output or default_path("retrain", data, names, settings.seed, identity)
+
+    def body(run: RunFolder, loop: Loop, device: Device) -> dict[str, Any]:
         write_bytes(run.path / "genotype.json", genotype.to_json())
         phases, model = build_phases(genotype, settings, data, device)
-        loop = Loop(run, lock, settings)
         for index, phase in enumerate(phases):
             loop.run_phase(index, phase)
-        return _finish(run, loop, model, genotype, settings, data)
+        run.check_lock()
+        save_model(run.path / "model.safetensors", model.state_dict(), _card(model, genotype, settings, data))
+        facts = {"loss": settings.loss.name, "pretrain": settings.pretrain.name}
+        return facts | {"num_params": _params(model, with_aux=False)}
+
+    document = genotype.model_dump(by_alias=True, mode="json", exclude_none=True)
+    return carry_out("retrain", settings, data, identity, path, force, body, genotype=document)
 
 
 def find_data(named: str, path: str | None, sha256: str | None, origin: str, other_data: bool) -> DataSet:
@@ -124,6 +110,10 @@ def build_phases(
     phases = []
     if settings.pretrain.name != "none":
         pretext = objective(settings.pretrain)
+        if pretext.num_views == 1:
+            raise UsageError(
+                f"--pretrain {settings.pretrain.name}: is supervised; pretrain with a self-supervised loss"
+            )
         head = pretext.build_head(model.encoder.num_features)
         schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr)
         phases.append(TrainPhase(schedule, settings, data, device, Pretrained(model.encoder, head), pretext))
@@ -136,15 +126,8 @@ def _params(model: Classifier, with_aux: bool) -> int:
     return sum(count_params(part) for name, part in model.named_children() if with_aux or name != "aux")
 
 
-def _finish(
-    run: RunFolder,
-    loop: Loop,
-    model: Classifier,
-    genotype: Genotype,
-    settings: RetrainSettings,
-    data: DataSet,
-) -> dict[str, Any]:
-    card = ModelCard(
+def _card(model: Classifier, genotype: Genotype, settings: RetrainSettings, data: DataSet) -> ModelCard:
+    return ModelCard(
         genotype=genotype,
         in_channels=data.channels,
         channels=settings.channels,
@@ -159,25 +142,6 @@ def _finish(
         data_sha256=data.sha256,
         seed=settings.seed,
     )
-    save_model(run.path / "model.safetensors", model.state_dict(), card)
-    last = loop.cursor.metrics[-1]
-    result = {
-        "kind": "retrain-run",
-        "path": str(run.path),
-        "state": "done",
-        "loss": settings.loss.name,
-        "pretrain": settings.pretrain.name,
-        "epochs": settings.epochs,
-        "num_params": _params(model, with_aux=False),
-        "data": card.data,
-        "data_sha256": data.sha256,
-        "seed": settings.seed,
-        **{key: value for key, value in last.items() if "accuracy" in key},
-        "elapsed_seconds": last["elapsed_seconds"],
-    }
-    run.write_status("done", phase="train", epoch=settings.epochs, epochs=settings.epochs, last=last, result=result)
-    log.info("done: %s", run.path)
-    return result
 
 
 def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Classifier:

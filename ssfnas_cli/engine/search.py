@@ -11,16 +11,9 @@ from torch import Tensor
 
 from registry import RELAXATIONS
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.artifacts.files import sha256_bytes
+from ssfnas_cli.artifacts.files import sha256_bytes, write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, Provenance
-from ssfnas_cli.artifacts.run import (
-    RunFolder,
-    environment,
-    finished,
-    move_aside,
-    warn_of_differences,
-    writing,
-)
+from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
@@ -28,8 +21,9 @@ from ssfnas_cli.engine.derive import derive
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.search_phase import CELL_TYPES, SearchPhase, build_plugin
+from ssfnas_cli.engine.session import carry_out, default_path
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.settings import SearchSettings, identity_hash
+from ssfnas_cli.settings import SearchSettings
 
 ALPHAS = "alphas.safetensors"
 
@@ -48,58 +42,32 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     settings = settings.resolve_plugins()
     data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
     identity = settings.identity() | {"data_sha256": data.sha256}
-    path = output or default_path("search", data, settings.relax.name, settings.loss.name, settings.seed, identity)
-    if force:
-        move_aside(path)
-    elif (result := finished(path, "search", identity)) is not None:
-        log.info("%s is done; nothing to do", path)
-        return result
-    device = Device.of(settings)
-    surroundings = environment() | {"device": str(device.torch)}
-    config = {
-        "settings": settings.model_dump(mode="json"),
-        "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
-        "environment": surroundings,
-    }
-    with writing(path, "search", config, identity) as (run, lock):
-        warn_of_differences(run.config["environment"], surroundings)
+    names = [settings.relax.name, settings.loss.name]
+    path = output or default_path("search", data, names, settings.seed, identity)
+
+    def body(run: RunFolder, loop: Loop, device: Device) -> dict[str, Any]:
         phase = SearchPhase(settings, data, device, lambda alphas: save_tensors(run.path / ALPHAS, alphas))
+        weight_half, alpha_half = phase.halves
         log.info(
             "split of 'train' (seed %d, per class): %d images for the weights, %d for the alphas",
             settings.seed,
-            *map(len, phase.halves),
+            len(weight_half),
+            len(alpha_half),
         )
-        loop = Loop(run, lock, settings)
         loop.run_phase(0, phase)
-        return _finish(run, loop)
+        _write_genotype(run)
+        return {"relax": settings.relax.name, "loss": settings.loss.name}
+
+    return carry_out("search", settings, data, identity, path, force, body)
 
 
-def _finish(run: RunFolder, loop: Loop) -> dict[str, Any]:
-    """Derive by the relaxation's own rule, and close the run."""
-    genotype = derive_run(run)
-    from ssfnas_cli.artifacts.files import write_bytes
-
-    write_bytes(run.path / "genotype.json", genotype.to_json())
-    last = loop.cursor.metrics[-1]
-    settings = run.config["settings"]
-    result = {
-        "kind": "search-run",
-        "path": str(run.path),
-        "state": "done",
-        "relax": settings["relax"]["name"],
-        "loss": settings["loss"]["name"],
-        "epochs": settings["epochs"],
-        "data": run.config["data"]["path"],
-        "data_sha256": run.config["data"]["sha256"],
-        "seed": settings["seed"],
-        **{key: value for key, value in last.items() if "accuracy" in key},
-        "elapsed_seconds": last["elapsed_seconds"],
-    }
-    run.write_status(
-        "done", phase="search", epoch=settings["epochs"], epochs=settings["epochs"], last=last, result=result
-    )
-    log.info("done: %s", run.path)
-    return result
+def _write_genotype(run: RunFolder) -> None:
+    """Derive by the relaxation's own rule; a search whose alphas give no network by it is done all the same."""
+    run.check_lock()
+    try:
+        write_bytes(run.path / "genotype.json", derive_run(run).to_json())
+    except InputError as error:
+        log.warning("no genotype is derived: %s", error)
 
 
 def derive_run(
@@ -113,7 +81,7 @@ def derive_run(
     status = run.status()
     if status["state"] == "diverged":
         raise InputError(f"{run.path}: the search diverged ({status.get('reason')}): nothing is derived from it")
-    settings = SearchSettings.model_validate(run.config["settings"])
+    settings = run.settings(SearchSettings)
     alphas = _read_alphas(run)
     reached = len(alphas["normal"]) - 1
     if epoch is None:
@@ -124,15 +92,13 @@ def derive_run(
         raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
     relaxation = build_plugin(RELAXATIONS, settings.relax)
     rule = rule or relaxation.default_rule
-    generator = torch.Generator().manual_seed(settings.seed)
     chosen = {kind: alphas[kind][epoch].double() for kind in CELL_TYPES}
-    weights = {
-        kind: relaxation.weights(values, epoch / settings.epochs, generator).numpy() for kind, values in chosen.items()
-    }
+    weights = {kind: relaxation.weights(values, epoch / settings.epochs).numpy() for kind, values in chosen.items()}
     derived = derive(weights, settings.ops, rule, threshold)
     for note in derived.notes:
         log.warning("%s: %s", run.path, note)
-    options = {name: values for name, values in settings.op_options.items() if name in settings.ops}
+    used = {edge.op for cell in derived.genotype.cells().values() for edge in cell.edges}
+    options = {name: values for name, values in settings.op_options.items() if name in used}
     provenance = _provenance(run, settings, epoch, rule, derived.threshold, chosen)
     return derived.genotype.model_copy(update={"op_options": options, "provenance": provenance})
 
@@ -145,7 +111,8 @@ def _provenance(
     threshold: float | None,
     alphas: dict[str, Tensor],
 ) -> Provenance:
-    versions = {key: run.config["environment"][key] for key in ("ssfnas", "torch", "python")}
+    recorded = run.config["environment"]
+    versions = {key: str(recorded[key]) for key in ("ssfnas", "torch", "python") if key in recorded}
     return Provenance(
         run=str(run.path.resolve()),
         epoch=epoch,
@@ -167,9 +134,6 @@ def _read_alphas(run: RunFolder) -> dict[str, Tensor]:
     sizes = {tuple(values.shape) for values in alphas.values()}
     if set(alphas) != set(CELL_TYPES) or len(sizes) != 1 or len(next(iter(sizes))) != 3:
         raise InputError(f"{path}: should hold 'normal' and 'reduce', each [epochs + 1, edges, ops]")
+    if not all(bool(torch.isfinite(values).all()) for values in alphas.values()):
+        raise InputError(f"{path}: holds an alpha that is not finite: nothing is derived from it")
     return alphas
-
-
-def default_path(kind: str, data: DataSet, first: str, second: str, seed: int, identity: dict[str, Any]) -> Path:
-    """`runs/KIND-DATA-...-sSEED-HASH`: the same settings and data give the same folder, so a rerun finds its run."""
-    return Path("runs") / f"{kind}-{data.path.name}-{first}-{second}-s{seed}-{identity_hash(identity)}"

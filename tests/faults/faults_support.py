@@ -1,0 +1,162 @@
+"""Cheap `ssfnas` processes, the tiny runs that the tests disturb, and how to compare two of them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ssfnas_cli.artifacts.checkpoint import list_checkpoints, load_checkpoint
+from ssfnas_cli.artifacts.model import load_model
+
+HERE = Path(__file__).parent
+SSFNAS = Path(sys.executable).with_name("ssfnas")
+ENVIRON = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+DATASET = ["make-dataset", "--max-per-class", "12", "--mu", "0.5"]
+TINY = ["--batch-size", "8", "--threads", "1", "--set", "save_minutes=0.0001"]
+SEARCH = [
+    *["search", "--data", "data", "--epochs", "3", "--channels", "2", "--layers", "3", *TINY],
+    *["--set", "ops=none,max_pool_3x3,skip_connect,sep_conv_3x3"],
+]
+RETRAIN = [
+    *["retrain", "genotype.json", "--data", "data", "--pretrain", "barlow", "--pretrain-epochs", "2"],
+    *["--epochs", "2", "--channels", "4", "--layers", "3", *TINY, "--set", "loss.name=ce"],
+]
+
+
+class Result(NamedTuple):
+    """How a run ended: exit code (negative: the signal that ended it) and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """stdout, parsed."""
+        return json.loads(self.out)
+
+
+class Child(NamedTuple):
+    """A process that has been started."""
+
+    pid: int
+    out: Path
+    err: Path
+
+
+class Zygote:
+    """Client of zygote.py."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, HERE / "zygote.py"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **ENVIRON},
+        )
+        self.count = 0
+
+    def _ask(self, request: dict[str, Any]) -> int:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        assert line, "the zygote died"
+        return int(line)
+
+    def start(
+        self,
+        argv: list[str],
+        cwd: Path,
+        faults: dict[str, Any] | None = None,
+        stdout: Path | None = None,
+        environ: dict[str, str] | None = None,
+    ) -> Child:
+        """Start `ssfnas argv`, with `faults` that zygote.py knows."""
+        self.count += 1
+        out, err = stdout or cwd / f".out-{self.count}", cwd / f".err-{self.count}"
+        request = {
+            "argv": [str(word) for word in argv],
+            "cwd": str(cwd),
+            "stdout": str(out),
+            "stderr": str(err),
+            "faults": faults or {},
+            "environ": environ or {},
+        }
+        return Child(self._ask(request), out, err)
+
+    def wait(self, child: Child) -> Result:
+        """How it ended."""
+        code = self._ask({"wait": child.pid})
+        return Result(code, child.out.read_text() if child.out.is_file() else "", child.err.read_text())
+
+    def run(self, argv: list[str], cwd: Path, faults: dict[str, Any] | None = None, **more: Any) -> Result:
+        """Start and wait."""
+        return self.wait(self.start(argv, cwd, faults, **more))
+
+    def close(self) -> None:
+        """End the server."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+    """Poll until something is so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def script(*argv: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:
+    """The installed `ssfnas`, started afresh."""
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([SSFNAS, *argv], cwd=cwd, env={**os.environ, **ENVIRON}, **{**streams, **more})
+
+
+WALL_TIME = ("step_seconds", "peak_memory_bytes", "elapsed_seconds")
+
+
+def without_wall_time(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics without what depends on the clock and the machine's load."""
+    return {key: value for key, value in line.items() if key not in WALL_TIME}
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without wall time."""
+    return [without_wall_time(json.loads(line)) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_end(run: Path, undisturbed: Path) -> None:
+    """Both runs are done, and equal bit for bit in all that does not tell the time or their place."""
+    mine, theirs = (load_checkpoint(list_checkpoints(path / "checkpoints")[-1]) for path in (run, undisturbed))
+    assert list(mine.tensors) == list(theirs.tensors)
+    for name, tensor in theirs.tensors.items():
+        assert torch.equal(mine.tensors[name].view(-1), tensor.view(-1)), name
+    assert {key: mine.state[key] for key in ("phase", "epoch", "step", "sums")} == {
+        key: theirs.state[key] for key in ("phase", "epoch", "step", "sums")
+    }
+    assert metrics_of(run) == metrics_of(undisturbed)
+    assert [without_wall_time(line) for line in mine.state["metrics"]] == metrics_of(undisturbed)
+    genotypes = [json.loads((path / "genotype.json").read_text()) for path in (run, undisturbed)]
+    for genotype in genotypes:
+        genotype["provenance"].pop("run", None)
+    assert genotypes[0] == genotypes[1]
+    if (undisturbed / "alphas.safetensors").exists():
+        assert (run / "alphas.safetensors").read_bytes() == (undisturbed / "alphas.safetensors").read_bytes()
+    if (undisturbed / "model.safetensors").exists():
+        (mine, card), (theirs, other) = (load_model(path / "model.safetensors") for path in (run, undisturbed))
+        assert card == other
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert not (run / "lock.json").exists()
+    assert not [path for path in run.rglob(".*")], "half-written files are left"

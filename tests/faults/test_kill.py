@@ -1,0 +1,122 @@
+"""kill -9 wherever it hurts; the same command then ends where an undisturbed run ends, bit for bit."""
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+from faults_support import RETRAIN, SEARCH, assert_same_end, script, wait_for
+
+KILL = signal.SIGKILL
+STEPS = 6  # in an epoch of the tiny search
+
+
+def kill_and_go_on(zygote, argv, place, faults):
+    """Run the command again and again, each time with the next fault, then without one."""
+    for fault in faults:
+        result = zygote.run(argv, place, fault)
+        assert result.code == -KILL, (fault, result)
+    result = zygote.run(argv, place)
+    assert result.code == 0, result.err
+    return result
+
+
+def test_a_search_killed_at_twenty_moments_ends_as_if_nothing_had_been(zygote, world, place):
+    draw = random.Random(0)
+    moments = [int((part + draw.random()) / 20 * 3 * STEPS) for part in range(20)]
+    faults = [
+        {"signal_at_step": [KILL, "search", at // STEPS, at % STEPS, draw.uniform(0, 0.25)]} for at in moments[:-1]
+    ]
+    faults.append({"signal_at_step": [KILL, "search", 2, STEPS - 1, 0]})
+    kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
+    assert_same_end(place / "run", world / "search")
+
+
+def test_a_retraining_killed_in_pretraining_in_training_and_between_ends_the_same(zygote, world, place):
+    faults = [
+        {"signal_at_step": [KILL, "pretrain", 0, 3, 0.05]},
+        {"signal_at_step": [KILL, "pretrain", 1, 4, 0.02]},
+        {"signal_at_step": [KILL, "train", 0, 0, 0]},  # nothing of the training is saved yet
+        {"signal_at_step": [KILL, "train", 0, 7, 0.03]},
+        {"signals_at_file_event": [KILL, 0, "model.safetensors"]},
+    ]
+    kill_and_go_on(zygote, [*RETRAIN, "-o", "run"], place, faults)
+    assert_same_end(place / "run", world / "retrain")
+
+
+def test_a_kill_at_any_file_operation_of_a_save_costs_at_most_that_save(zygote, world, place):
+    words = ["tensors.safetensors", "state.json", "manifest.json", "checkpoints/.", "checkpoints/000"]
+    words += ["status.json", "lock"]
+    faults = [{"signals_at_file_event": [KILL, let_pass, word]} for word in words for let_pass in (2, 5)]
+    kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
+    assert_same_end(place / "run", world / "search")
+
+
+def test_a_kill_while_old_checkpoints_are_pruned_leaves_the_new_ones(zygote, world, place):
+    faults = [{"signals_at_file_event": [KILL, let_pass, f"{number:010d}"]} for number, let_pass in ((1, 9), (3, 9))]
+    faults = [fault for fault in faults for _ in range(1)]
+    kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
+    assert_same_end(place / "run", world / "search")
+    assert len(list((place / "run" / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("word", ["metrics.jsonl", "alphas.safetensors"])
+def test_a_kill_between_an_epochs_checkpoint_and_what_follows_from_it_loses_neither(zygote, world, place, word):
+    # the first two operations on each belong to the start, the third opens the temporary of the epoch's end
+    faults = [{"signals_at_file_event": [KILL, 4, f".{word}"]}, {"signals_at_file_event": [KILL, 6, f".{word}"]}]
+    kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
+    assert_same_end(place / "run", world / "search")
+
+
+def test_a_kill_between_the_genotype_and_the_word_done_only_repeats_the_end(zygote, world, place):
+    result = zygote.run([*SEARCH, "-o", "run"], place, {"signals_at_file_event": [KILL, 0, "genotype.json"]})
+    assert result.code == -KILL
+    again = zygote.run([*SEARCH, "-o", "run"], place)
+    assert again.code == 0 and "epoch 3/3:" not in again.err  # no epoch was run again
+    assert_same_end(place / "run", world / "search")
+
+
+def test_the_installed_script_survives_kills_too(world, place):
+    draw = random.Random(1)
+    for least in (0, 1, 8):
+        process = script(*SEARCH, "-o", "run", cwd=place)
+        newest = place / "run" / "checkpoints" / f"{least:010d}"
+        wait_for(lambda newest=newest, least=least: not least or newest.exists())
+        time.sleep(draw.uniform(0.02, 0.3))
+        process.kill()
+        assert process.wait() == -KILL
+        process.communicate()
+    last = subprocess.run(script(*SEARCH, "-o", "run", cwd=place).args, cwd=place, capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    assert_same_end(place / "run", world / "search")
+
+
+OTHER_SEARCH = [
+    *SEARCH,
+    *["--epochs", "2", "--order", "2", "--relax", "sigmoid", "--loss", "barlow", "--set", "alpha_loss.name=ce"],
+    *["--set", "track_test=true", "--set", "warmup_epochs=1"],
+]
+
+
+def test_second_order_with_probe_projector_and_warm_up_resumes_exactly(zygote, place):
+    assert zygote.run([*OTHER_SEARCH, "-o", "undisturbed"], place).code == 0
+    faults = [{"signal_at_step": [KILL, "search", epoch, step, 0.1]} for epoch, step in ((0, 2), (1, 1), (1, 4))]
+    kill_and_go_on(zygote, [*OTHER_SEARCH, "-o", "run"], place, faults)
+    assert_same_end(place / "run", place / "undisturbed")
+
+
+def test_the_number_of_loader_workers_may_change_between_start_and_resume(zygote, world, place):
+    for workers, epoch in ((2, 0), (0, 1), (1, 2)):
+        fault = {"signal_at_step": [KILL, "search", epoch, 3, 0.01]}
+        result = zygote.run([*SEARCH, "-o", "run", "--workers", str(workers)], place, fault)
+        assert result.code == -KILL, result.err
+    assert zygote.run([*SEARCH, "-o", "run", "--workers", "2"], place).code == 0
+    assert_same_end(place / "run", world / "search")
+
+
+def test_the_elapsed_time_goes_on_counting(zygote, place):
+    kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, [{"signal_at_step": [KILL, "search", 2, 5, 0]}])
+    text = (place / "run" / "metrics.jsonl").read_text().splitlines()
+    seconds = [float(line.split('"elapsed_seconds": ')[1].rstrip("}")) for line in text]
+    assert seconds == sorted(seconds) and seconds[0] > 0

@@ -1,0 +1,178 @@
+"""Runs `ssfnas` in forks of one process that has imported torch already, so that an attempt costs no start.
+
+The server reads a request per line on stdin: `{"argv", "cwd", "stdout", "stderr", "faults", "environ"}` starts a
+child and is answered with its pid, `{"wait": pid}` with its exit code (negative: the signal). `faults` names things
+to do to the child.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+AUDITED = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.utime"}
+
+
+def serve() -> None:
+    import ssfnas_cli.engine.evaluate  # noqa: F401  with it comes all the rest
+    import ssfnas_cli.main  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            answer = os.waitstatus_to_exitcode(status)
+        elif (answer := os.fork()) == 0:
+            _child(request)
+        print(answer, flush=True)
+
+
+def _child(request: dict) -> None:
+    os.setpgid(0, 0)
+    os.chdir(request["cwd"])
+    os.environ.update(request["environ"])
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        handle = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(handle, number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    from ssfnas_cli import main, stop
+
+    stop.STARTED = time.monotonic()
+    for fault, value in request["faults"].items():
+        globals()[f"fault_{fault}"](value)
+    sys.argv = ["ssfnas", *request["argv"]]
+    code = 1
+    try:
+        main.run()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _on_step(act) -> None:
+    """Call `act(phase, number)` before every training step; numbers count over epochs and phases of this process."""
+    from ssfnas_cli.engine.search_phase import SearchPhase
+    from ssfnas_cli.engine.train_phase import TrainPhase
+
+    for phase_class in (SearchPhase, TrainPhase):
+
+        def step(self, epoch, step, batch, _original=phase_class.step):
+            act(self, epoch, step)
+            return _original(self, epoch, step, batch)
+
+        phase_class.step = step
+
+
+def fault_signal_at_step(value) -> None:
+    """[signal, phase, epoch, step, delay]: `delay` seconds after that step (or any after it) has begun."""
+    number, name, epoch, step, delay = value
+    armed = []
+
+    def later() -> None:
+        time.sleep(delay)
+        os.kill(os.getpid(), number)
+
+    def act(phase, at_epoch, at_step) -> None:
+        if not armed and phase.name == name and (at_epoch, at_step) >= (epoch, step):
+            armed.append(True)
+            if delay:
+                threading.Thread(target=later, daemon=True).start()
+            else:
+                os.kill(os.getpid(), number)
+
+    _on_step(act)
+
+
+def fault_signals_at_file_event(value) -> None:
+    """[signal, how many to let pass, word]: at an operation on a file whose name has that word in it."""
+    number, let_pass, word = value
+    left = [let_pass]
+
+    def hook(event, arguments) -> None:
+        if event in AUDITED and any(word in str(argument) for argument in arguments[:2]):
+            left[0] -= 1
+            if left[0] == -1:
+                os.kill(os.getpid(), number)
+
+    sys.addaudithook(hook)
+
+
+def fault_poison(value) -> None:
+    """[what, epoch, step]: a NaN in the loss, a weight or an alpha at that step."""
+    what, epoch, step = value
+    import torch
+
+    def act(phase, at_epoch, at_step) -> None:
+        if (at_epoch, at_step) != (epoch, step):
+            return
+        with torch.no_grad():
+            if what == "alpha":
+                phase.alphas["normal"][0, 0] = float("nan")
+            elif what == "weight":
+                next(phase.model.parameters()).view(-1)[0] = float("inf")
+            elif what == "buffer":
+                dict(phase.model.named_buffers())["encoder.stem.1.running_mean"][0] = float("inf")
+
+    _on_step(act)
+    if what == "loss":
+        from ssfnas_cli.engine.search_phase import SearchPhase
+
+        original = SearchPhase.step
+        SearchPhase.step = lambda self, e, s, batch: {
+            **original(self, e, s, batch),
+            **({"weight_loss": float("nan")} if (e, s) == (epoch, step) else {}),
+        }
+
+
+def fault_file_size_limit(value) -> None:
+    """Bytes that a file may have: the disk is full for anything larger."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (value, value))
+
+
+def fault_umask(value) -> None:
+    os.umask(value)
+
+
+def fault_user(value) -> None:
+    """Become another user; only root can."""
+    os.setgroups([])
+    os.setgid(value)
+    os.setuid(value)
+
+
+def fault_steal_lock_at_step(value) -> None:
+    """[folder, epoch, step]: another host's process takes the folder over."""
+    folder, epoch, step = value
+
+    def act(phase, at_epoch, at_step) -> None:
+        if (at_epoch, at_step) == (epoch, step):
+            content = {"host": "elsewhere", "pid": 1, "token": "theirs"}
+            Path(folder, "lock.json").write_text(json.dumps(content))
+
+    _on_step(act)
+
+
+def fault_pause_at_step(value) -> None:
+    """[epoch, step, file]: wait there until the file is gone."""
+    epoch, step, file = value
+
+    def act(phase, at_epoch, at_step) -> None:
+        if (at_epoch, at_step) == (epoch, step):
+            Path(file).touch()
+            while Path(file).exists():
+                time.sleep(0.01)
+
+    _on_step(act)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the child's handlers are its own
+    serve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -73,6 +74,8 @@ def _app(
 
 def run() -> NoReturn:
     """The console script."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # help and tables may hold what an ASCII locale lacks; data is bytes
+        sys.stdout.reconfigure(errors="replace")
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -86,9 +89,10 @@ def run() -> NoReturn:
         code = error.exit_code
     except KeyboardInterrupt:
         code = _fail("interrupted", 130)
-    except BrokenPipeError:  # whoever reads our output has seen enough
-        code = 0
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:
+        code = _nobody_reads()
+    except SystemExit as error:  # typer leaves so where a pipe is closed, and after completion
+        code = _nobody_reads() if isinstance(error.__context__, BrokenPipeError) else error.code
     except OSError as error:
         code = _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
     except Exception:
@@ -103,6 +107,12 @@ def _usage(error: Any) -> str:
     message += "" if message.endswith((".", "?", "!")) else "."
     context = getattr(error, "ctx", None)
     return f"{message} See '{context.command_path} --help'." if context is not None else message
+
+
+def _nobody_reads() -> int:
+    """Whoever reads our output has seen enough: that is no failure, and nothing may be said at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return 0
 
 
 def _fail(message: str, code: int) -> int:

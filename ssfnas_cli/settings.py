@@ -240,6 +240,24 @@ class SearchSettings(Training):
             raise ValueError("'none' alone leaves nothing to search")
         return names
 
+    @field_validator("op_options")
+    @classmethod
+    def _options_are_of_candidates(
+        cls, options: dict[str, dict[str, Any]], info: ValidationInfo
+    ) -> dict[str, dict[str, Any]]:
+        candidates = list(info.data.get("ops", options))
+        for name in options:
+            if name not in candidates:
+                raise ValueError(f"'{name}' is not one of the setting 'ops'.{did_you_mean(name, candidates)}")
+        return options
+
+    def resolve_plugins(self) -> SearchSettings:
+        """As for every command; and the options of the ops that have some."""
+        options = {name: OPS.get(name).parse_options(self.op_options.get(name)) for name in self.ops}
+        dumped = {name: values.model_dump(by_alias=True, mode="json") for name, values in options.items()}
+        update = {"op_options": {name: values for name, values in dumped.items() if values}}
+        return super().resolve_plugins().model_copy(update=update)
+
 
 class RetrainSettings(Training):
     """Retraining a derived network; `pretrain` names a self-supervised loss that comes before."""
@@ -388,7 +406,9 @@ def _merge(low: dict[str, Any], high: Mapping[str, Any], sections: set[str]) -> 
     merged = dict(low)
     for key, value in high.items():
         if key in sections:
-            value, before = _section(value), _section(merged.get(key, {}))
+            value, before = _section(value), merged[key]
+            if not isinstance(value, Mapping):  # neither a name nor a section: for the validation to refuse
+                return {**merged, key: value}
             renamed = "name" in value and value["name"] != before.get("name", value["name"])
             merged[key] = dict(value) if renamed else {**before, **value}
         elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):

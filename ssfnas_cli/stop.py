@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 from ssfnas_cli.errors import Stopped
 
@@ -33,7 +34,11 @@ def _receive(number: int, frame: FrameType | None) -> None:
         os._exit(130)
     _received.append(number)
     if _waiting:
-        raise Stopped(f"stopped by {signal.Signals(number).name} before anything was begun", interrupted())
+        _leave()
+
+
+def _leave() -> NoReturn:
+    raise Stopped(f"stopped by {signal.Signals(_received[-1]).name} before anything was begun", interrupted())
 
 
 @contextlib.contextmanager
@@ -42,6 +47,8 @@ def waiting() -> Iterator[None]:
     global _waiting
     _waiting = True
     try:
+        if _received:
+            _leave()
         yield
     finally:
         _waiting = False

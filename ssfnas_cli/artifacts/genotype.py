@@ -217,7 +217,7 @@ def parse_published(text: str, where: str, name: str | None = None) -> Genotype:
 def _assigned_call(text: str, name: str | None) -> ast.Call | None:
     """The call in `NAME = Genotype(...)`: that of `name`, or the last one of a whole genotypes.py."""
     try:
-        tree = ast.parse(text)
+        tree = ast.parse(text.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     found = None
@@ -233,6 +233,8 @@ def _assigned_call(text: str, name: str | None) -> ast.Call | None:
 def _literal(node: ast.expr) -> Any:
     """A literal, or `range(a, b)` as a list."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if node.func.id in ("list", "tuple") and len(node.args) == 1:
+            return _literal(node.args[0])
         bounds = [ast.literal_eval(argument) for argument in node.args]
         if (
             node.func.id == "range"
@@ -240,8 +242,6 @@ def _literal(node: ast.expr) -> Any:
             and all(isinstance(b, int) and 0 <= b <= MAX_NODES for b in bounds)
         ):
             return list(range(*bounds))
-        if node.func.id in ("list", "tuple") and len(node.args) == 1:
-            return _literal(node.args[0])
     return ast.literal_eval(node)
 
 

@@ -59,9 +59,9 @@ def command(
     """
     stop.install_handlers()
     set_verbosity(quiet, verbose)
+    flags = common.flags_of(RetrainSettings, locals())
     with stop.waiting():
-        flags = common.flags_of(RetrainSettings, locals())
-    parsed = references.genotype(genotype)
+        parsed = references.genotype(genotype)
     from ssfnas_cli.data.embedded import is_embedded
 
     chosen = preset or ("quick" if is_embedded(data, parsed.provenance.data) else "paper")

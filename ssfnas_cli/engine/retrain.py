@@ -19,7 +19,7 @@ from ssfnas_cli.data.embedded import open_embedded
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.search_phase import build_plugin
-from ssfnas_cli.engine.session import carry_out, default_path
+from ssfnas_cli.engine.session import Body, carry_out, default_path
 from ssfnas_cli.engine.train_phase import Pretrained, Schedule, TrainPhase
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.nets.count import count_params
@@ -49,18 +49,23 @@ def run_retrain(
     names = [settings.loss.name, settings.pretrain.name]
     path = output or default_path("retrain", data, names, settings.seed, identity)
 
-    def body(run: RunFolder, loop: Loop, device: Device) -> dict[str, Any]:
-        write_bytes(run.path / "genotype.json", genotype.to_json())
+    def prepare(device: Device) -> Body:
         phases, model = build_phases(genotype, settings, data, device)
-        for index, phase in enumerate(phases):
-            loop.run_phase(index, phase)
-        run.check_lock()
-        save_model(run.path / "model.safetensors", model.state_dict(), _card(model, genotype, settings, data))
-        facts = {"loss": settings.loss.name, "pretrain": settings.pretrain.name}
-        return facts | {"num_params": _params(model, with_aux=False)}
+
+        def body(run: RunFolder, loop: Loop) -> dict[str, Any]:
+            weights, with_aux = _params(model, with_aux=False), _params(model, with_aux=True)
+            log.info("derived network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
+            write_bytes(run.path / "genotype.json", genotype.to_json())
+            for index, phase in enumerate(phases):
+                loop.run_phase(index, phase)
+            run.check_lock()
+            save_model(run.path / "model.safetensors", model.state_dict(), _card(model, genotype, settings, data))
+            return {"loss": settings.loss.name, "pretrain": settings.pretrain.name, "num_params": weights}
+
+        return body
 
     document = genotype.model_dump(by_alias=True, mode="json", exclude_none=True)
-    return carry_out("retrain", settings, data, identity, path, force, body, genotype=document)
+    return carry_out("retrain", settings, data, identity, path, force, prepare, genotype=document)
 
 
 def find_data(named: str, path: str | None, sha256: str | None, origin: str, other_data: bool) -> DataSet:
@@ -102,11 +107,6 @@ def build_phases(
     aux = settings.aux_weight > 0
     model = Classifier(genotype, data.channels, settings.channels, settings.layers, data.num_classes, aux)
     model.head = loss.build_head(model.encoder.num_features)
-    log.info(
-        "derived network: %s weights, %s with the auxiliary head",
-        f"{_params(model, False):,}",
-        f"{_params(model, True):,}",
-    )
     phases = []
     if settings.pretrain.name != "none":
         pretext = objective(settings.pretrain)

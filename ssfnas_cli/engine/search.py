@@ -21,7 +21,7 @@ from ssfnas_cli.engine.derive import derive
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.search_phase import CELL_TYPES, SearchPhase, build_plugin
-from ssfnas_cli.engine.session import carry_out, default_path
+from ssfnas_cli.engine.session import Body, carry_out, default_path
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.settings import SearchSettings
 
@@ -45,20 +45,24 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     names = [settings.relax.name, settings.loss.name]
     path = output or default_path("search", data, names, settings.seed, identity)
 
-    def body(run: RunFolder, loop: Loop, device: Device) -> dict[str, Any]:
-        phase = SearchPhase(settings, data, device, lambda alphas: save_tensors(run.path / ALPHAS, alphas))
-        weight_half, alpha_half = phase.halves
-        log.info(
-            "split of 'train' (seed %d, per class): %d images for the weights, %d for the alphas",
-            settings.seed,
-            len(weight_half),
-            len(alpha_half),
-        )
-        loop.run_phase(0, phase)
-        _write_genotype(run)
-        return {"relax": settings.relax.name, "loss": settings.loss.name}
+    def prepare(device: Device) -> Body:
+        phase = SearchPhase(settings, data, device, lambda alphas: save_tensors(path / ALPHAS, alphas))
 
-    return carry_out("search", settings, data, identity, path, force, body)
+        def body(run: RunFolder, loop: Loop) -> dict[str, Any]:
+            weight_half, alpha_half = phase.halves
+            log.info(
+                "split of 'train' (seed %d, per class): %d images for the weights, %d for the alphas",
+                settings.seed,
+                len(weight_half),
+                len(alpha_half),
+            )
+            loop.run_phase(0, phase)
+            _write_genotype(run)
+            return {"relax": settings.relax.name, "loss": settings.loss.name}
+
+        return body
+
+    return carry_out("search", settings, data, identity, path, force, prepare)
 
 
 def _write_genotype(run: RunFolder) -> None:

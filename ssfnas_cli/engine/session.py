@@ -13,7 +13,7 @@ from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.settings import Training, identity_hash
 
-Body = Callable[[RunFolder, Loop, Device], dict[str, Any]]
+Body = Callable[[RunFolder, Loop], dict[str, Any]]
 
 
 def carry_out(
@@ -23,16 +23,17 @@ def carry_out(
     identity: Mapping[str, Any],
     path: Path,
     force: bool,
-    body: Body,
+    prepare: Callable[[Device], Body],
     **config: Any,
 ) -> dict[str, Any]:
-    """Run `body` in the run's folder, new or half done, unless it is done already.
+    """Train in the run's folder, new or half done, unless it is done already.
 
     Args:
         kind: `search` or `retrain`.
         identity: what makes another run the same.
         force: move an old folder aside and start over.
-        body: trains with the loop, writes the run's artifacts, and returns facts for the result.
+        prepare: builds everything, so that what is refused leaves no folder behind, and returns what trains with the
+            loop, writes the run's artifacts, and returns facts for the result.
         config: more for config.json.
 
     Returns:
@@ -43,8 +44,9 @@ def carry_out(
         return result
     data.verify()
     device = Device.of(settings)
+    body = prepare(device)
     if force:
-        move_aside(path)  # not before this: what is refused moves nothing
+        move_aside(path)
     surroundings = environment() | {"device": str(device.torch)}
     config = {
         "settings": settings.model_dump(mode="json"),
@@ -55,7 +57,7 @@ def carry_out(
     with writing(path, kind, config, identity) as (run, lock):
         warn_of_differences(run.config["environment"], surroundings)
         loop = Loop(run, lock, settings)
-        facts = body(run, loop, device)
+        facts = body(run, loop)
         return _close(run, loop, settings, facts)
 
 

@@ -1,6 +1,9 @@
 """A server of cheap `ssfnas` processes, tiny undisturbed runs, and a place for each test."""
 
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,9 +23,19 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture(scope="session")
-def world(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where there is room: the tests save at every step, and a disk's flush takes longer."""
+    roomy = os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 2**28
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if roomy else None, prefix="ssfnas-tests-") as name:
+        Path(name).chmod(0o755)  # some tests become another user
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def world(zygote: Zygote, memory_folder: Path) -> Path:
     """A folder with a data set `data`, an undisturbed search `search`, its `genotype.json`, and a `retrain`."""
-    folder = tmp_path_factory.mktemp("world")
+    folder = memory_folder / "world"
+    folder.mkdir()
     for argv in (
         [*DATASET, "-o", "data"],
         [*SEARCH, "-o", "search"],
@@ -35,8 +48,11 @@ def world(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(world: Path, tmp_path: Path) -> Path:
+def place(world: Path, memory_folder: Path) -> Iterator[Path]:
     """A folder for one test, with the world's `data` and `genotype.json`."""
-    (tmp_path / "data").symlink_to(world / "data")
-    (tmp_path / "genotype.json").symlink_to(world / "genotype.json")
-    return tmp_path
+    folder = Path(tempfile.mkdtemp(dir=memory_folder))
+    folder.chmod(0o755)
+    (folder / "data").symlink_to(world / "data")
+    (folder / "genotype.json").symlink_to(world / "genotype.json")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 import random
 import signal
-import subprocess
 import time
 
 import pytest
@@ -55,7 +54,6 @@ def test_a_kill_at_any_file_operation_of_a_save_costs_at_most_that_save(zygote, 
 
 def test_a_kill_while_old_checkpoints_are_pruned_leaves_the_new_ones(zygote, world, place):
     faults = [{"signals_at_file_event": [KILL, let_pass, f"{number:010d}"]} for number, let_pass in ((1, 9), (3, 9))]
-    faults = [fault for fault in faults for _ in range(1)]
     kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
     assert_same_end(place / "run", world / "search")
     assert len(list((place / "run" / "checkpoints").iterdir())) == 2
@@ -79,7 +77,7 @@ def test_a_kill_between_the_genotype_and_the_word_done_only_repeats_the_end(zygo
 
 def test_the_installed_script_survives_kills_too(world, place):
     draw = random.Random(1)
-    for least in (0, 1, 8):
+    for least in (0, 4):
         process = script(*SEARCH, "-o", "run", cwd=place)
         newest = place / "run" / "checkpoints" / f"{least:010d}"
         wait_for(lambda newest=newest, least=least: not least or newest.exists())
@@ -87,21 +85,35 @@ def test_the_installed_script_survives_kills_too(world, place):
         process.kill()
         assert process.wait() == -KILL
         process.communicate()
-    last = subprocess.run(script(*SEARCH, "-o", "run", cwd=place).args, cwd=place, capture_output=True, text=True)
-    assert last.returncode == 0, last.stderr
+    process = script(*SEARCH, "-o", "run", cwd=place)
+    said = process.communicate()
+    assert process.returncode == 0, said
     assert_same_end(place / "run", world / "search")
 
 
 OTHER_SEARCH = [
     *SEARCH,
-    *["--epochs", "2", "--order", "2", "--relax", "sigmoid", "--loss", "barlow", "--set", "alpha_loss.name=ce"],
+    *[
+        "--epochs",
+        "2",
+        "--batch-size",
+        "16",
+        "--order",
+        "2",
+        "--relax",
+        "sigmoid",
+        "--loss",
+        "barlow",
+        "--set",
+        "alpha_loss.name=ce",
+    ],
     *["--set", "track_test=true", "--set", "warmup_epochs=1"],
 ]
 
 
 def test_second_order_with_probe_projector_and_warm_up_resumes_exactly(zygote, place):
     assert zygote.run([*OTHER_SEARCH, "-o", "undisturbed"], place).code == 0
-    faults = [{"signal_at_step": [KILL, "search", epoch, step, 0.1]} for epoch, step in ((0, 2), (1, 1), (1, 4))]
+    faults = [{"signal_at_step": [KILL, "search", epoch, step, 0.1]} for epoch, step in ((0, 1), (1, 0), (1, 2))]
     kill_and_go_on(zygote, [*OTHER_SEARCH, "-o", "run"], place, faults)
     assert_same_end(place / "run", place / "undisturbed")
 

@@ -17,6 +17,8 @@ AUDITED = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", 
 
 
 def serve() -> None:
+    import torch._dynamo  # noqa: F401  the first optimizer imports it, which takes a second
+
     import ssfnas_cli.engine.evaluate  # noqa: F401  with it comes all the rest
     import ssfnas_cli.main  # noqa: F401
 
@@ -171,6 +173,19 @@ def fault_pause_at_step(value) -> None:
                 time.sleep(0.01)
 
     _on_step(act)
+
+
+def fault_memory_limit_mb(value) -> None:
+    """More address space than the process has now, at most."""
+    import resource
+
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + value * 2**20,) * 2)
+
+
+def fault_pause_seconds(value) -> None:
+    """Slow steps down."""
+    _on_step(lambda phase, epoch, step: time.sleep(value))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.nets.heads import AuxiliaryHead, Classifier
 
-SKIPS = Cell(edges=(Edge(op="skip_connect", source=0, target=2), Edge(op="sep_conv_3x3", source=1, target=2)), concat=(2,))
+SKIPS = Cell(
+    edges=(Edge(op="skip_connect", source=0, target=2), Edge(op="sep_conv_3x3", source=1, target=2)), concat=(2,)
+)
 GENOTYPE = Genotype(normal=SKIPS, reduce=SKIPS)
 
 

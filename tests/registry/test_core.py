@@ -28,9 +28,7 @@ def bring(monkeypatch, tmp_path):
             (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.2\n")
             point = importlib.metadata.EntryPoint(name, value, group)
             made.append(point._for(importlib.metadata.PathDistribution(folder)))
-        monkeypatch.setattr(
-            importlib.metadata, "entry_points", lambda group: [p for p in made if p.group == group]
-        )
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [p for p in made if p.group == group])
 
     return install
 
@@ -167,7 +165,9 @@ def test_a_plugin_that_takes_a_builtin_name_changes_nothing_and_is_reported(brin
     bring(("skip_connect", "thief", "acme"), thief=GOOD.format(name="skip_connect"))
     assert ops.get("skip_connect").origin == "builtin"
     assert ops.names().count("skip_connect") == 1
-    assert ops.clashes() == {"skip_connect": "acme 1.2 also brings the built-in op 'skip_connect'; the built-in is used"}
+    assert ops.clashes() == {
+        "skip_connect": "acme 1.2 also brings the built-in op 'skip_connect'; the built-in is used"
+    }
 
 
 def test_a_module_that_registers_a_builtin_name_breaks_its_own_plugin_only(bring, ops):

@@ -1,0 +1,125 @@
+"""The installed console script, and one small world (data set, search, genotype, retrained run) for all tests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+SCRIPT = Path(sys.executable).with_name("ssfnas")
+TINY = ["--epochs", "1", "--channels", "2", "--layers", "3", "--batch-size", "16", "--threads", "1"]
+OPS = ["--set", "ops=none,max_pool_3x3,skip_connect,sep_conv_3x3"]
+
+
+class Result(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed; that stdout holds nothing else is checked by parsing it."""
+        return json.loads(self.out)
+
+
+class Program:
+    """Runs `ssfnas` as a user would."""
+
+    tiny, ops = TINY, OPS
+
+    def __init__(self, cache: Path):
+        self.environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SSFNAS"))}
+        self.environ |= {
+            "OMP_NUM_THREADS": "1",
+            "XDG_CACHE_HOME": str(cache),
+            "PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def run(self, *argv: str | Path, cwd: Path, stdin: bytes = b"", environ: dict[str, str] | None = None) -> Result:
+        """`ssfnas ARGV`."""
+        return self._run([str(SCRIPT), *map(str, argv)], cwd, stdin, environ)
+
+    def shell(self, script: str, cwd: Path) -> Result:
+        """A line of shell; it fails where any stage of a pipe fails."""
+        return self._run(["bash", "-c", f"set -euo pipefail; {script}"], cwd, b"", None)
+
+    def ok(self, *argv: str | Path, cwd: Path, **how: Any) -> Result:
+        """`run`, and it must succeed."""
+        result = self.run(*argv, cwd=cwd, **how)
+        assert result.code == 0, result.err
+        return result
+
+    def refuses(self, code: int, words: list[str], *argv: str | Path, cwd: Path, **how: Any) -> str:
+        """The command must print one line with these words, end with this code, and leave every file as it was."""
+        before = snapshot(cwd)
+        result = self.run(*argv, cwd=cwd, **how)
+        lines = result.err.splitlines()
+        assert result.code == code, result.err
+        assert len(lines) == 1 and lines[0].startswith("ssfnas: "), result.err
+        missing = [word for word in words if word not in lines[0]]
+        assert not missing, f"{missing} not in: {lines[0]}"
+        assert result.out == b""
+        assert snapshot(cwd) == before
+        return lines[0]
+
+    def _run(self, argv: list[str], cwd: Path, stdin: bytes, environ: dict[str, str] | None) -> Result:
+        done = subprocess.run(
+            argv, cwd=cwd, input=stdin, capture_output=True, env=self.environ | (environ or {}), timeout=240
+        )
+        return Result(done.returncode, done.stdout, done.stderr.decode("utf-8", "backslashreplace"))
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Every file, folder and link under a folder, with its content's hash."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        is_file = path.is_file() and not path.is_symlink()
+        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest() if is_file else "-"
+    return found
+
+
+@pytest.fixture(scope="session")
+def ssfnas(tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The program, with a cache folder of its own."""
+    return Program(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def world(ssfnas: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `data`, `search` (two epochs), `genotype.json` and `retrain`, and what each command printed."""
+    folder = tmp_path_factory.mktemp("world")
+    stages: dict[str, list[str]] = {
+        "data": ["make-dataset", "--max-per-class", "24", "--mu", "0.5", "-o", "data"],
+        "search": ["search", "--data", "data", *TINY, *OPS, "--epochs", "2", "-o", "search"],
+        "derive": ["derive", "search"],
+        "retrain": ["retrain", "genotype.json", *TINY, "-o", "retrain"],
+    }
+    for name, argv in stages.items():
+        result = ssfnas.ok(*argv, cwd=folder)
+        (folder / f"{name}.stdout").write_bytes(result.out)
+        if name == "derive":
+            (folder / "genotype.json").write_bytes(result.out)
+    return folder
+
+
+@pytest.fixture
+def edited(world: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], Any]], Path]:
+    """Writes a genotype file that differs from the world's by an edit."""
+
+    def write(edit: Callable[[dict[str, Any]], Any]) -> Path:
+        genotype = json.loads((world / "genotype.json").read_text())
+        edit(genotype)
+        path = tmp_path / "edited.json"
+        path.write_text(json.dumps(genotype))
+        return path
+
+    return write

@@ -1,0 +1,326 @@
+"""Bad input: one line that names the flag or file and the mend, the right exit code, and every file as it was."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+# What needs no torch: flags and settings
+
+
+@pytest.mark.parametrize("words, argv", [
+    (["--mu", "greater than 0", "got 0.0"], ["make-dataset", "--mu", "0"]),
+    (["--mu", "less than or equal to 1", "got 1.5"], ["make-dataset", "--mu", "1.5"]),
+    (["--mu", "finite"], ["make-dataset", "--mu", "nan"]),
+    (["--mu", "valid number", "make-dataset --help"], ["make-dataset", "--mu", "much"]),
+    (["--image-size", "'auto'", "8", "got 4"], ["make-dataset", "--image-size", "4"]),
+    (["--source", "'digits'", "'npz'"], ["make-dataset", "--source", "digit"]),
+    (["--root", "folder"], ["make-dataset", "--source", "folder"]),
+    (["--dist", "'natural'"], ["make-dataset", "--dist", "normal"]),
+    (["on_bad", "'skip' or 'fail'"], ["make-dataset", "--set", "on_bad=maybe"]),
+    (["unknown setting 'onbad'", "Did you mean 'on_bad'?"], ["make-dataset", "--set", "onbad=skip"]),
+    (["--set on_bad", "key=value"], ["make-dataset", "--set", "on_bad"]),
+    (["--foo", "make-dataset --help"], ["make-dataset", "--foo"]),
+    (["'make-datset'", "make-dataset"], ["make-datset"]),
+    (["unknown relaxation 'sigmod'", "Did you mean 'sigmoid'?", "ssfnas plugins"], ["search", "--relax", "sigmod"]),
+    (["unknown loss 'barlo'", "Did you mean 'barlow'?", "--loss"], ["search", "--loss", "barlo"]),
+    (["unknown op 'sep_conv_3x'", "Did you mean 'sep_conv_3x3'?"], ["search", "--set", "ops=none,sep_conv_3x"]),
+    (["unknown setting 'epoch'", "Did you mean 'epochs'?"], ["search", "--set", "epoch=3"]),
+    (["--order", "1 or 2"], ["search", "--order", "3"]),
+    (["--epochs", "1", "got 0"], ["search", "--epochs", "0"]),
+    (["--batch-size", "2", "got 1"], ["search", "--loss", "barlow", "--batch-size", "1"]),
+    (["--channels", "multiple of 2"], ["search", "--channels", "3"]),
+    (["--threads", "greater than or equal to 0"], ["search", "--threads", "-1"]),
+    (["--threads", "greater than or equal to 0"], ["evaluate", "run", "--threads", "-1"]),
+    (["--max-time", "3:50:00"], ["search", "--max-time", "soon"]),
+    (["--precision", "'bf16'"], ["search", "--precision", "fp64"]),
+    (["--preset", "'fast'", "paper, quick"], ["search", "--preset", "fast"]),
+    (["--threshold nan", "0.85"], ["derive", "run", "--threshold", "nan"]),
+    (["--cell", "normal, reduce, both"], ["plot-genotype", "g.json", "--cell", "middle"]),
+    (["cells.jpg", ".svg", ".dot"], ["plot-genotype", "g.json", "-o", "cells.jpg"]),
+    (["--kind", "Did you mean 'loss'?"], ["plugins", "--kind", "los"]),
+    (["--image-size", "8"], ["describe", "g.json", "--image-size", "4"]),
+])  # fmt: skip
+def test_usage(ssfnas, tmp_path, words, argv):
+    ssfnas.refuses(2, words, *argv, cwd=tmp_path)
+
+
+def test_config_file(ssfnas, tmp_path):
+    ssfnas.refuses(3, ["--config", "none.toml", "no such file"], "search", "--config", "none.toml", cwd=tmp_path)
+    (tmp_path / "broken.toml").write_text("epochs = = 3\n")
+    ssfnas.refuses(3, ["broken.toml", "TOML", "line 1"], "search", "--config", "broken.toml", cwd=tmp_path)
+    (tmp_path / "other.toml").write_text("epoch = 3\n")
+    ssfnas.refuses(2, ["'epoch'", "Did you mean 'epochs'?"], "search", "--config", "other.toml", cwd=tmp_path)
+    (tmp_path / "latin.toml").write_bytes(b'data = "\xe9"\n')
+    ssfnas.refuses(3, ["latin.toml", "cannot be read"], "search", "--config", "latin.toml", cwd=tmp_path)
+
+
+# Genotypes
+
+
+@pytest.mark.parametrize("words, edit", [
+    (["NaN"], lambda g: g["provenance"].update(threshold=float("nan"))),
+    (["unknown op 'sep_conv_3x4'", "Did you mean 'sep_conv_3x3'?"], lambda g: g["normal"]["edges"][0].update(op="sep_conv_3x4")),
+    (["normal.edges.0", "from node 4 to node 3", "cycle"], lambda g: g["normal"]["edges"][0].update({"from": 4, "to": 3})),
+    (["ssfnas.genotype/2", "newer", "upgrade ssfnas"], lambda g: g.update(schema="ssfnas.genotype/2")),
+    (["not a genotype", "schema"], lambda g: g.pop("schema")),
+    (["normal.colour"], lambda g: g["normal"].update(colour="red")),
+    (["reduce", "required"], lambda g: g.pop("reduce")),
+    (["normal", "no output"], lambda g: g["normal"].update(edges=[{"op": "none", "from": 0, "to": 2}])),
+    (["op_options", "'skip_connect' has no option 'x'"], lambda g: g.update(op_options={"skip_connect": {"x": 1}})),
+])  # fmt: skip
+def test_genotype_that_is_wrong(ssfnas, edited, tmp_path, words, edit):
+    path = edited(edit)
+    ssfnas.refuses(3, [str(path), *words], "plot-genotype", path, "-o", "cells.svg", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"", ["is empty"]),
+    (b'{"schema": "ssfnas.genotype/1", "normal"', ["not whole JSON", "line 1"]),
+    (b"\xff\xfe{}", ["not UTF-8"]),
+    (b"[" * 100_000, ["nested too deeply"]),
+    (b'{"schema": 1, "schema": 2}', ["'schema' stands twice"]),
+    (b" " * (2 << 20), ["more than"]),
+])  # fmt: skip
+def test_genotype_that_is_none(ssfnas, tmp_path, content, words):
+    (tmp_path / "g.json").write_bytes(content)
+    ssfnas.refuses(3, ["g.json", *words], "retrain", "g.json", cwd=tmp_path)
+
+
+def test_published_genotype_that_is_none(ssfnas, tmp_path):
+    run = "Genotype(normal=__import__('os').mkdir('owned'), normal_concat=[2], reduce=[], reduce_concat=[2])"
+    ssfnas.refuses(3, ["standard input"], "import-genotype", "-", stdin=run.encode(), cwd=tmp_path)
+    ssfnas.refuses(3, ["standard input", "Genotype("], "import-genotype", "-", stdin=b"hello", cwd=tmp_path)
+    ssfnas.refuses(3, ["none.py", "no such file"], "import-genotype", "none.py", cwd=tmp_path)
+
+
+# One thing where another is expected
+
+
+@pytest.mark.parametrize("what, words, argv", [
+    ("a search run for a genotype", ["search: is a folder", "ssfnas derive"], ["retrain", "{search}"]),
+    ("a retrain run for a genotype", ["retrain: is a folder", "genotype.json"], ["describe", "{retrain}"]),
+    ("a data set for a genotype", ["data: is a folder", "not a genotype"], ["plot-genotype", "{data}", "-o", "x.svg"]),
+    ("a genotype for a run", ["genotype.json: is a file", "run folder"], ["derive", "{genotype.json}"]),
+    ("a data set for a run", ["data: is a data set, not a run"], ["evaluate", "{data}"]),
+    ("a retrain run for a search", ["is a retrain run, not a search run"], ["derive", "{retrain}"]),
+    ("a search run for a retrain run", ["is a search run", "ssfnas derive", "retrain"], ["evaluate", "{search}"]),
+    ("nothing for a run", ["nowhere: no such run folder"], ["derive", "nowhere"]),
+    ("a genotype for a data set", ["genotype.json: is a genotype, not a data set"], ["search", "--data", "{genotype.json}"]),
+    ("a run for a data set", ["search: is a run folder", "make-dataset"], ["search", "--data", "{search}"]),
+    ("nothing for a data set", ["nowhere: no such data set", "make-dataset -o nowhere"], ["search", "--data", "nowhere"]),
+    ("nothing for runs", ["nowhere: no such folder"], ["runs", "nowhere"]),
+])  # fmt: skip
+def test_one_thing_for_another(ssfnas, world, tmp_path, what, words, argv):
+    paths = {f"{{{path.name}}}": str(path) for path in world.iterdir()}
+    ssfnas.refuses(3, words, *(paths.get(word, word) for word in argv), cwd=tmp_path)
+
+
+@pytest.mark.parametrize("argv, stdin, words", [
+    (["derive", "-"], b"", ["standard input", "nothing came", "ssfnas search"]),
+    (["retrain", "-"], b"  \n", ["standard input", "nothing came", "genotype"]),
+    (["evaluate", "-"], b"", ["standard input", "nothing came", "ssfnas retrain"]),
+    (["derive", "-"], b'{"kind": "retrain-run", "path": "r"}', ["standard input", "is retrain-run", "ssfnas search"]),
+    (["evaluate", "-"], b'{"kind": "search-run", "path": "s"}', ["standard input", "is search-run", "ssfnas retrain"]),
+    (["retrain", "-"], b'{"kind": "search-run", "path": "s"}', ["standard input", "ssfnas derive s"]),
+    (["evaluate", "-"], b'{"kind": "retrain-r', ["standard input", "not whole JSON"]),
+])  # fmt: skip
+def test_a_pipe_that_brings_nothing_or_the_wrong_thing(ssfnas, tmp_path, argv, stdin, words):
+    ssfnas.refuses(3, words, *argv, stdin=stdin, cwd=tmp_path)
+
+
+# Outputs
+
+
+def test_an_output_that_exists_is_kept(ssfnas, world, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    exists = ["--output mine", "--force"]
+    ssfnas.refuses(4, exists, "derive", world / "search", "-o", "mine", cwd=tmp_path)
+    ssfnas.refuses(4, exists, "evaluate", world / "retrain", "-o", "mine", cwd=tmp_path)
+    ssfnas.refuses(4, exists, "import-genotype", "-", "-o", "mine", stdin=b"x", cwd=tmp_path)
+    ssfnas.refuses(4, ["mine: exists", "--force"], "make-dataset", "-o", "mine", cwd=tmp_path)
+    run = ["search", "--data", str(world / "data"), *ssfnas.tiny]
+    ssfnas.refuses(4, ["mine: is a file", "-o"], *run, "-o", "mine", cwd=tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("precious")
+    ssfnas.refuses(4, ["full", "other things"], *run, "-o", "full", cwd=tmp_path)
+
+
+def test_another_run_in_the_folder_is_kept(ssfnas, world):
+    words = ["search: holds another run", "seed (0 there, 3 here)", "--force"]
+    argv = ["search", "--data", "data", *ssfnas.tiny, *ssfnas.ops, "--epochs", "2", "-o", "search"]
+    ssfnas.refuses(4, words, *argv, "--seed", "3", cwd=world)
+    ssfnas.refuses(4, ["retrain: holds a retrain run"], *argv[:-1], "retrain", cwd=world)
+
+
+def test_what_fails_with_force_moves_nothing(ssfnas, world, tmp_path):
+    (tmp_path / "mine").write_text("precious")
+    ssfnas.refuses(3, ["nowhere"], "derive", "nowhere", "--force", "-o", "mine", cwd=tmp_path)
+    ssfnas.refuses(3, ["nowhere"], "make-dataset", "--source", "folder", "--root", "nowhere", "--force", "-o", "mine",
+                   cwd=tmp_path)  # fmt: skip
+    argv = ["search", "--data", "data", *ssfnas.tiny, "--device", "cuda:99", "--force", "-o", "search"]
+    ssfnas.refuses(2, ["--device cuda:99", "auto or cpu"], *argv, cwd=world)
+
+
+@pytest.mark.parametrize("parent", ["/proc/nowhere", "file"])
+def test_an_output_that_cannot_be_written(ssfnas, world, tmp_path, parent):
+    (tmp_path / "file").write_text("precious")
+    output = f"{parent}/x.svg"
+    genotype, run = world / "genotype.json", ["search", "--data", str(world / "data"), *ssfnas.tiny]
+    ssfnas.refuses(5, [output, "cannot be written"], "plot-genotype", genotype, "-o", output, cwd=tmp_path)
+    ssfnas.refuses(5, [output, "cannot be written"], "make-dataset", "-q", "-o", output, cwd=tmp_path)
+    ssfnas.refuses(5, [output, "cannot be made"], *run, "-o", output, cwd=tmp_path)
+
+
+def test_a_full_disk(ssfnas, world, tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    result = ssfnas.shell(f"ssfnas plot-genotype {world / 'genotype.json'} -o - > /dev/full", tmp_path)
+    assert result.code == 5
+    assert result.err.startswith("ssfnas: ") and "No space left" in result.err and len(result.err.splitlines()) == 1
+
+
+# Data
+
+
+def test_a_class_too_small_for_both_halves(ssfnas, tmp_path):
+    ssfnas.ok("make-dataset", "--max-per-class", "3", "--mu", "0.5", "-o", "small", cwd=tmp_path)
+    words = ["'9'", "both halves", "--mu or --max-per-class"]
+    ssfnas.refuses(3, words, "search", "--data", "small", *ssfnas.tiny, "-o", "run", cwd=tmp_path)
+
+
+def test_another_data_set_than_the_recorded_one(ssfnas, world, edited, tmp_path):
+    def another(genotype):
+        genotype["provenance"]["data_sha256"] = "0" * 64
+
+    def gone(genotype):
+        genotype["provenance"]["data"] = "/nowhere"
+
+    words = ["data: is not the genotype's data set", "000000000000", "--data"]
+    ssfnas.refuses(3, words, "retrain", edited(another), *ssfnas.tiny, "-o", "run", cwd=tmp_path)
+    words = ["/nowhere: the genotype's data set is not there", "--data"]
+    ssfnas.refuses(3, words, "retrain", edited(gone), *ssfnas.tiny, "-o", "run", cwd=tmp_path)
+    ssfnas.ok("make-dataset", "--max-per-class", "24", "--mu", "0.5", "--seed", "1", "-o", "other", cwd=tmp_path)
+    words = ["other: is not the run's data set", "--other-data"]
+    ssfnas.refuses(3, words, "evaluate", world / "retrain", "--data", "other", cwd=tmp_path)
+
+
+def test_a_damaged_data_set(ssfnas, world, tmp_path):
+    shutil.copytree(world / "data", tmp_path / "data")
+    (shard,) = (tmp_path / "data").glob("train*.safetensors")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-8])
+    argv = ["search", "--data", "data", *ssfnas.tiny, "-o", "run"]
+    ssfnas.refuses(3, [shard.name], *argv, cwd=tmp_path)
+    shard.write_bytes(whole[:-8] + b"\x01" * 8)
+    ssfnas.refuses(3, [shard.name, "damaged"], *argv, cwd=tmp_path)
+    (tmp_path / "data" / "manifest.json").write_text("{")
+    ssfnas.refuses(3, ["manifest.json", "not whole JSON"], *argv, cwd=tmp_path)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """An image folder of two classes, with a zero-byte and a truncated image."""
+    root = tmp_path / "images"
+    for split in ("train", "test"):
+        for number, name in enumerate(("cat", "dög")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(4):
+                image = Image.new("RGB", (9, 9), (60 * index, 100 * number, 50))
+                image.save(root / split / name / f"{index}.png")
+    (root / "train" / "cat" / "0.png").write_bytes(b"")
+    whole = (root / "train" / "dög" / "3.png").read_bytes()
+    (root / "train" / "dög" / "3.png").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+def test_images_that_cannot_be_read(ssfnas, images, tmp_path):
+    argv = ["make-dataset", "--source", "folder", "--root", "images", "--dist", "natural", "-o", "data"]
+    ssfnas.refuses(3, ["--root images", "0.png", "on_bad=skip"], *argv, cwd=tmp_path)
+    result = ssfnas.ok(*argv, "--set", "on_bad=skip", cwd=tmp_path)
+    assert result.json["train_counts"] == [3, 3]
+    assert "cat/0.png" in result.err and "3.png" in result.err and "left out 2 images" in result.err
+    assert json.loads((tmp_path / "data" / "manifest.json").read_text())["skipped"]["count"] == 2
+
+
+# Runs and the rest
+
+
+def test_a_run_that_is_not_finished(ssfnas, world, tmp_path):
+    argv = ["retrain", world / "genotype.json", *ssfnas.tiny, "-o", "run"]
+    stopped = ssfnas.run(*argv, "--max-time", "0", cwd=tmp_path)
+    assert stopped.code == 75 and stopped.out == b""
+    assert "--max-time" in stopped.err and "the same command goes on" in stopped.err
+    ssfnas.refuses(3, ["run: is stopped, not done", "retrain"], "evaluate", "run", cwd=tmp_path)
+    assert ssfnas.ok("runs", ".", cwd=tmp_path).json["runs"][0]["state"] == "stopped"
+
+
+def test_a_loss_in_the_wrong_place(ssfnas, world, tmp_path):
+    argv = ["retrain", world / "genotype.json", *ssfnas.tiny, "-o", "run"]
+    ssfnas.refuses(2, ["--loss barlow", "--pretrain"], *argv, "--loss", "barlow", cwd=tmp_path)
+    ssfnas.refuses(2, ["--pretrain ce", "self-supervised"], *argv, "--pretrain", "ce", cwd=tmp_path)
+    words = ["'barlow' has no option 'lamda'", "Did you mean 'lambda'?"]
+    ssfnas.refuses(2, words, "search", "--loss", "barlow", "--set", "loss.lamda=1", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("words, argv", [
+    (["--rule", "'dart'", "fairdarts"], ["--rule", "dart"]),
+    (["--threshold", "'darts'"], ["--threshold", "0.5"]),
+    (["--threshold 2", "would not"], ["--rule", "fairdarts", "--threshold", "2"]),
+    (["--epoch 9", "0 to 2"], ["--epoch", "9"]),
+])  # fmt: skip
+def test_what_cannot_be_derived(ssfnas, world, tmp_path, words, argv):
+    code = 2 if "--epoch" not in argv and "2" not in argv else 3
+    ssfnas.refuses(code, words, "derive", world / "search", *argv, cwd=tmp_path)
+
+
+def test_evaluation_of_a_split_that_is_not_there(ssfnas, world, tmp_path):
+    words = ["--split val", "test_longtail"]
+    ssfnas.refuses(2, words, "evaluate", world / "retrain", "--split", "val", cwd=tmp_path)
+
+
+# An ASCII locale, where boxes and umlauts cannot be shown
+
+
+def on_a_terminal(ssfnas, cwd: Path, *argv: str) -> str:
+    """What `ssfnas ARGV` prints on a terminal of 100 columns in an ASCII locale."""
+    ours, theirs = pty.openpty()
+    environ = ssfnas.environ | ASCII | {"COLUMNS": "100", "TERM": "xterm"}
+    script = str(Path(sys.executable).with_name("ssfnas"))
+    process = subprocess.Popen([script, *argv], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=theirs,
+                               stderr=subprocess.PIPE)  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 65536)
+        except OSError:  # Linux says so when the other side is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    assert process.stderr is not None
+    assert process.wait() == 0, process.stderr.read()
+    return shown.decode("ascii")
+
+
+def test_tables_in_an_ascii_locale(ssfnas, world, images, tmp_path):
+    assert "sep_conv_3x3" in on_a_terminal(ssfnas, tmp_path, "plugins")
+    assert "balanced accuracy" in on_a_terminal(ssfnas, tmp_path, "evaluate", str(world / "retrain"), "--threads", "1")
+    argv = ["make-dataset", "--source", "folder", "--root", "images", "--dist", "natural", "--set", "on_bad=skip"]
+    assert "training profile" in on_a_terminal(ssfnas, tmp_path, *argv, "-o", "data")
+
+
+def test_errors_in_an_ascii_locale(ssfnas, tmp_path):
+    ssfnas.refuses(3, ["no such run folder"], "derive", "Größe", cwd=tmp_path, environ=ASCII)
+    ssfnas.refuses(2, ["unknown setting"], "search", "--set", "größe=1", cwd=tmp_path, environ=ASCII)

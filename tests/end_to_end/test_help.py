@@ -1,0 +1,52 @@
+"""Help answers at once, without torch, for every command."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = [
+    "make-dataset", "search", "derive", "retrain", "evaluate",
+    "plot-genotype", "describe", "import-genotype", "runs", "plugins",
+]  # fmt: skip
+HEAVY = {"torch", "torchvision", "numpy", "sklearn", "matplotlib", "PIL", "safetensors"}
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_help_imports_nothing_heavy_and_is_quick(command, ssfnas, tmp_path):
+    argv = [str(Path(sys.executable).with_name("ssfnas")), *([command] if command else []), "--help"]
+    traced = subprocess.run(
+        [sys.executable, "-X", "importtime", *argv], cwd=tmp_path, capture_output=True, text=True, env=ssfnas.environ
+    )
+    assert traced.returncode == 0, traced.stderr
+    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in traced.stderr.splitlines()}
+    assert "typer" in modules, "the trace has no imports: the test would prove nothing"
+    assert not modules & HEAVY
+    assert "Usage: ssfnas" in traced.stdout
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    plain = ssfnas.ok(*argv[1:], cwd=tmp_path)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert plain.err == ""
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 0.8, "processor time, as wall time says more about the neighbours; 0.35 s where this was written"
+
+
+def test_every_command_is_listed_and_tested(ssfnas, tmp_path):
+    text = ssfnas.ok("--help", cwd=tmp_path, environ={"COLUMNS": "200"}).out.decode()
+    listed = [line.split()[1] for line in text.partition("Commands")[2].splitlines() if line.startswith("│ ")]
+    assert [name for name in listed if name[0].isalpha()] == COMMANDS
+
+
+def test_help_in_an_ascii_locale(ssfnas, tmp_path):
+    ascii_locale = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    assert b"Usage: ssfnas" in ssfnas.ok("search", "--help", cwd=tmp_path, environ=ascii_locale).out
+
+
+def test_version(ssfnas, tmp_path):
+    from ssfnas_cli import __version__
+
+    assert ssfnas.ok("--version", cwd=tmp_path).out.decode() == f"ssfnas {__version__}{os.linesep}"

@@ -1,0 +1,81 @@
+"""The example package, installed as anyone would install it, and a broken neighbour beside it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> dict[str, str]:
+    """The environment of a program that finds the example, and a package whose loss cannot be imported."""
+    pytest.importorskip("hatchling", reason="needs hatchling, of the extra 'dev', to build examples/plugin")
+    site, broken = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("broken")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
+    subprocess.run([*pip, "--no-deps", "--no-build-isolation", "--target", str(site), str(EXAMPLE)], check=True)
+    info = broken / "broken_neighbour-2.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-neighbour\nVersion: 2.1\n")
+    (info / "entry_points.txt").write_text(
+        "[ssfnas.losses]\nbroken = broken_neighbour\nabsent = json\n[ssfnas.ops]\nskip_connect = broken_neighbour\n"
+    )
+    (broken / "broken_neighbour.py").write_text("import a_module_that_is_not_there\n")
+    return {"PYTHONPATH": f"{site}{os.pathsep}{broken}"}
+
+
+def test_listed_with_options_and_origin_and_the_broken_with_the_reason(ssfnas, installed, tmp_path):
+    listed = ssfnas.ok("plugins", cwd=tmp_path, environ=installed)
+    assert listed.err == ""
+    plugins = {(entry["kind"], entry["name"]): entry for entry in listed.json["plugins"]}
+    for kind, name, option in (
+        ("op", "blur_conv_3x3", "sigma"),
+        ("relaxation", "gumbel_softmax", "tau_end"),
+        ("loss", "class_balanced", "beta"),
+    ):
+        entry = plugins[kind, name]
+        assert entry["origin"] == "ssfnas-example 0.1.0" and entry["summary"]
+        assert entry["options"][option]["description"]
+    assert "broken-neighbour 2.1 cannot be loaded: ModuleNotFoundError" in plugins["loss", "broken"]["error"]
+    assert "registers none of that name" in plugins["loss", "absent"]["error"]
+    assert "the built-in is used" in plugins["op", "skip_connect"]["warning"]
+    assert all("error" not in entry for (_, name), entry in plugins.items() if name not in ("broken", "absent"))
+
+
+def test_op_relaxation_and_loss_from_search_to_evaluation(ssfnas, installed, world, tmp_path):
+    """Beside the broken neighbour, which nobody asked for."""
+
+    def ok(*argv):
+        return ssfnas.ok(*argv, cwd=tmp_path, environ=installed)
+
+    printed = ok(
+        "search", "--data", world / "data", *ssfnas.tiny, "--relax", "gumbel_softmax", "--set", "relax.tau_end=0.2",
+        "--loss", "class_balanced", "--set", "loss.beta=0.99", "--set", "ops=none,blur_conv_3x3,skip_connect",
+        "--set", "op_options.blur_conv_3x3.sigma=0.8", "--set", "relax.init_std=1", "-o", "run",
+    ).json  # fmt: skip
+    assert (printed["relax"], printed["loss"]) == ("gumbel_softmax", "class_balanced")
+    genotype = ok("derive", "run", "-o", "genotype.json") and (tmp_path / "genotype.json").read_text()
+    assert '"blur_conv_3x3"' in genotype and '"sigma": 0.8' in genotype
+    assert (tmp_path / "run" / "genotype.json").read_text() == genotype, "deriving draws no noise"
+    printed = ok("retrain", "genotype.json", *ssfnas.tiny, "--loss", "class_balanced", "-o", "retrained").json
+    assert printed["loss"] == "class_balanced"
+    assert ok("evaluate", "retrained", "--threads", "1", "--split", "test").json["splits"]["test"]["num_images"] == 355
+
+    unknown = ["genotype.json", "unknown op 'blur_conv_3x3'", "ssfnas plugins"]
+    ssfnas.refuses(3, unknown, "describe", "genotype.json", cwd=tmp_path)
+    ssfnas.refuses(3, ["run", "unknown relaxation 'gumbel_softmax'"], "derive", "run", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("words, argv", [
+    (["'broken'", "broken-neighbour 2.1", "ModuleNotFoundError"], ["--loss", "broken"]),
+    (["'gumbel_softmax'", "tau_end", "greater than 0"], ["--relax", "gumbel_softmax", "--set", "relax.tau_end=0"]),
+    (["'blur_conv_3x3' has no option 'sigm'", "Did you mean 'sigma'?"],
+     ["--set", "ops=none,blur_conv_3x3", "--set", "op_options.blur_conv_3x3.sigm=1"]),
+    (["op_options", "'sep_conv_9x9'", "ops"], ["--set", "op_options.sep_conv_9x9.sigma=1"]),
+    (["unknown loss 'clas_balanced'", "Did you mean 'class_balanced'?"], ["--loss", "clas_balanced"]),
+])  # fmt: skip
+def test_a_plugin_used_wrongly_is_one_line(ssfnas, installed, world, tmp_path, words, argv):
+    ssfnas.refuses(2, words, "search", "--data", world / "data", *argv, cwd=tmp_path, environ=installed)

@@ -1,0 +1,36 @@
+"""Settings through the program: what is shown can be fed back, and one rule says which layer wins."""
+
+import tomllib
+
+import pytest
+
+
+@pytest.mark.parametrize("argv", [
+    ["make-dataset", "--dist", "step", "--mu", "0.2", "--set", "on_bad=skip"],
+    ["search", "--relax", "sigmoid", "--set", "relax.zero_one=l2", "--loss", "barlow", "--max-time", "3:50:00"],
+    ["retrain", "GENOTYPE", "--preset", "quick", "--pretrain", "barlow", "--set", "pretrain.lambda=0.01"],
+])  # fmt: skip
+def test_shown_settings_fed_back_are_the_same(ssfnas, world, tmp_path, argv):
+    argv = [str(world / "genotype.json") if word == "GENOTYPE" else word for word in argv]
+    positional = [word for word in argv[:2] if not word.startswith("--")]
+    shown = ssfnas.ok(*argv, "--show-settings", cwd=tmp_path)
+    assert shown.err == ""
+    (tmp_path / "all.toml").write_bytes(shown.out)
+    again = ssfnas.ok(*positional, "--config", "all.toml", "--show-settings", cwd=tmp_path)
+    assert again.out == shown.out
+    assert [path.name for path in tmp_path.iterdir()] == ["all.toml"], "to show is not to run"
+
+
+def test_the_order_of_layers(ssfnas, tmp_path):
+    (tmp_path / "some.toml").write_text(
+        'epochs = 7\nseed = 7\nlayers = 7\n[loss]\nname = "ce"\nlabel_smoothing = 0.3\n[relax]\nname = "sigmoid"\n'
+    )
+    argv = ["search", "--preset", "quick", "--config", "some.toml", "--set", "epochs=8", "--set", "layers=8"]
+    argv += ["--layers", "9", "--loss", "barlow", "--set", "loss.lambda=0.5"]
+    settings = tomllib.loads(ssfnas.ok(*argv, "--show-settings", cwd=tmp_path).out.decode())
+    assert (settings["layers"], settings["epochs"], settings["seed"]) == (9, 8, 7), "flag, --set, --config"
+    assert settings["channels"] == 8, "then the preset"
+    assert settings["momentum"] == 0.9, "then the default"
+    assert settings["relax"]["name"] == "sigmoid"
+    assert settings["loss"]["lambda"] == 0.5, "an option of the plugin that a flag beside it names"
+    assert "label_smoothing" not in settings["loss"], "those of the plugin it replaces are forgotten"

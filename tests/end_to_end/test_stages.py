@@ -1,0 +1,171 @@
+"""Every stage alone on paths: what it prints, what it writes, and that asking again changes nothing."""
+
+import json
+import re
+
+import pytest
+
+DARTS_V2 = """DARTS_V2 = Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0),
+    ('sep_conv_3x3', 1), ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5],
+    reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0),
+    ('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=range(2, 6))"""
+# FairDARTS's form; no edge leads into node 3 of the normal cell, so the edge from it to node 4 is dead as well
+SPARSE = """Genotype(normal=[('sep_conv_3x3', 2, 0), ('skip_connect', 4, 3), ('max_pool_3x3', 5, 2)],
+    normal_concat=range(2, 6), reduce=[('max_pool_3x3', 2, 0), ('skip_connect', 3, 1)], reduce_concat=range(2, 4))"""
+
+
+def test_make_dataset(world):
+    printed = json.loads((world / "data.stdout").read_text())
+    assert set(printed) == {
+        "kind", "path", "sha256", "classes", "train_counts", "val_counts", "test_counts", "test_longtail_counts",
+        "dist", "mu",
+    }  # fmt: skip
+    assert (printed["kind"], printed["path"], printed["dist"], printed["mu"]) == ("dataset", "data", "exp", 0.5)
+    assert printed["classes"] == [str(digit) for digit in range(10)]
+    assert printed["train_counts"] == [int(24 * 0.5 ** (c / 9)) for c in range(10)]
+    assert (world / "data" / "manifest.json").exists()
+
+
+def test_make_dataset_twice_is_the_same_byte_for_byte(ssfnas, world, tmp_path):
+    ssfnas.ok("make-dataset", "--max-per-class", "24", "--mu", "0.5", "-o", "again", cwd=tmp_path)
+    names = sorted(path.name for path in (world / "data").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
+    assert all((world / "data" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)
+
+
+def test_search(world):
+    printed = json.loads((world / "search.stdout").read_text())
+    assert (printed["kind"], printed["path"], printed["state"]) == ("search-run", "search", "done")
+    assert (printed["relax"], printed["loss"], printed["epochs"]) == ("softmax", "ce", 2)
+    run = world / "search"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert {"step_seconds", "peak_memory_bytes", "lr", "alpha_lr", "accuracy_alpha_half"} <= set(lines[0])
+    assert json.loads((run / "config.json").read_text())["settings"]["ops"][1] == "max_pool_3x3"
+    assert {"alphas.safetensors", "checkpoints", "genotype.json", "log.txt"} <= {path.name for path in run.iterdir()}
+    assert (run / "genotype.json").read_bytes() == (world / "genotype.json").read_bytes()
+    assert re.search(r"split of 'train' \(seed 0, per class\): \d+ images", (run / "log.txt").read_text())
+
+
+def test_derive(ssfnas, world, tmp_path):
+    genotype = json.loads((world / "genotype.json").read_text())
+    assert genotype["schema"] == "ssfnas.genotype/1"
+    provenance = genotype["provenance"]
+    assert (provenance["epoch"], provenance["rule"], provenance["seed"]) == (2, "darts", 0)
+    assert provenance["run"] == str(world / "search") and provenance["data"] == str(world / "data")
+    assert set(provenance["versions"]) == {"ssfnas", "torch", "python"}
+    first = ssfnas.ok("derive", world / "search", "--epoch", "0", "--rule", "argmax", "-o", "first.json", cwd=tmp_path)
+    assert first.out == b""
+    initial = json.loads((tmp_path / "first.json").read_text())["provenance"]
+    assert (initial["epoch"], initial["rule"]) == (0, "argmax")
+    assert initial["alphas_sha256"] != provenance["alphas_sha256"]
+
+
+def test_retrain(world):
+    printed = json.loads((world / "retrain.stdout").read_text())
+    assert (printed["kind"], printed["path"], printed["state"]) == ("retrain-run", "retrain", "done")
+    assert (printed["loss"], printed["pretrain"]) == ("ce", "none")
+    assert printed["data"] == str(world / "data"), "the data set is the genotype's"
+    assert (world / "retrain" / "model.safetensors").exists()
+    assert (world / "retrain" / "genotype.json").read_bytes() == (world / "genotype.json").read_bytes()
+
+
+def test_evaluate(ssfnas, world, tmp_path):
+    metrics = ssfnas.ok("evaluate", world / "retrain", "--threads", "1", cwd=tmp_path).json
+    assert metrics["kind"] == "metrics" and set(metrics["splits"]) == {"test", "test_longtail"}
+    counts = json.loads((world / "data.stdout").read_text())["test_counts"]
+    split = metrics["splits"]["test"]
+    assert {"num_images", "top1", "balanced_accuracy", "macro_f1", "ece", "per_class", "confusion"} <= set(split)
+    assert [sum(row) for row in split["confusion"]] == counts
+    right = sum(split["confusion"][c][c] for c in range(10))
+    assert split["top1"] == pytest.approx(100 * right / sum(counts))
+    assert split["balanced_accuracy"] == pytest.approx(sum(split["per_class"].values()) / 10)
+    assert sum(len(group["classes"]) for group in split["groups_by_thirds"].values()) == 10
+    assert sum(len(group["classes"]) for group in split["groups_by_count"].values()) == 10
+
+    argv = ["evaluate", world / "retrain", "--split", "test", "--threads", "1", "-o", "metrics.json"]
+    assert ssfnas.ok(*argv, cwd=tmp_path).out == b""
+    assert json.loads((tmp_path / "metrics.json").read_text())["splits"] == {"test": split}
+    assert "metrics.json.old-1" in ssfnas.ok(*argv, "--force", cwd=tmp_path).err
+    assert (tmp_path / "metrics.json").read_bytes() == (tmp_path / "metrics.json.old-1").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "suffix, starts", [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF"), ("dot", b"digraph")]
+)
+def test_plot_genotype(ssfnas, world, tmp_path, suffix, starts):
+    result = ssfnas.ok("plot-genotype", world / "genotype.json", "-o", f"cells.{suffix}", cwd=tmp_path)
+    assert result.out == b"" and result.err == f"cells.{suffix}\n"
+    assert (tmp_path / f"cells.{suffix}").read_bytes().startswith(starts)
+
+
+def test_plot_genotype_to_stdout(ssfnas, world, tmp_path):
+    both = ssfnas.ok("plot-genotype", world / "genotype.json", "-o", "-", cwd=tmp_path)
+    normal = ssfnas.ok("plot-genotype", "-", "--cell", "normal", "-o", "-", "-q",
+                       stdin=(world / "genotype.json").read_bytes(), cwd=tmp_path)  # fmt: skip
+    assert both.err == normal.err == "" and list(tmp_path.iterdir()) == []
+    assert both.out.rstrip().endswith(b"</svg>") and len(normal.out) < len(both.out)
+
+
+def test_import_and_describe_a_published_genotype(ssfnas, tmp_path):
+    (tmp_path / "genotypes.py").write_text(f"from x import y\n{DARTS_V2}\nOTHER = {SPARSE}\n")
+    genotype = ssfnas.ok("import-genotype", "genotypes.py", "--name", "DARTS_V2", cwd=tmp_path).out
+    assert json.loads(genotype)["name"] == "DARTS_V2"
+    plain = ssfnas.ok("describe", "-", stdin=genotype, cwd=tmp_path).json
+    with_aux = ssfnas.ok("describe", "-", "--aux", stdin=genotype, cwd=tmp_path).json
+    assert (plain["num_params"], plain["num_macs"]) == (3_349_342, 528_359_040)
+    assert with_aux["num_params"] == 3_825_768
+
+
+def test_sparse_imported_genotype_is_pretrained_retrained_and_drawn(ssfnas, world, tmp_path):
+    genotype = ssfnas.ok("import-genotype", "-", stdin=SPARSE.encode(), cwd=tmp_path).out
+    assert json.loads(genotype)["normal"]["concat"] == [2, 5], "nodes without input leave the concat"
+    assert json.loads(genotype)["drop_path"] == "node"
+    (tmp_path / "sparse.json").write_bytes(genotype)
+    argv = ["retrain", "sparse.json", "--data", world / "data", *ssfnas.tiny, "--pretrain", "barlow",
+            "--pretrain-epochs", "1", "-o", "run"]  # fmt: skip
+    printed = ssfnas.ok(*argv, cwd=tmp_path).json
+    assert (printed["loss"], printed["pretrain"]) == ("ce", "barlow")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in lines] == ["pretrain", "train"]
+    assert (
+        b"digraph"
+        in ssfnas.ok("plot-genotype", "sparse.json", "-o", "sparse.dot", cwd=tmp_path).out
+        + (tmp_path / "sparse.dot").read_bytes()
+    )
+
+
+@pytest.mark.parametrize(
+    "relax, loss, order", [("softmax", "barlow", "2"), ("sigmoid", "ce", "2"), ("sigmoid", "barlow", "1")]
+)
+def test_the_other_arms_and_the_second_order(ssfnas, world, tmp_path, relax, loss, order):
+    argv = ["search", "--data", world / "data", *ssfnas.tiny, *ssfnas.ops, "--relax", relax, "--loss", loss,
+            "--order", order, "-o", "run"]  # fmt: skip
+    printed = ssfnas.ok(*argv, cwd=tmp_path).json
+    assert (printed["relax"], printed["loss"]) == (relax, loss)
+    assert ("probe_accuracy_alpha_half" if loss == "barlow" else "accuracy_alpha_half") in printed
+    rule = json.loads((tmp_path / "run" / "genotype.json").read_text())["provenance"]["rule"]
+    assert rule == {"softmax": "darts", "sigmoid": "fairdarts"}[relax]
+
+
+@pytest.mark.parametrize("stage, argv", [
+    ("search", ["search", "--data", "data", "--epochs", "2", "-o", "search"]),
+    ("retrain", ["retrain", "genotype.json", "-o", "retrain"]),
+])  # fmt: skip
+def test_done_is_done(ssfnas, world, stage, argv):
+    """The same command on the same folder: the same bytes at once, and no file changes."""
+    flags = [*ssfnas.tiny, *ssfnas.ops] if stage == "search" else ssfnas.tiny
+    before = {path: path.stat().st_mtime_ns for path in (world / stage).rglob("*")}
+    again = ssfnas.ok(argv[0], *flags, *argv[1:], cwd=world)
+    assert again.out == (world / f"{stage}.stdout").read_bytes()
+    assert "is done; nothing to do" in again.err
+    assert {path: path.stat().st_mtime_ns for path in (world / stage).rglob("*")} == before
+
+
+def test_runs(ssfnas, world):
+    listed = ssfnas.ok("runs", ".", cwd=world).json["runs"]
+    assert [(run["path"], run["kind"], run["state"]) for run in listed] == [
+        ("retrain", "retrain", "done"),
+        ("search", "search", "done"),
+    ]
+    assert [run["next"] for run in listed] == ["ssfnas evaluate retrain", "ssfnas derive search"]

@@ -1,0 +1,132 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ssfnas_cli.engine.evaluate import (
+    calibration_error,
+    groups_by_count,
+    groups_by_thirds,
+    split_metrics,
+)
+
+NAMES = ["ant", "bee", "cat", "dog", "elk"]
+COUNTS = [150, 101, 100, 20, 19]
+
+
+def scores_and_labels(num=200, classes=5, seed=0, labels=None):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, classes, num) if labels is None else np.asarray(labels)
+    scores = rng.normal(size=(len(labels), classes)) * 2
+    scores[np.arange(len(labels)), labels] += 1.5
+    return scores.astype(np.float32), labels
+
+
+def softmax(scores):
+    exp = np.exp(scores.astype(np.float64) - scores.max(1, keepdims=True))
+    return exp / exp.sum(1, keepdims=True)
+
+
+def slow_ece(probabilities, labels, num_bins=15):
+    """Guo et al.: bins (k/15, (k+1)/15]; the sum of |accuracy - confidence| weighed by the share of the images."""
+    total = 0.0
+    for k in range(num_bins):
+        inside = [
+            n
+            for n, row in enumerate(probabilities)
+            if k / num_bins < row.max() <= (k + 1) / num_bins or (k == 0 and row.max() == 0)
+        ]
+        if inside:
+            accuracy = np.mean([probabilities[n].argmax() == labels[n] for n in inside])
+            confidence = np.mean([probabilities[n].max() for n in inside])
+            total += len(inside) / len(labels) * abs(accuracy - confidence)
+    return total
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calibration_error_is_that_of_the_definition(seed):
+    scores, labels = scores_and_labels(seed=seed)
+    probabilities = softmax(scores)
+    assert calibration_error(probabilities, labels) == pytest.approx(slow_ece(probabilities, labels), abs=1e-12)
+    assert split_metrics(scores, labels, NAMES, COUNTS)["ece"] == pytest.approx(
+        slow_ece(probabilities, labels), abs=1e-9
+    )
+
+
+def test_calibration_error_of_plain_cases():
+    sure = np.array([[1.0, 0.0]] * 4)
+    assert calibration_error(sure, np.array([0, 0, 0, 0])) == 0
+    assert calibration_error(sure, np.array([1, 1, 1, 1])) == 1
+    assert calibration_error(sure, np.array([0, 0, 0, 1])) == 0.25
+    # two bins whose errors point apart do not cancel: 0.6 sure and always right, 1.0 sure and right 3 times in 5
+    mixed = np.array([[0.6, 0.4]] * 5 + [[1.0, 0.0]] * 5)
+    assert calibration_error(mixed, np.array([0] * 5 + [0, 0, 0, 1, 1])) == pytest.approx(0.4)
+
+
+def test_every_figure_equals_a_direct_count():
+    scores, labels = scores_and_labels()
+    got = split_metrics(scores, labels, NAMES, COUNTS)
+    predicted = [max(range(5), key=lambda c, row=row: row[c]) for row in scores.tolist()]
+    pairs = list(zip(labels.tolist(), predicted, strict=True))
+    recall = [100 * sum(p == t == c for t, p in pairs) / sum(t == c for t, _ in pairs) for c in range(5)]
+    f1 = [
+        2 * sum(p == t == c for t, p in pairs) / (sum(t == c for t, _ in pairs) + sum(p == c for _, p in pairs))
+        for c in range(5)
+    ]
+    assert got["num_images"] == 200
+    assert got["top1"] == pytest.approx(100 * np.mean([t == p for t, p in pairs]))
+    assert got["balanced_accuracy"] == pytest.approx(np.mean(recall))
+    assert got["macro_f1"] == pytest.approx(np.mean(f1))
+    assert got["per_class"] == {name: pytest.approx(value) for name, value in zip(NAMES, recall, strict=True)}
+    assert got["confusion"] == [[sum((t, p) == (i, j) for t, p in pairs) for j in range(5)] for i in range(5)]
+    assert got["groups_by_count"] == {
+        "many": {"classes": [0, 1], "accuracy": pytest.approx(np.mean(recall[:2]))},
+        "medium": {"classes": [2, 3], "accuracy": pytest.approx(np.mean(recall[2:4]))},
+        "few": {"classes": [4], "accuracy": pytest.approx(recall[4])},
+    }
+    assert got["groups_by_thirds"]["head"] == {"classes": [0, 1], "accuracy": pytest.approx(np.mean(recall[:2]))}
+    assert json.loads(json.dumps(got)) == got, "the metrics are JSON"
+
+
+def test_on_a_long_tail_top1_and_balanced_accuracy_differ():
+    scores = np.tile([5.0, 0.0], (10, 1))
+    got = split_metrics(scores, np.array([0] * 9 + [1]), ["a", "b"], [9, 1])
+    assert (got["top1"], got["balanced_accuracy"]) == (90, 50)
+
+
+def test_a_class_without_images_is_null_and_takes_no_part_in_means():
+    scores, labels = scores_and_labels(labels=[0, 0, 1, 1, 3, 3, 0, 1])
+    got = split_metrics(scores, labels, NAMES, COUNTS)
+    assert got["per_class"]["cat"] is None and got["per_class"]["elk"] is None
+    present = [value for value in got["per_class"].values() if value is not None]
+    assert got["balanced_accuracy"] == pytest.approx(np.mean(present))
+    assert got["groups_by_count"]["medium"] == {"classes": [2, 3], "accuracy": got["per_class"]["dog"]}
+    assert got["groups_by_count"]["few"] == {"classes": [4], "accuracy": None}
+    assert 0 <= got["macro_f1"] <= 1 and not math.isnan(got["macro_f1"])
+
+
+def test_groups_by_count_have_imagenet_lts_borders():
+    assert groups_by_count(COUNTS) == {"many": [0, 1], "medium": [2, 3], "few": [4]}
+    assert groups_by_count([5]) == {"many": [], "medium": [], "few": [0]}
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ([10, 9, 8, 7, 6, 5], ([0, 1], [2, 3], [4, 5])),
+        ([1, 5, 3], ([1], [2], [0])),
+        ([4, 4, 4, 9], ([3, 0], [1], [2])),  # ties in class order
+        (list(range(10, 0, -1)), ([0, 1, 2, 3], [4, 5, 6], [7, 8, 9])),
+        ([3, 2], ([0], [1], [])),
+    ],
+)
+def test_thirds_go_from_most_to_fewest_training_images(counts, expected):
+    assert tuple(groups_by_thirds(counts).values()) == expected
+    assert list(groups_by_thirds(counts)) == ["head", "medium", "tail"]
+
+
+def test_huge_scores_give_finite_figures():
+    scores = np.array([[1e4, -1e4], [3e38, 0.0]], np.float32)
+    got = split_metrics(scores, np.array([0, 1]), ["a", "b"], [1, 1])
+    assert got["ece"] == pytest.approx(0.5)

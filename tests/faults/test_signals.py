@@ -1,0 +1,154 @@
+"""Requests to stop: the run saves at the next step and leaves with 75, or 130 after an interrupt."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from faults_support import RETRAIN, SEARCH, assert_same_end, script, wait_for
+
+NAMES = ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"]
+
+
+def number(name):
+    return getattr(signal, name)
+
+
+def code(name):
+    return 130 if name == "SIGINT" else 75
+
+
+def status(run):
+    return json.loads((run / "status.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_in_a_step_stops_after_it_and_the_rest_is_exact(zygote, world, place, name):
+    seldom = [*SEARCH, "--set", "save_minutes=10", "-o", "run"]
+    result = zygote.run(seldom, place, {"signal_at_step": [number(name), "search", 1, 2, 0]})
+    assert result.code == code(name)
+    assert result.out == ""
+    last = result.err.splitlines()[-1]
+    assert name in last and "epoch 2, step 3" in last and "the same command goes on" in last
+    assert status(place / "run")["state"] == "stopped"
+    assert not (place / "run" / "lock.json").exists()
+    assert zygote.run(seldom, place).code == 0
+    assert_same_end(place / "run", world / "search")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_signal_in_a_save_lets_it_finish(zygote, place, name):
+    fault = {"signals_at_file_event": [number(name), 1, "state.json"]}
+    result = zygote.run([*SEARCH, "-o", "run"], place, fault)
+    assert result.code == code(name), result.err
+    from ssfnas_cli.artifacts.checkpoint import list_checkpoints, load_checkpoint
+
+    kept = [load_checkpoint(path) for path in list_checkpoints(place / "run" / "checkpoints")]
+    assert kept[-1].state["step"] == status(place / "run")["step"] == len(kept)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_during_the_import_of_torch_is_kept_for_the_loop(place, name):
+    process = script(*SEARCH, "-o", "run", cwd=place)
+    wait_for(lambda: "libtorch" in read(f"/proc/{process.pid}/maps"))
+    assert not (place / "run").exists()
+    process.send_signal(number(name))
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (code(name), ""), err
+    assert "epoch 1, step 0" in err.splitlines()[-1]
+    assert status(place / "run")["state"] == "stopped"
+
+
+def read(path):
+    try:
+        with open(path) as stream:  # noqa: PTH123
+            return stream.read()
+    except OSError:
+        return ""
+
+
+def test_a_second_interrupt_leaves_at_once(zygote, place):
+    flag = place / "paused"
+    child = zygote.start([*SEARCH, "-o", "run"], place, {"pause_at_step": [0, 2, str(flag)]})
+    wait_for(flag.exists)
+    os.kill(child.pid, signal.SIGINT)
+    time.sleep(0.1)
+    assert flag.exists()  # the first one waits for the step to end
+    os.kill(child.pid, signal.SIGINT)
+    begun = time.monotonic()
+    assert zygote.wait(child).code == 130
+    assert time.monotonic() - begun < 2
+    assert zygote.run([*SEARCH, "-o", "run"], place).code == 0
+
+
+@pytest.mark.parametrize("phase", ["pretrain", "train"])
+def test_a_retraining_stops_in_either_phase(zygote, world, place, phase):
+    result = zygote.run([*RETRAIN, "-o", "run"], place, {"signal_at_step": [signal.SIGTERM, phase, 1, 1, 0]})
+    assert result.code == 75
+    assert status(place / "run")["phase"] == phase
+    assert zygote.run([*RETRAIN, "-o", "run"], place).code == 0
+    assert_same_end(place / "run", world / "retrain")
+
+
+def test_the_time_limit_stops_like_a_signal_and_the_next_turn_goes_on(zygote, world, place):
+    limited = [*SEARCH, "-o", "run", "--max-time", "0:00:01"]
+    slow = {"pause_seconds": 0.15}
+    first = zygote.run(limited, place, slow)
+    assert first.code == 75 and "--max-time" in first.err.splitlines()[-1]
+    turns = 1
+    while (result := zygote.run(limited, place, slow)).code == 75:
+        turns += 1
+        assert turns < 30
+    assert result.code == 0
+    assert_same_end(place / "run", world / "search")
+
+
+def test_a_signal_to_every_process_of_the_job_leaves_loaders_out_of_it(zygote, world, place):
+    """As a queue does it, or Ctrl-C: the loader processes must not die of it and take the run with them."""
+    flag = place / "paused"
+    argv = [*SEARCH, "-o", "run", "--workers", "2"]
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+        child = zygote.start(argv, place, {"pause_at_step": [1, 2, str(flag)]})
+        wait_for(flag.exists)
+        os.killpg(child.pid, number(name))
+        time.sleep(0.1)
+        flag.unlink()
+        result = zygote.wait(child)
+        assert result.code == code(name), result.err
+        assert "Traceback" not in result.err
+        (place / "run").rename(place / f"stopped-by-{name}")
+    assert zygote.run([*SEARCH, "-o", "stopped-by-SIGTERM"], place).code == 0
+    assert_same_end(place / "stopped-by-SIGTERM", world / "search")
+
+
+def test_a_stage_that_waits_for_a_pipe_ends_at_once(place):
+    process = script("retrain", "-", "-o", "run", cwd=place, stdin=subprocess.PIPE)
+    wait_for(lambda: caught(process.pid, signal.SIGTERM))
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=10)
+    assert process.returncode == 75
+    assert "before anything was begun" in process.stderr.read()
+    assert not (place / "run").exists()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        stream.close()
+
+
+def caught(pid, what):
+    """Whether a process has a handler for a signal."""
+    for line in read(f"/proc/{pid}/status").splitlines():
+        if line.startswith("SigCgt:"):
+            return bool(int(line.split()[1], 16) & 1 << (what - 1))
+    return False
+
+
+def test_a_run_is_listed_as_running_again_as_soon_as_it_goes_on(zygote, place):
+    zygote.run([*SEARCH, "-o", "run"], place, {"signal_at_step": [signal.SIGTERM, "search", 0, 2, 0]})
+    flag = place / "paused"
+    child = zygote.start([*SEARCH, "-o", "run"], place, {"pause_at_step": [0, 3, str(flag)]})
+    wait_for(flag.exists)
+    assert status(place / "run")["state"] == "running"
+    flag.unlink()
+    assert zygote.wait(child).code == 0

@@ -1,0 +1,309 @@
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.settings import (
+    PRESETS,
+    MakeDatasetSettings,
+    RetrainSettings,
+    SearchSettings,
+    flatten,
+    identity_hash,
+    load_settings,
+    to_toml,
+)
+
+
+def load(*sets, model=SearchSettings, preset=None, config=None, **flags):
+    return load_settings(model, preset=preset, config=config, sets=sets, flags=flags)
+
+
+def refused(*sets, error=UsageError, **layers):
+    with pytest.raises(error) as caught:
+        load(*sets, **layers).resolve_plugins()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(text):
+        (tmp_path / "settings.toml").write_text(text)
+        return tmp_path / "settings.toml"
+
+    return write
+
+
+# Precedence
+
+
+def test_defaults_are_the_papers():
+    search, retrain = load(), load(model=RetrainSettings)
+    assert (search.relax.name, search.loss.name, search.order) == ("softmax", "ce", 1)
+    assert (search.epochs, search.batch_size, search.channels, search.layers) == (40, 64, 16, 8)
+    assert (search.lr, search.lr_min, search.momentum, search.weight_decay, search.clip) == (0.025, 0.001, 0.9, 3e-4, 5)
+    assert (retrain.epochs, retrain.channels, retrain.layers) == (150, 36, 20)
+    assert (retrain.aux_weight, retrain.drop_path, retrain.cutout) == (0.4, 0.2, 0.5)
+    assert load(preset="paper").alpha_lr == 3e-4
+
+
+def test_each_layer_outranks_the_one_below_it(toml):
+    quick = PRESETS[SearchSettings]["quick"]
+    assert load(preset="quick").epochs == quick["epochs"] != load().epochs
+    config = toml("epochs = 7\nlayers = 5\nbatch_size = 9")
+    got = load("layers=6", "batch_size=10", preset="quick", config=config, batch_size=11)
+    assert (got.channels, got.epochs, got.layers, got.batch_size) == (quick["channels"], 7, 6, 11)
+    assert got.momentum == 0.9, "and the defaults lie below"
+
+
+def test_flags_that_were_not_given_say_nothing():
+    assert load("epochs=3", epochs=None).epochs == 3
+
+
+def test_of_two_sets_the_later_wins():
+    assert load("epochs=3", "epochs=4").epochs == 4
+
+
+def test_nested_settings_are_merged_key_by_key(toml):
+    got = load("views.hue=0.05", preset="quick", config=toml("[views]\nhue = 0.3\nblur = true"))
+    assert (got.views.min_scale, got.views.hue, got.views.blur, got.views.contrast) == (0.5, 0.05, True, 0.4)
+
+
+# Plugins
+
+
+def test_an_option_beside_its_plugins_flag_reaches_it():
+    got = load("relax.zero_one=l2", "loss.lambda=0.005", relax="sigmoid", loss="barlow").resolve_plugins()
+    assert got.relax.options() == {
+        **{"zero_one": "l2", "zero_one_weight": 10.0, "zero_one_warmup": 0.0, "init_std": 0.0},
+    }
+    assert got.loss.options()["lambda"] == 0.005
+
+
+@pytest.mark.parametrize("sets", [("loss=barlow", "loss.lambda=0.5"), ("loss.lambda=0.5", "loss=barlow")])
+def test_an_option_reaches_its_plugin_in_either_order_of_sets(sets):
+    assert load(*sets).loss.options() == {"lambda": 0.5}
+
+
+def test_a_name_and_its_options_may_come_from_a_config(toml):
+    config = toml('[loss]\nname = "barlow"\nlambda = 0.5\nscale = 0.1\n[relax]\ninit_std = 0.5')
+    assert load(config=config).loss.options() == {"lambda": 0.5, "scale": 0.1}
+    got = load("loss.scale=0.2", config=config)
+    assert got.loss.options() == {"lambda": 0.5, "scale": 0.2}, "a higher layer adds to it"
+    assert got.relax.name == "softmax" and got.relax.options() == {"init_std": 0.5}
+
+
+def test_renaming_a_section_forgets_the_options_of_lower_layers(toml):
+    config = toml('[loss]\nname = "barlow"\nlambda = 0.5')
+    assert load(config=config, loss="ce").loss.options() == {}
+    assert load("loss=ce", config=config).loss.options() == {}
+    assert load("loss.label_smoothing=0.1", config=config, loss="ce").loss.options() == {"label_smoothing": 0.1}
+    assert load(config=config, loss="barlow").loss.options() == {"lambda": 0.5}, "the same name keeps them"
+
+
+def test_a_flag_that_renames_what_a_set_names_forgets_its_options():
+    assert load("relax=softmax", "relax.init_std=0.5", relax="sigmoid").relax.options() == {}
+
+
+def test_resolving_spells_out_every_option_with_its_default():
+    got = load(loss="barlow").resolve_plugins()
+    assert got.loss.options() == {"lambda": 0.0051, "projector_dim": 128, "centred": True, "scale": 1.0}
+    assert got.alpha_loss.name == "none" and got.alpha_loss.options() == {}
+
+
+@pytest.mark.parametrize(
+    ("sets", "flags", "message"),
+    [
+        (["loss=barlo"], {}, "Did you mean 'barlow'?"),
+        ([], {"loss": "barlo"}, "--loss: unknown loss 'barlo'. Did you mean 'barlow'? Available: ce, barlow"),
+        ([], {"relax": "sigmod"}, "--relax: unknown relaxation 'sigmod'. Did you mean 'sigmoid'?"),
+        (["loss.lamda=1"], {"loss": "barlow"}, "'barlow' has no option 'lamda'. Did you mean 'lambda'?"),
+        (["loss.lambda=1"], {"loss": "ce"}, "'ce' has no option 'lambda'"),
+        (["loss.lambda=nan"], {"loss": "barlow"}, "option 'lambda' of 'barlow'"),
+        (["relax.zero_one=l3"], {"relax": "sigmoid"}, "option 'zero_one' of 'sigmoid'"),
+        ([], {"loss": "none"}, "unknown loss 'none'"),
+        (["alpha_loss.lambda=1"], {}, "options without a plugin"),
+    ],
+)
+def test_wrong_plugins_and_options_are_named(sets, flags, message):
+    assert message in refused(*sets, error=ValueError, **flags)
+
+
+# Wrong keys and values
+
+
+@pytest.mark.parametrize(
+    ("key", "suggestion"), [("epoch", "epochs"), ("batchsize", "batch_size"), ("view", "views"), ("lambda", "")]
+)
+def test_an_unknown_setting_gets_a_suggestion(key, suggestion, toml):
+    for text in (refused(f"{key}=1"), refused(config=toml(f"{key} = 1")), refused(f"{key}.x=1")):
+        assert text.startswith(f"unknown setting '{key}'.")
+        assert ("Did you mean" in text) == bool(suggestion) and suggestion in text
+
+
+def test_an_unknown_setting_within_another_is_named_whole():
+    assert refused("views.hu=1") == "unknown setting 'views.hu'"
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", ["lr", "momentum", "alpha_lr", "views.hue", "max_time", "save_minutes"])
+def test_numbers_that_are_not_finite_are_refused(key, number):
+    assert f"'{key}'" in refused(f"{key}={number}")
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        ("epochs=0", "setting 'epochs': Input should be greater than or equal to 1 (got 0)"),
+        ("epochs=2.5", "setting 'epochs': Input should be a valid integer"),
+        ("epochs=many", "setting 'epochs': Input should be a valid integer"),
+        ("batch_size=1", "setting 'batch_size': Input should be greater than or equal to 2 (got 1)"),
+        ("channels=3", "setting 'channels': Input should be a multiple of 2 (got 3)"),
+        ("layers=2", "setting 'layers'"),
+        ("order=3", "setting 'order': Input should be 1 or 2 (got 3)"),
+        ("lr=0", "setting 'lr'"),
+        ("momentum=1", "setting 'momentum'"),
+        ("seed=-1", "setting 'seed'"),
+        ("seed=9223372036854775808", "setting 'seed'"),
+        ("alpha_betas=[0.5,1.5]", "setting 'alpha_betas"),
+        ("alpha_lr=-1", "setting 'alpha_lr': "),
+        ("max_time=-5", "setting 'max_time': "),
+        ("ops=none", "'none' alone leaves nothing to search"),
+        ("ops=none,skip_connect,none", "an op is named twice"),
+        ("ops=sep_conv3x3", "unknown op 'sep_conv3x3'. Did you mean 'sep_conv_3x3'?"),
+        ("precision=fp16", "setting 'precision': Input should be 'fp32' or 'bf16' (got 'fp16')"),
+        ("loss=3", "setting 'loss': "),
+        ("loss=true", "setting 'loss': "),
+        ("views=3", "setting 'views': "),
+        ("lr.x=3", "setting 'lr'"),
+        ("epochs", "--set epochs: should look like key=value"),
+        ("=3", "--set =3: should look like key=value"),
+    ],
+)
+def test_a_wrong_value_is_told_with_its_setting(sets, message):
+    assert message in refused(sets)
+
+
+def test_a_wrong_value_of_a_flag_is_told_by_the_flag():
+    assert refused(batch_size=1).startswith("--batch-size: ") and refused(epochs=0).startswith("--epochs: ")
+    assert refused("batch_size=1", epochs=3).startswith("setting 'batch_size'")
+
+
+def test_presets_that_do_not_exist_are_told(toml):
+    assert refused(preset="quik") == "--preset: unknown preset 'quik'. Did you mean 'quick'? Available: paper, quick"
+
+
+def test_every_preset_is_valid():
+    for model, presets in PRESETS.items():
+        for name in presets:
+            load(model=model, preset=name).resolve_plugins()
+
+
+def test_a_config_that_cannot_be_read_is_told(tmp_path, toml):
+    assert "no such file" in refused(config=tmp_path / "missing.toml", error=InputError)
+    assert "is not TOML" in refused(config=toml("epochs = = 3"), error=InputError)
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    assert "cannot be read" in refused(config=tmp_path / "bytes.toml", error=InputError)
+    assert "cannot be read" in refused(config=tmp_path, error=InputError)
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        *(("3:50:00", 13800.0), ("03:50:00", 13800.0), ("50:00", 3000.0), ("90", 90.0), ("1.5", 1.5)),
+        *(("0:00:30", 30.0), ("72:00:00", 259200.0), ("none", "none"), ("12:30:00", 45000.0)),
+    ],
+)
+def test_a_time_limit_is_hours_minutes_seconds_or_seconds(text, seconds):
+    assert load(max_time=text).max_time == seconds
+    assert load(f"max_time={text}").max_time == seconds
+
+
+@pytest.mark.parametrize("text", ["1:2:3:4", "soon", "1:", ":", "-5", "1:-2", "", "1h"])
+def test_other_time_limits_are_refused(text):
+    assert refused(max_time=text).startswith("--max-time: ")
+
+
+def test_values_of_sets_are_toml_or_bare_words():
+    got = load("ops=none, skip_connect", "track_test=true", "lr=1e-2", "data=some folder/x", 'relax="sigmoid"')
+    assert got.ops == ("none", "skip_connect") and got.track_test is True and got.lr == 0.01
+    assert got.data == "some folder/x" and got.relax.name == "sigmoid"
+    assert load('ops=["skip_connect", "none"]').ops == ("skip_connect", "none")
+    assert load("data=a=b").data == "a=b"
+
+
+# Round trip and identity
+
+
+@pytest.mark.parametrize("model", [SearchSettings, RetrainSettings, MakeDatasetSettings])
+def test_shown_settings_are_read_back_the_same(model, toml):
+    settings = load(model=model).resolve_plugins()
+    assert load(model=model, config=toml(to_toml(settings))).resolve_plugins() == settings
+
+
+def test_shown_settings_with_everything_changed_are_read_back_the_same(toml):
+    settings = load(
+        *("relax.zero_one=l2", "alpha_loss=ce", "alpha_loss.label_smoothing=0.1", "loss.centred=false"),
+        *("alpha_betas=[0.1, 0.2]", "alpha_lr=0.5", "flip=false", "max_time=1:00:00", "views.blur=true"),
+        *("ops=skip_connect,sep_conv_3x3", "data=a 'b' \"c\""),
+        preset="quick",
+        relax="sigmoid",
+        loss="barlow",
+        order=2,
+    ).resolve_plugins()
+    text = to_toml(settings)
+    assert tomllib.loads(text)["relax"]["zero_one"] == "l2"
+    assert load(config=toml(text), preset="paper").resolve_plugins() == settings
+
+
+def test_shown_settings_cover_every_setting():
+    shown = tomllib.loads(to_toml(load().resolve_plugins()))
+    assert set(shown) == set(SearchSettings.model_fields)
+
+
+def test_the_identity_holds_what_changes_results_and_nothing_else():
+    base = load(loss="barlow").resolve_plugins().identity()
+    same = load("device=cpu", "threads=3", "workers=2", "max_time=5", "data=x", "log_seconds=1", loss="barlow")
+    assert same.resolve_plugins().identity() == base
+    for change in (
+        "seed=1",
+        "lr=0.1",
+        "loss.lambda=0.1",
+        "views.hue=0.2",
+        "precision=bf16",
+        "ops=skip_connect",
+        "order=2",
+    ):
+        assert load(change, loss="barlow").resolve_plugins().identity() != base, change
+    assert base["loss.lambda"] == 0.0051 and base["views.min_scale"] == 0.2
+    assert json.loads(json.dumps(base)) == base
+
+
+def test_the_hash_of_an_identity_does_not_depend_on_the_order_of_keys():
+    assert identity_hash({"a": 1, "b": 2}) == identity_hash({"b": 2, "a": 1}) != identity_hash({"a": 1, "b": 3})
+    assert len(identity_hash({})) == 8
+    assert flatten({"a": {"b": {"c": 1}}, "d": [2]}) == {"a.b.c": 1, "d": [2]}
+
+
+def test_settings_do_not_change_once_made():
+    with pytest.raises(ValueError, match="frozen"):
+        load().epochs = 3
+
+
+def test_checking_settings_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from ssfnas_cli.settings import *\n"
+        "load_settings(SearchSettings, preset='quick', sets=['loss.lambda=1'], flags={'loss': 'barlow'})\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr

@@ -29,7 +29,13 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
     """
     from safetensors.torch import save_file
 
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        plain[name] = value.clone() if storage in storages else value  # safetensors refuses tied weights
+        storages.add(storage)
     header = {"metadata": metadata, "sha256": _digest(plain, metadata)}
     with atomic_path(path) as temporary:
         save_file(plain, temporary, metadata={METADATA_KEY: json.dumps(header, allow_nan=False)})

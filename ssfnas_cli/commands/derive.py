@@ -28,13 +28,12 @@ def command(
 ) -> None:
     """Derive the genotype of a search run, from any of its epochs."""
     set_verbosity(quiet, verbose)
-    path = references.run_path(run, "search-run")
     value = references.parse_threshold(threshold)
     references.refuse_existing(output, force)
-    from ssfnas_cli.artifacts.run import RunFolder
+    folder = references.run(run, "search")
     from ssfnas_cli.engine.search import derive_run
 
-    genotype = derive_run(RunFolder.open(path, "search"), rule, value, epoch)
+    genotype = derive_run(folder, rule, value, epoch)
     for kind, cell in genotype.cells().items():
         live = cell.live()
         if live.dead_edges or live.dead_nodes:

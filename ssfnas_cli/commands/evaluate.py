@@ -34,12 +34,12 @@ def command(
 ) -> None:
     """Evaluate a retrained network: accuracy by class and group, balanced accuracy, F1, calibration, confusion."""
     set_verbosity(quiet, verbose)
-    path = references.run_path(run, "retrain-run")
     references.refuse_existing(output, force)
+    folder = references.run(run, "retrain")
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.evaluate import evaluate_run
 
-    metrics = evaluate_run(path, data or "", split or [], Device(device or "auto", threads or 0), other_data)
+    metrics = evaluate_run(folder, data or "", split or [], Device(device or "auto", threads or 0), other_data)
     if output is not None and not is_stream(output):
         references.write_output(output, dump_json(metrics), force)
     else:

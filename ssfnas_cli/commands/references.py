@@ -7,28 +7,26 @@ from pathlib import Path
 from ssfnas_cli.artifacts.files import parse_json, set_aside
 from ssfnas_cli.artifacts.files import write_bytes as write_file
 from ssfnas_cli.artifacts.genotype import Genotype, parse_genotype, read_genotype
+from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import is_stream, log, read_stdin, write_bytes
 from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
 
-_MENDS = {
-    "search-run": "give the output of 'ssfnas search'",
-    "retrain-run": "give the output of 'ssfnas retrain'",
-}
 
-
-def run_path(argument: str, kind: str) -> Path:
-    """The folder of a run: the argument, or what the stage before printed.
+def run(argument: str, kind: str) -> RunFolder:
+    """A `search` or `retrain` run: the folder named, or the one that the stage before printed.
 
     Raises:
-        InputError: the pipe brought something else.
+        InputError: no such run, or the pipe brought something else.
     """
     if not is_stream(argument):
-        return Path(argument)
-    value = parse_json(read_stdin(f"the output of 'ssfnas {kind.removesuffix('-run')}'"), "standard input")
-    if isinstance(value, dict) and value.get("kind") == kind and isinstance(value.get("path"), str):
-        return Path(value["path"])
+        return RunFolder.open(Path(argument), kind)
+    value = parse_json(read_stdin(f"the output of 'ssfnas {kind}'"), "standard input")
+    if isinstance(value, dict) and value.get("kind") == f"{kind}-run" and isinstance(value.get("path"), str):
+        return RunFolder.open(Path(value["path"]), kind)
     what = value.get("kind") or value.get("schema") if isinstance(value, dict) else None
-    raise InputError(f"standard input: is {what or 'something else'}, not a {kind}: {_MENDS[kind]}")
+    raise InputError(
+        f"standard input: is {what or 'something else'}, not a {kind}-run: give the output of 'ssfnas {kind}'"
+    )
 
 
 def genotype(argument: str) -> Genotype:

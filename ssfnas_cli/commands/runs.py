@@ -39,7 +39,8 @@ def _entry(run: RunFolder) -> dict[str, Any]:
     state = status["state"]
     if state == "running" and not run.is_being_written():
         state = "interrupted"
-    figures = {k: v for k, v in status.get("last", {}).items() if "loss" in k or "accuracy" in k}
+    last = status.get("last", {})
+    figures = {k: v for k, v in last.items() if ("loss" in k or "accuracy" in k) and isinstance(v, int | float)}
     return entry | {
         "state": state,
         "phase": status.get("phase"),

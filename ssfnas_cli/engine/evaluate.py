@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,21 +20,21 @@ NUM_BINS = 15
 
 
 def evaluate_run(
-    path: Path, data_path: str, splits: Sequence[str], device: Device, other_data: bool = False
+    run: RunFolder, data_path: str, splits: Sequence[str], device: Device, other_data: bool = False
 ) -> dict[str, Any]:
     """Metrics of a retrained run's network.
 
     Args:
-        path: a finished retrain run.
+        run: a finished retrain run.
         data_path: where the data set is, if not where it was.
         other_data: it may be another data set, with the same classes.
         splits: which; none means every split but `train` that the data set has.
 
     Raises:
-        InputError: no such run, unfinished, of another kind, or a data set that is not the run's.
+        InputError: it is unfinished, or the data set is not the run's.
         UsageError: the data set has no such split.
     """
-    run = RunFolder.open(path, "retrain")
+    path = run.path
     state = run.status()["state"]
     if state != "done":
         raise InputError(f"{path}: is {state}, not done: run its retrain command again to go on")

@@ -23,6 +23,7 @@ from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.search_phase import CELL_TYPES, SearchPhase, build_plugin
 from ssfnas_cli.engine.session import Body, carry_out, default_path
 from ssfnas_cli.errors import InputError
+from ssfnas_cli.nets.supernet import edge_list
 from ssfnas_cli.settings import SearchSettings
 
 ALPHAS = "alphas.safetensors"
@@ -86,7 +87,7 @@ def derive_run(
     if status["state"] == "diverged":
         raise InputError(f"{run.path}: the search diverged ({status.get('reason')}): nothing is derived from it")
     settings = run.settings(SearchSettings)
-    alphas = _read_alphas(run)
+    alphas = _read_alphas(run, len(settings.ops))
     reached = len(alphas["normal"]) - 1
     if epoch is None:
         epoch = reached
@@ -130,14 +131,18 @@ def _provenance(
     )
 
 
-def _read_alphas(run: RunFolder) -> dict[str, Tensor]:
+def _read_alphas(run: RunFolder, num_ops: int) -> dict[str, Tensor]:
     path = run.path / ALPHAS
     if not path.exists():
         raise InputError(f"{run.path}: has no alphas yet: it has not begun")
     alphas = load_tensors(path)
     sizes = {tuple(values.shape) for values in alphas.values()}
-    if set(alphas) != set(CELL_TYPES) or len(sizes) != 1 or len(next(iter(sizes))) != 3:
-        raise InputError(f"{path}: should hold 'normal' and 'reduce', each [epochs + 1, edges, ops]")
+    num_epochs = max((size[0] for size in sizes if size), default=0)
+    if set(alphas) != set(CELL_TYPES) or sizes != {(num_epochs, len(edge_list()), num_ops)} or num_epochs == 0:
+        raise InputError(
+            f"{path}: does not fit the settings in config.json: should hold 'normal' and 'reduce', "
+            f"each [epochs + 1, {len(edge_list())} edges, {num_ops} ops]"
+        )
     if not all(bool(torch.isfinite(values).all()) for values in alphas.values()):
         raise InputError(f"{path}: holds an alpha that is not finite: nothing is derived from it")
     return alphas

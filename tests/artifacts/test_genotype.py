@@ -76,7 +76,7 @@ GENOTYPES = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(GENOTYPES)
 def test_json_round_trips(genotype):
     data = genotype.to_json()
@@ -85,7 +85,7 @@ def test_json_round_trips(genotype):
     assert json.loads(data)["schema"] == "ssfnas.genotype/1" and data.endswith(b"}\n")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(cells())
 def test_live_is_what_can_be_reached_from_the_inputs(cell):
     """Against a search from the inputs forward, edge by edge."""
@@ -264,8 +264,9 @@ DARTS_V1 = """Genotype(normal=[('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_
     ('skip_connect', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('skip_connect', 2)], normal_concat=[2, 3, 4, 5],
     reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 0), ('max_pool_3x3', 0),
     ('skip_connect', 2), ('skip_connect', 2), ('avg_pool_3x3', 0)], reduce_concat=[2, 3, 4, 5])"""
-FAIR = """Genotype(normal=[('sep_conv_3x3', 2, 0), ('sep_conv_5x5', 2, 1), ('max_pool_3x3', 4, 0), ('skip_connect', 5, 4),
-    ('skip_connect', 5, 4)], normal_concat=range(2, 6), reduce=[('skip_connect', 3, 1), ('max_pool_3x3', 5, 4)],
+FAIR = """Genotype(normal=[('sep_conv_3x3', 2, 0), ('sep_conv_5x5', 2, 1), ('max_pool_3x3', 4, 0),
+    ('skip_connect', 5, 4), ('skip_connect', 5, 4)], normal_concat=range(2, 6),
+    reduce=[('skip_connect', 3, 1), ('max_pool_3x3', 5, 4)],
     reduce_concat=range(2, 6))"""
 
 

@@ -30,7 +30,7 @@ def test_a_stage_that_fails_stops_the_pipe_behind_it(ssfnas, tmp_path):
 
 
 def test_a_reader_that_has_seen_enough(ssfnas, world, tmp_path):
-    for command in ("plugins", f"derive {world / 'search'}", f"plot-genotype {world / 'genotype.json'} -o -"):
+    for command in ("--help", f"derive {world / 'search'}", f"plot-genotype {world / 'genotype.json'} -o -"):
         result = ssfnas.shell(f"ssfnas {command} | head -c 0", tmp_path)
         assert (result.code, result.err) == (0, ""), command
 

@@ -196,7 +196,7 @@ def test_a_threshold_for_a_rule_without_one_is_refused(rule):
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(UsageError, match="unknown rule 'dart'. Available: darts, argmax, fairdarts, fairdarts-edge"):
+    with pytest.raises(UsageError, match=r"unknown rule 'dart'\. Available: darts, argmax, fairdarts, fairdarts-edge"):
         edges(matrix(0.3), "dart")
 
 

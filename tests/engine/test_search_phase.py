@@ -144,9 +144,9 @@ def test_the_alpha_step_leaves_weights_and_batch_statistics_bit_equal(search, mo
 @pytest.mark.parametrize(("loss", "views"), [("ce", 1), ("barlow", 2)])
 def test_the_weight_step_alone_counts_batches_once_a_view(search, loss, views):
     phase = search(loss=loss, order=2)
-    run(phase, 3)
+    run(phase, 2)
     counts = {int(value) for name, value in phase.model.named_buffers() if "num_batches" in name}
-    assert counts == {3 * views}
+    assert counts == {2 * views}
 
 
 def test_the_orders_differ(search):
@@ -322,7 +322,7 @@ def test_a_head_that_only_the_alpha_loss_has_is_trained_without_touching_the_enc
 def test_an_alpha_that_is_no_longer_finite_stops_the_search(search):
     phase = search()
     phase.alphas["reduce"].data[0, 0] = float("nan")
-    with pytest.raises(FloatingPointError, match="an alpha of the .* cell is no longer finite"):
+    with pytest.raises(FloatingPointError, match=r"an alpha of the \w+ cell is no longer finite"):
         run(phase, 1)
 
 

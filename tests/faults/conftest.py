@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from faults_support import DATASET, RETRAIN, SEARCH, Zygote  # noqa: E402
+from faults_support import DATASET, RETRAIN, SEARCH, Zygote
 
 
 @pytest.fixture(scope="session")

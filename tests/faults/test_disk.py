@@ -10,7 +10,7 @@ from faults_support import RETRAIN, SEARCH, assert_same_end, script
 
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints, load_checkpoint
 
-NOBODY = 65534
+NOGROUP = 65534
 
 
 def half_done(zygote, place):
@@ -86,19 +86,17 @@ def test_a_file_where_the_output_folder_should_be_is_found_before_training(zygot
 def test_an_output_that_cannot_be_written_is_found_before_training(zygote, place):
     (place / "others").mkdir()
     (place / "others").chmod(0o555)
-    faults = {"user": NOBODY} if os.geteuid() == 0 else {}
     for argv in ([*SEARCH, "-o", "others/run"], [*RETRAIN, "-o", "others/run"]):
-        result = zygote.run(argv, place, faults)
+        result = zygote.run(argv, place, {"obey_permissions": True})
         assert result.code == 5, result
         assert "others/run" in result.err and "Permission denied" in result.err
         assert "epoch" not in result.err and "Traceback" not in result.err
 
 
-def test_a_run_of_somebody_else_that_may_not_be_written_is_found_before_training(zygote, place):
+def test_a_run_that_may_not_be_written_is_found_before_training(zygote, place):
     run = half_done(zygote, place)
-    if os.geteuid() != 0:
-        run.chmod(0o555)
-    result = zygote.run([*SEARCH, "-o", "run"], place, {"user": NOBODY} if os.geteuid() == 0 else {})
+    run.chmod(0o555)
+    result = zygote.run([*SEARCH, "-o", "run"], place, {"obey_permissions": True})
     run.chmod(0o755)
     assert result.code == 5 and "cannot be written" in result.err and "Traceback" not in result.err
 
@@ -115,7 +113,7 @@ def test_a_folder_with_other_things_in_it_is_left_alone(zygote, place):
 def test_under_umask_027_a_shared_folder_stays_shared(zygote, place, argv):
     shared = place / "shared"
     shared.mkdir()
-    group = NOBODY if os.geteuid() == 0 else os.getgroups()[-1]
+    group = NOGROUP if os.geteuid() == 0 else os.getgroups()[-1]
     os.chown(shared, -1, group)
     shared.chmod(0o2750)
     result = zygote.run([*argv, "--epochs", "1", "-o", "shared/run"], place, {"umask": 0o027})

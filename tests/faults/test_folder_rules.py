@@ -1,11 +1,12 @@
 """What the same command, and another one, does to a folder that has a run in it already."""
 
 import json
-import os
 import shutil
 
 import pytest
 from faults_support import RETRAIN, SEARCH, assert_same_end
+
+from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
 
 
 def stop_at(epoch, step):
@@ -96,14 +97,17 @@ def test_force_on_the_current_folder_is_refused_in_one_line(zygote, place):
         assert len(result.err.splitlines()) == 1
 
 
-def test_another_kernel_path_resumes_with_one_warning(zygote, place):
+def test_another_processor_torch_or_kernel_path_resumes_with_one_warning(zygote, place):
     assert zygote.run([*SEARCH, "-o", "run"], place, stop_at(1, 1)).code == 75
-    config = json.loads((place / "run" / "config.json").read_text())
-    assert {"processor", "torch", "threads", "kernels", "device"} <= set(config["environment"])
-    result = zygote.run([*SEARCH, "--threads", "2", "-o", "run"], place)
+    config = read_sealed_json(place / "run" / "config.json")
+    assert config["environment"]["threads"] == 1
+    config["environment"] |= {"processor": "Z80", "torch": "1.0", "threads": 3, "kernels": "SSE"}
+    write_sealed_json(place / "run" / "config.json", config)
+    result = zygote.run([*SEARCH, "-o", "run"], place)
     assert result.code == 0
-    warnings = [line for line in result.err.splitlines() if "warning" in line]
-    assert len(warnings) == 1 and "last bits may differ" in warnings[0] and "threads (1 then, 2 now)" in warnings[0]
+    (warning,) = [line for line in result.err.splitlines() if "warning" in line]
+    assert "last bits may differ" in warning and "threads (3 then, 1 now)" in warning
+    assert all(f"{key} (" in warning for key in ("processor", "torch", "kernels"))
 
 
 def test_half_written_files_of_a_killed_process_are_swept_away(zygote, place):
@@ -118,5 +122,5 @@ def test_half_written_files_of_a_killed_process_are_swept_away(zygote, place):
 
 def test_a_kill_before_the_config_is_written_leaves_a_folder_to_begin_in(zygote, place):
     killed = zygote.run([*SEARCH, "-o", "run"], place, {"signals_at_file_event": [9, 0, "config.json"]})
-    assert killed.code == -9 and os.listdir(place / "run")
+    assert killed.code == -9 and list((place / "run").iterdir())
     assert zygote.run([*SEARCH, "--epochs", "1", "-o", "run"], place).code == 0

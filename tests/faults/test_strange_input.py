@@ -1,12 +1,14 @@
 """What strangers, and the stages beside this one, may send."""
 
 import json
+import shutil
 import struct
 import subprocess
 import zlib
 
 import pytest
 from faults_support import SEARCH, SSFNAS, script
+from PIL import Image
 
 NASTY = {
     "duplicate keys": b'{"schema": "ssfnas.genotype/1", "schema": "ssfnas.genotype/1"}',
@@ -68,8 +70,6 @@ def png_claiming(width, height):
     ids=["bomb", "postscript"],
 )
 def test_image_bombs_and_formats_that_run_code_are_refused(zygote, place, data, words):
-    from PIL import Image
-
     for split in ("train", "test"):
         for name in "ab":
             folder = place / "images" / split / name
@@ -77,7 +77,7 @@ def test_image_bombs_and_formats_that_run_code_are_refused(zygote, place, data, 
             for number in range(3):
                 Image.new("L", (9, 9), number).save(folder / f"{number}.png")
     (place / "images" / "train" / "a" / "evil.png").write_bytes(data)
-    argv = ["make-dataset", "--source", "folder", "--root", "images", "-o", "made"]
+    argv = ["make-dataset", "--source", "folder", "--root", "images", "--dist", "natural", "-o", "made"]
     result = zygote.run(argv, place, {"memory_limit_mb": 300})
     assert result.code == 3 and "train/a/evil.png" in result.err and words in result.err
     assert not (place / "made").exists() and not (place / "payload-ran").exists()
@@ -85,8 +85,6 @@ def test_image_bombs_and_formats_that_run_code_are_refused(zygote, place, data, 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "..", "a/b", "link.safetensors"])
 def test_a_manifest_that_leads_out_of_its_folder_is_refused(zygote, world, place, name):
-    import shutil
-
     (place / "data").unlink()
     shutil.copytree(world / "data", place / "data")
     manifest = json.loads((place / "data" / "manifest.json").read_text())

@@ -19,7 +19,7 @@ AUDITED = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", 
 def serve() -> None:
     import torch._dynamo  # noqa: F401  the first optimizer imports it, which takes a second
 
-    import ssfnas_cli.engine.evaluate  # noqa: F401  with it comes all the rest
+    import ssfnas_cli.engine.evaluate
     import ssfnas_cli.main  # noqa: F401
 
     for line in sys.stdin:
@@ -143,11 +143,15 @@ def fault_umask(value) -> None:
     os.umask(value)
 
 
-def fault_user(value) -> None:
-    """Become another user; only root can."""
-    os.setgroups([])
-    os.setgid(value)
-    os.setuid(value)
+def fault_obey_permissions(value) -> None:
+    """Even root: give up the capabilities to override permissions (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~0b110  # effective; permitted and inheritable follow
+    assert libc.capset(header, sets) == 0
 
 
 def fault_steal_lock_at_step(value) -> None:

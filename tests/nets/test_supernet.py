@@ -110,7 +110,7 @@ def test_it_equals_the_plain_sum_over_edges_and_ops(side, layers, training):
 
 def test_one_edge_and_op_alone_reaches_the_output():
     """Each weight is wired to the edge and op it is named for: alone, it gives just that op's output."""
-    net, x = build(layers=3), images(8)
+    net = build(layers=3)
     weights = {kind: torch.zeros(14, len(SMALL_OPS), dtype=torch.float64) for kind in ("normal", "reduce")}
     weights["reduce"][0, SMALL_OPS.index("sep_conv_3x3")] = 1.0  # 0 -> 2
     weights["normal"][:] = 1.0

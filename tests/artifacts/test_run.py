@@ -1,0 +1,123 @@
+import logging
+
+import pytest
+
+from ssfnas_cli.artifacts.lock import FolderLock
+from ssfnas_cli.artifacts.run import RunFolder, age, find_runs, finished, move_aside, warn_of_differences, writing
+from ssfnas_cli.console import log
+from ssfnas_cli.errors import InputError, OutputExistsError
+
+IDENTITY = {"seed": 0, "ops": ["none", "skip_connect"], "data_sha256": "ab"}
+CONFIG = {"settings": {}, "data": {"path": "/data", "sha256": "ab"}, "environment": {}}
+
+
+def make(path, state="done", kind="search", **facts):
+    with writing(path, kind, CONFIG, IDENTITY) as (run, _):
+        if state:
+            run.write_status(state, **facts)
+    return path
+
+
+def test_a_done_run_is_finished_and_another_identity_is_refused(tmp_path):
+    path = make(tmp_path / "run", result={"kind": "search-run"})
+    assert finished(path, "search", IDENTITY) == {"kind": "search-run"}
+    with pytest.raises(OutputExistsError, match=r"seed \(0 there, 1 here\), new \(unset there, 2 here\)"):
+        finished(path, "search", IDENTITY | {"seed": 1, "new": 2})
+    with pytest.raises(OutputExistsError, match="holds a search run"):
+        finished(path, "retrain", IDENTITY)
+    assert finished(tmp_path / "nowhere", "search", IDENTITY) is None
+
+
+@pytest.mark.parametrize("state", ["running", "stopped", "diverged", None])
+def test_a_run_that_is_not_done_has_no_result(tmp_path, state):
+    assert finished(make(tmp_path / "run", state), "search", IDENTITY) is None
+
+
+def test_writing_holds_the_lock_keeps_a_log_and_lets_go_on_errors(tmp_path):
+    path = tmp_path / "run"
+    log.setLevel(logging.INFO)
+    with pytest.raises(ZeroDivisionError), writing(path, "search", CONFIG, IDENTITY) as (run, _):
+        assert run.is_being_written()
+        with pytest.raises(OutputExistsError, match="is writing here"), writing(path, "search", CONFIG, IDENTITY):
+            pass
+        log.info("said")
+        raise ZeroDivisionError
+    assert not RunFolder.open(path).is_being_written()
+    assert "INFO said" in (path / "log.txt").read_text()
+    assert not [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
+
+
+def test_every_write_checks_the_lock(tmp_path):
+    with writing(tmp_path / "run", "search", CONFIG, IDENTITY) as (run, lock):
+        lock.path.write_text('{"token": "theirs"}')
+        for write in (lambda: run.write_status("done"), lambda: run.write_metrics([{}])):
+            with pytest.raises(OutputExistsError, match="took this folder over"):
+                write()
+
+
+def test_what_is_no_run_is_named_with_what_it_is(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")
+    (tmp_path / "file").write_text("")
+    run = make(tmp_path / "run")
+    for path, kind, words in (
+        (tmp_path / "data", None, "a data set, not a run"),
+        (tmp_path / "file", None, "is a file"),
+        (tmp_path / "nowhere", None, "no such run folder"),
+        (tmp_path, None, "not a run folder"),
+        (run, "retrain", "ssfnas derive"),
+    ):
+        with pytest.raises(InputError, match=words):
+            RunFolder.open(path, kind)
+
+
+def test_a_newer_schema_asks_for_an_upgrade(tmp_path):
+    from ssfnas_cli.artifacts.files import write_sealed_json
+
+    run = make(tmp_path / "run")
+    write_sealed_json(run / "config.json", {"schema": "ssfnas.run/9"})
+    with pytest.raises(InputError, match="upgrade ssfnas"):
+        RunFolder.open(run)
+
+
+def test_moving_aside_keeps_the_run_and_takes_no_lock_along(tmp_path):
+    path = make(tmp_path / "run")
+    move_aside(path)
+    assert not path.exists()
+    assert RunFolder.open(tmp_path / "run.old-1").status()["state"] == "done"
+    assert not (tmp_path / "run.old-1" / "lock.json").exists()
+    move_aside(path)  # nothing there: nothing to do
+
+
+def test_moving_aside_refuses_while_somebody_writes(tmp_path):
+    path = make(tmp_path / "run")
+    lock = FolderLock(path)
+    lock.acquire()
+    with pytest.raises(OutputExistsError, match="is writing here"):
+        move_aside(path)
+    lock.release()
+    assert path.exists()
+
+
+def test_runs_are_found_by_name_without_the_damaged_and_the_set_aside(tmp_path, caplog):
+    for name in ("b", "a", "c"):
+        make(tmp_path / name)
+    make(tmp_path / "a")
+    (tmp_path / "c" / "config.json").write_text("junk")
+    (tmp_path / "notes").mkdir()
+    move_aside(tmp_path / "b")
+    make(tmp_path / "b")
+    assert [run.path.name for run in find_runs(tmp_path)] == ["a", "b"]
+    assert "c/config.json" in caplog.text
+    assert [run.path.name for run in find_runs(tmp_path / "b.old-1")] == ["b.old-1"]
+    assert 0 <= age(RunFolder.open(tmp_path / "a")) < 60
+
+
+def test_differences_of_the_environment_are_one_warning(caplog):
+    now = {"processor": "A", "torch": "2", "threads": 1, "kernels": "AVX2", "device": "cpu", "python": "3.11"}
+    warn_of_differences(now, now | {"python": "3.12"})
+    assert not caplog.records
+    warn_of_differences({}, now)
+    warn_of_differences(now, now | {"threads": 2, "kernels": "AVX512"})
+    assert len(caplog.records) == 2
+    assert "threads (1 then, 2 now), kernels (AVX2 then, AVX512 now)" in caplog.records[1].getMessage()

@@ -1,0 +1,130 @@
+"""Progress for both worlds, and `ssfnas runs`."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+
+import pytest
+from faults_support import ENVIRON, RETRAIN, SEARCH, SSFNAS, wait_for
+
+from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
+
+LINE = re.compile(
+    r"search epoch \d/3 step \d/6: (\w+ -?[\d.e-]+, )+.*\d+:\d\d left, \d+ MB$",
+)
+
+
+def test_off_a_terminal_there_is_one_plain_line_per_interval(zygote, place):
+    often = zygote.run([*SEARCH, "--set", "log_seconds=0.0001", "-o", "often"], place)
+    lines = [line for line in often.err.splitlines() if " step " in line and "s a step" not in line]
+    assert len(lines) == 18
+    assert sum(bool(LINE.match(line)) for line in lines) >= 16, lines  # the first has no rate to judge the rest by
+    assert "\x1b" not in often.err and "\r" not in often.err
+    seldom = zygote.run([*SEARCH, "-o", "seldom"], place)
+    assert not [line for line in seldom.err.splitlines() if " left, " in line]
+    assert len([line for line in seldom.err.splitlines() if "s a step" in line]) == 3
+    quiet = zygote.run([*SEARCH, "-q", "-o", "quiet"], place)
+    assert quiet.err == "" and quiet.code == 0
+
+
+def test_on_a_terminal_a_live_bar_shows_epoch_loss_accuracy_time_and_memory(place):
+    main, terminal = pty.openpty()
+    environ = {**os.environ, **ENVIRON, "TERM": "xterm", "COLUMNS": "200", "LINES": "40"}
+    environ.pop("NO_COLOR", None)
+    argv = [*RETRAIN, "--pretrain", "none", "-o", "run"]
+    process = subprocess.Popen(
+        [SSFNAS, *argv], cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal, env=environ
+    )
+    os.close(terminal)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal is gone with the process
+        while select.select([main], [], [], 60)[0] and (part := os.read(main, 65536)):
+            seen += part
+    os.close(main)
+    out = process.stdout.read()
+    process.stdout.close()
+    assert process.wait() == 0, seen.decode()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
+    assert re.search(
+        r"train .*epoch 2/2 step \d+/11: loss [\d.]+, .*train_accuracy [\d.]+, \d+:\d\d left, \d+ MB", text
+    )
+    assert "\x1b[?25l" in seen.decode()  # it is live: the cursor is hidden
+    assert seen.decode().rstrip().endswith("done: run")
+    assert json.loads(out)["state"] == "done"
+
+
+@pytest.fixture
+def runs(zygote, world, place):
+    """A folder with a run in every state."""
+    folder = place / "runs"
+    folder.mkdir()
+    for name in ("search", "retrain"):
+        shutil.copytree(world / name, folder / f"done-{name}")
+    stop = {"signal_at_step": [15, "search", 1, 2, 0]}
+    assert zygote.run([*SEARCH, "-o", "runs/stopped"], place, stop).code == 75
+    assert zygote.run([*SEARCH, "-o", "runs/killed"], place, {"signal_at_step": [9, "search", 1, 2, 0]}).code == -9
+    assert zygote.run([*SEARCH, "-o", "runs/diverged"], place, {"poison": ["loss", 0, 1]}).code == 3
+    shutil.copytree(folder / "stopped", folder / "damaged")
+    (folder / "damaged" / "status.json").write_text("{")
+    shutil.copytree(folder / "stopped", folder / "broken")
+    (folder / "broken" / "config.json").write_text("[]")
+    (folder / "notes.txt").write_text("no run")
+    (folder / "empty").mkdir()
+    return folder
+
+
+def test_runs_lists_every_state_with_what_to_do_next(zygote, place, runs):
+    flag = place / "paused"
+    child = zygote.start([*SEARCH, "-o", "runs/running"], place, {"pause_at_step": [1, 1, str(flag)]})
+    wait_for(flag.exists)
+    result = zygote.run(["runs", "runs"], place)
+    flag.unlink()
+    assert zygote.wait(child).code == 0
+    assert result.code == 0 and "broken" in result.err
+    listed = {entry["path"].removeprefix("runs/"): entry for entry in result.json["runs"]}
+    assert {name: entry["state"] for name, entry in listed.items()} == {
+        "damaged": "damaged",
+        "diverged": "diverged",
+        "done-retrain": "done",
+        "done-search": "done",
+        "killed": "interrupted",
+        "running": "running",
+        "stopped": "stopped",
+    }
+    assert listed["stopped"]["next"] == listed["killed"]["next"] == "run the same command again: it goes on"
+    assert listed["done-search"]["next"] == "ssfnas derive runs/done-search"
+    assert listed["done-retrain"]["next"] == "ssfnas evaluate runs/done-retrain"
+    assert listed["running"]["next"] == "wait" and "alpha_lr" in listed["diverged"]["next"]
+    assert (listed["stopped"]["epoch"], listed["stopped"]["epochs"]) == (1, 3)
+    assert set(listed["stopped"]["figures"]) >= {"weight_loss", "accuracy_alpha_half"}
+    assert all(entry["age_seconds"] >= 0 for entry in listed.values())
+
+
+def test_runs_on_a_terminal_is_a_table(place, runs):
+    status = read_sealed_json(runs / "stopped" / "status.json")
+    status["last"] = {"weight_loss": None, "accuracy": "odd"}
+    write_sealed_json(runs / "stopped" / "status.json", status)
+    main, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [SSFNAS, "runs", "runs"],
+        cwd=place,
+        stdout=terminal,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **ENVIRON, "COLUMNS": "160"},
+    )
+    os.close(terminal)
+    seen = b""
+    with contextlib.suppress(OSError):
+        while part := os.read(main, 65536):
+            seen += part
+    os.close(main)
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 0, err
+    for word in (b"state", b"progress", b"last figures", b"age", b"next", b"interrupted", b"diverged", b"1/3"):
+        assert word in seen, word

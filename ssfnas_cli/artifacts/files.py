@@ -126,11 +126,15 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     try:
         if path.is_dir():
             raise InputError(f"{path}: is a folder, not a file")
-        with path.open("rb") as stream:  # a pipe or a device has no size: never read more than that
-            size = max(os.fstat(stream.fileno()).st_size, len(data := stream.read(max_bytes + 1)))
+        with path.open("rb") as stream:
+            size, data = os.fstat(stream.fileno()).st_size, bytearray()
+            # piece by piece: a pipe or a device has no size, and read(n) allocates n bytes before it reads
+            while size <= max_bytes and (piece := stream.read(1 << 16)):
+                data += piece
+                size = max(size, len(data))
         if size > max_bytes:
             raise InputError(f"{path}: {size:,} bytes is more than such a file can have ({max_bytes:,})")
-        return data
+        return bytes(data)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:

@@ -62,6 +62,9 @@ def test_calibration_error_of_plain_cases():
     # two bins whose errors point apart do not cancel: 0.6 sure and always right, 1.0 sure and right 3 times in 5
     mixed = np.array([[0.6, 0.4]] * 5 + [[1.0, 0.0]] * 5)
     assert calibration_error(mixed, np.array([0] * 5 + [0, 0, 0, 1, 1])) == pytest.approx(0.4)
+    # 0.6 = 9/15 closes the bin of 0.55 and is not in that of 0.65
+    assert calibration_error(np.array([[0.6, 0.4], [0.65, 0.35]]), np.array([0, 1])) == pytest.approx((0.4 + 0.65) / 2)
+    assert calibration_error(np.array([[0.6, 0.4], [0.55, 0.45]]), np.array([0, 1])) == pytest.approx(0.15 / 2)
 
 
 def test_every_figure_equals_a_direct_count():

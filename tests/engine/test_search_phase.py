@@ -319,6 +319,31 @@ def test_a_head_that_only_the_alpha_loss_has_is_trained_without_touching_the_enc
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("loss", "alpha_loss"), [("ce", "barlow"), ("barlow", "ce")])
+def test_the_alpha_step_uses_its_own_loss_and_head(search, loss, alpha_loss):
+    phase = search(loss=loss, alpha_loss=alpha_loss)
+    _, val = next(phase.batches(0, 0))
+    phase.model.train()
+    outputs = [phase.model.alpha_head(phase.model.encoder(view, phase._mixing(0.0))) for view in val.views]
+    expected = phase.alpha_loss.loss(outputs, val.labels).item()
+    assert len(outputs) == (2 if alpha_loss == "barlow" else 1)
+    (values,) = run(phase, 1)
+    assert values["alpha_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_self_supervised_loss_is_never_given_the_labels(search, monkeypatch):
+    phase, seen = search(loss="barlow", order=2), []
+    original = type(phase.weight_loss).loss
+
+    def spy(self, outputs, labels):
+        seen.append(labels)
+        return original(self, outputs, labels)
+
+    monkeypatch.setattr(type(phase.weight_loss), "loss", spy)
+    run(phase, 1)
+    assert len(seen) == 5 and not any(labels is not None for labels in seen)
+
+
 def test_an_alpha_that_is_no_longer_finite_stops_the_search(search):
     phase = search()
     phase.alphas["reduce"].data[0, 0] = float("nan")

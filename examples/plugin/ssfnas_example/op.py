@@ -26,6 +26,8 @@ class BlurConvOptions(Options):
 class Blur(nn.Module):
     """A fixed 3x3 Gaussian, channel by channel: [N, C, H, W] -> [N, C, ceil(H/stride), ceil(W/stride)]."""
 
+    kernel: Tensor
+
     def __init__(self, channels: int, stride: int, sigma: float):
         super().__init__()
         self.stride = stride

@@ -1,0 +1,206 @@
+"""The scripts of examples/slurm, run with stand-ins for srun, sbatch and scontrol on the PATH."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from faults_support import ENVIRON, RETRAIN, SEARCH, SSFNAS, assert_same_end, wait_for
+
+SLURM = Path(__file__).parents[2] / "examples" / "slurm"
+SCRIPTS = sorted(SLURM.glob("*.sh"))
+
+SRUN = """#!/bin/bash
+echo "srun $*" >>"$SLURM_LOG"
+exec "$@"
+"""
+
+SCONTROL = """#!/bin/bash
+echo "scontrol $*" >>"$SLURM_LOG"
+[ "$1" = requeue ] && touch "$SLURM_STATE/requeue-$2"
+"""
+
+# Runs the job at once, as often as it is requeued, if the jobs it depends on have ended well.
+SBATCH = r"""#!/bin/bash
+echo "sbatch $*" >>"$SLURM_LOG"
+number=$(($(cat "$SLURM_STATE/number" 2>/dev/null || echo 100) + 1))
+echo "$number" >"$SLURM_STATE/number"
+output=/dev/null wrap=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --dependency=afterok:*) before=${1##*:}; [ "$(cat "$SLURM_STATE/code-$before")" = 0 ] || failed=yes ;;
+        --output=*) output=${1#*=} ;;
+        --wrap) wrap=$2; shift ;;
+        --*) ;;
+        *) break ;;
+    esac
+    shift
+done
+export SLURM_JOB_ID=$number SLURM_RESTART_COUNT=0
+code=1
+if [ -z "$failed" ]; then
+    while true; do
+        if [ -n "$wrap" ]; then sh -c "$wrap"; else bash "$@"; fi >>"$output" 2>&1 </dev/null
+        code=$?
+        [ -e "$SLURM_STATE/requeue-$number" ] || break
+        rm "$SLURM_STATE/requeue-$number"
+        SLURM_RESTART_COUNT=$((SLURM_RESTART_COUNT + 1))
+    done
+fi
+echo "$code" >"$SLURM_STATE/code-$number"
+echo "$number;cluster"
+"""
+
+
+@pytest.fixture
+def cluster(place):
+    """The environment of a cluster; its log is `slurm.log`."""
+    tools = place / "bin"
+    tools.mkdir()
+    for name, text in {"srun": SRUN, "scontrol": SCONTROL, "sbatch": SBATCH}.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    (place / "state").mkdir()
+    (place / "scratch").mkdir()
+    return {
+        **os.environ,
+        **ENVIRON,
+        "PATH": f"{tools}:{SSFNAS.parent}:{os.environ['PATH']}",
+        "SLURM_LOG": str(place / "slurm.log"),
+        "SLURM_STATE": str(place / "state"),
+        "SLURM_TMPDIR": str(place / "scratch"),
+        "SLURM_JOB_ID": "77",
+    }
+
+
+def run(cluster, place, name, *argv, **environ):
+    return subprocess.Popen(
+        ["bash", SLURM / name, *argv],
+        cwd=place,
+        env=cluster | environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def log_of(place):
+    file = place / "slurm.log"
+    return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_has_nothing_to_say(script):
+    done = subprocess.run([SSFNAS.with_name("shellcheck"), script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert os.access(script, os.X_OK)
+
+
+def test_the_three_scripts_are_there_and_ask_for_what_they_need():
+    assert [script.name for script in SCRIPTS] == ["pipeline.sh", "requeue.sh", "search-array.sh"]
+    for name in ("requeue.sh", "search-array.sh"):
+        text = (SLURM / name).read_text()
+        for option in ("--signal=B:USR1@120", "--requeue", "--open-mode=append"):
+            assert f"#SBATCH {option}\n" in text
+
+
+def test_a_job_whose_time_is_up_saves_is_requeued_and_its_next_turn_ends_exactly(cluster, world, place):
+    argv = [*SEARCH, "-o", "run"]
+    job = run(cluster, place, "requeue.sh", *argv)
+    wait_for((place / "run" / "checkpoints" / "0000000003").exists)
+    job.send_signal(signal.SIGUSR1)  # to the batch script only, as with B:
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == 75, err
+    assert "stopped by SIGUSR1" in err and "back into the queue (turn 1)" in err
+    assert log_of(place)[-1] == "scontrol requeue 77"
+    turn = run(cluster, place, "requeue.sh", *argv, SLURM_RESTART_COUNT="1")
+    out, err = turn.communicate(timeout=60)
+    assert turn.returncode == 0, err
+    assert json.loads(out)["state"] == "done"
+    assert len([line for line in log_of(place) if line.startswith("scontrol")]) == 1
+    assert_same_end(place / "run", world / "search")
+
+
+STUB = """#!/bin/bash
+exit {code}
+"""
+
+
+@pytest.mark.parametrize(("code", "restarts", "requeues"), [(0, 0, 0), (3, 0, 0), (130, 0, 0), (75, 4, 1), (75, 5, 0)])
+def test_only_exit_75_goes_back_into_the_queue_and_not_for_ever(cluster, place, code, restarts, requeues):
+    (place / "bin" / "ssfnas").write_text(STUB.format(code=code))
+    (place / "bin" / "ssfnas").chmod(0o755)
+    job = run(cluster, place, "requeue.sh", "search", SLURM_RESTART_COUNT=str(restarts), MAX_RESTARTS="5")
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == code
+    assert len([line for line in log_of(place) if line.startswith("scontrol requeue 77")]) == requeues
+    assert ("submit it again" in err) == (restarts == 5)
+
+
+def test_an_array_task_takes_its_index_as_seed_and_its_data_from_scratch(cluster, world, place):
+    environ = {"SLURM_ARRAY_TASK_ID": "5", "DATA": "data", "OUT": "runs", "REQUEUE": str(SLURM / "requeue.sh")}
+    options = [word for word in SEARCH[1:] if word not in ("--data", "data")]
+    job = run(cluster, place, "search-array.sh", *options, "--epochs", "1", **environ)
+    out, err = job.communicate(timeout=60)
+    assert job.returncode == 0, err
+    result = json.loads(out)
+    assert result["seed"] == 5 and result["path"] == "runs/seed-5"
+    (staged,) = (place / "scratch").iterdir()
+    assert result["data"] == str(staged) and staged.name.startswith("data-")
+    assert (staged / "manifest.json").read_bytes() == (world / "data" / "manifest.json").read_bytes()
+    assert "srun ssfnas search --data" in log_of(place)[0]
+    (place / "bin" / "ssfnas").write_text(STUB.format(code=0))  # from here on the staged copy is what counts
+    (place / "bin" / "ssfnas").chmod(0o755)
+    before = staged.stat().st_mtime_ns
+    again = run(cluster, place, "search-array.sh", **environ | {"SLURM_ARRAY_TASK_ID": "6"})
+    again.communicate(timeout=60)
+    assert again.returncode == 0 and staged.stat().st_mtime_ns == before
+    assert [path.name for path in (place / "scratch").iterdir()] == [staged.name]
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_an_array_task_hands_its_signal_on_to_ssfnas(cluster, place, name):
+    (place / "bin" / "ssfnas").write_text(
+        '#!/bin/bash\ntrap "exit 75" USR1 TERM\ntouch started\nwhile :; do sleep 0.05; done\n'
+    )
+    (place / "bin" / "ssfnas").chmod(0o755)
+    environ = {"SLURM_ARRAY_TASK_ID": "5", "DATA": "data", "REQUEUE": str(SLURM / "requeue.sh")}
+    job = run(cluster, place, "search-array.sh", **environ)
+    wait_for((place / "started").exists)
+    job.send_signal(getattr(signal, name))
+    job.communicate(timeout=60)
+    assert job.returncode == 75 and log_of(place)[-1] == "scontrol requeue 77"
+
+
+def test_the_pipeline_runs_from_images_to_metrics_each_stage_after_the_one_before(cluster, place):
+    (place / "data").unlink()
+    environ = {
+        "OUT": "an exp",
+        "DATASET_ARGS": "--max-per-class 12 --mu 0.5",
+        "SEARCH_ARGS": " ".join(SEARCH[3:]) + " --epochs 1",
+        "DERIVE_ARGS": "--rule darts",
+        "RETRAIN_ARGS": " ".join(RETRAIN[4:]) + " --epochs 1 --pretrain none",
+    }
+    job = run(cluster, place, "pipeline.sh", **environ)
+    out, err = job.communicate(timeout=200)
+    logs = {path.name: path.read_text() for path in (place / "an exp" / "logs").iterdir()}
+    assert job.returncode == 0, (err, logs)
+    assert out == "105\n"
+    metrics = json.loads((place / "an exp" / "metrics.json").read_text())
+    assert metrics["splits"]["test"]["num_images"] > 0
+    submitted = [line for line in log_of(place) if line.startswith("sbatch")]
+    assert len(submitted) == 5 and "--dependency" not in submitted[0]
+    for number, line in enumerate(submitted[1:], 101):
+        assert f"--dependency=afterok:{number} --kill-on-invalid-dep=yes" in line
+    assert set(logs) == {f"{name}.log" for name in ("dataset", "search", "derive", "retrain", "evaluate")}
+
+
+def test_a_stage_that_fails_stops_those_behind_it(cluster, place):
+    environ = {"OUT": "exp", "DATASET_ARGS": "--source nonsense"}
+    job = run(cluster, place, "pipeline.sh", **environ)
+    job.communicate(timeout=200)
+    codes = [(place / "state" / f"code-{number}").read_text().strip() for number in range(101, 106)]
+    assert codes == ["2", "1", "1", "1", "1"]
+    assert not (place / "exp" / "search").exists()

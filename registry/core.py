@@ -175,7 +175,7 @@ class Registry(Generic[T]):
             raise PluginError(f"{self.kind} '{name}' is brought by {origin}: uninstall one of them")
         try:
             points[0].load()
-        except Exception as error:  # whatever a stranger's module raises must not take ssfnas down
+        except (Exception, SystemExit) as error:  # whatever a stranger's module raises must not take ssfnas down
             self._plugins.pop(name, None)  # it may have registered and then failed
             raise PluginError(
                 f"{self.kind} '{name}' of {origin} cannot be loaded: {type(error).__name__}: {error}"

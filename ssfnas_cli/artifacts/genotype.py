@@ -39,8 +39,8 @@ class Edge(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     op: str
-    source: int = Field(alias="from", ge=0, lt=MAX_NODES)
-    target: int = Field(alias="to", ge=2, lt=MAX_NODES)
+    source: int = Field(alias="from", ge=0, lt=MAX_NODES, strict=True)
+    target: int = Field(alias="to", ge=2, lt=MAX_NODES, strict=True)
 
     @model_validator(mode="after")
     def _forward_only(self) -> Edge:

@@ -64,8 +64,10 @@ def command(
         parsed = references.genotype(genotype)
     from ssfnas_cli.data.embedded import is_embedded
 
-    chosen = preset or ("quick" if is_embedded(data, parsed.provenance.data) else "paper")
-    settings = common.settings_from(RetrainSettings, flags, preset=chosen, config=config, sets=sets)
+    if preset is None:
+        named = common.settings_from(RetrainSettings, flags, config=config, sets=sets).data
+        preset = "quick" if is_embedded(named, parsed.provenance.data) else "paper"
+    settings = common.settings_from(RetrainSettings, flags, preset=preset, config=config, sets=sets)
     if show_settings:
         common.show_settings(settings)
         return

@@ -64,8 +64,10 @@ def command(
     stop.install_handlers()
     set_verbosity(quiet, verbose)
     flags = common.flags_of(SearchSettings, locals())
-    chosen = preset or ("paper" if data else "quick")
-    settings = common.settings_from(SearchSettings, flags, preset=chosen, config=config, sets=sets)
+    if preset is None:  # a data set may be named by a flag, --set or --config
+        named = common.settings_from(SearchSettings, flags, config=config, sets=sets).data
+        preset = "paper" if named else "quick"
+    settings = common.settings_from(SearchSettings, flags, preset=preset, config=config, sets=sets)
     if show_settings:
         common.show_settings(settings)
         return

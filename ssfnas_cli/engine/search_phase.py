@@ -199,9 +199,9 @@ class SearchPhase:
 
     # Objectives
 
-    def _mixing(self, progress: float, detach: bool = False) -> dict[str, Tensor]:
+    def _mixing(self, progress: float, detach: bool = False, sampled: bool = True) -> dict[str, Tensor]:
         """Mixing weights of both cell types; a sampled relaxation draws the same ones throughout a step."""
-        generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
+        generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63) if sampled else None
         return {
             kind: self.relaxation.weights(alphas.detach() if detach else alphas, progress, generator)
             for kind, alphas in self.alphas.items()
@@ -247,7 +247,7 @@ class SearchPhase:
     def accuracy(self, split: str, rows: np.ndarray, progress: float) -> float:
         """Top-1 of the head, or of the linear probe (which uses labels), in percent, running statistics."""
         self.model.eval()
-        mixing = self._mixing(progress)
+        mixing = self._mixing(progress, sampled=False)
         right = 0
         for batch in plain_batches(self.data.split(split), rows, 256, normaliser(self.data)):
             batch = self.device.move(batch)

@@ -24,6 +24,7 @@ SEARCH = [
     *["search", "--data", "data", "--epochs", "3", "--channels", "2", "--layers", "3", *TINY],
     *["--set", "ops=none,max_pool_3x3,skip_connect,sep_conv_3x3"],
 ]
+SHORT = [*SEARCH, "--epochs", "1"]
 RETRAIN = [
     *["retrain", "genotype.json", "--data", "data", "--pretrain", "barlow", "--pretrain-epochs", "2"],
     *["--epochs", "2", "--channels", "4", "--layers", "3", *TINY, "--set", "loss.name=ce"],

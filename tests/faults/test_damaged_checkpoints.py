@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from faults_support import SEARCH, assert_same_end
+from faults_support import SEARCH, SHORT, assert_same_end
 
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints
 
@@ -94,7 +94,7 @@ def test_no_sound_checkpoint_left_is_exit_3_that_names_the_file(zygote, place, r
     assert "no sound checkpoint is left" in result.err and "--force" in result.err
     assert str(list_checkpoints(run / "checkpoints")[-1].relative_to(place)) in result.err.splitlines()[-1]
     assert "Traceback" not in result.err and not (place / "payload-ran").exists()
-    again = zygote.run([*SEARCH, "-o", "run", "--force"], place)
+    again = zygote.run([*SHORT, "-o", "run", "--force"], place)
     assert again.code == 0 and len(list_checkpoints(place / "run.old-1" / "checkpoints")) == 2
 
 

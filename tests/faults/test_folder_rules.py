@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from faults_support import RETRAIN, SEARCH, assert_same_end
+from faults_support import RETRAIN, SEARCH, SHORT, assert_same_end
 
 from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
 
@@ -98,12 +98,12 @@ def test_force_on_the_current_folder_is_refused_in_one_line(zygote, place):
 
 
 def test_another_processor_torch_or_kernel_path_resumes_with_one_warning(zygote, place):
-    assert zygote.run([*SEARCH, "-o", "run"], place, stop_at(1, 1)).code == 75
+    assert zygote.run([*SHORT, "-o", "run"], place, stop_at(0, 1)).code == 75
     config = read_sealed_json(place / "run" / "config.json")
     assert config["environment"]["threads"] == 1
     config["environment"] |= {"processor": "Z80", "torch": "1.0", "threads": 3, "kernels": "SSE"}
     write_sealed_json(place / "run" / "config.json", config)
-    result = zygote.run([*SEARCH, "-o", "run"], place)
+    result = zygote.run([*SHORT, "-o", "run"], place)
     assert result.code == 0
     (warning,) = [line for line in result.err.splitlines() if "warning" in line]
     assert "last bits may differ" in warning and "threads (3 then, 1 now)" in warning
@@ -111,12 +111,12 @@ def test_another_processor_torch_or_kernel_path_resumes_with_one_warning(zygote,
 
 
 def test_half_written_files_of_a_killed_process_are_swept_away(zygote, place):
-    assert zygote.run([*SEARCH, "-o", "run"], place, stop_at(0, 2)).code == 75
+    assert zygote.run([*SHORT, "-o", "run"], place, stop_at(0, 2)).code == 75
     left = place / "run" / "checkpoints" / ".0000000009.abc.tmp"
     left.mkdir()
     (left / "tensors.safetensors").write_bytes(b"half")
     (place / "run" / ".status.json.abc.tmp").write_bytes(b"half")
-    assert zygote.run([*SEARCH, "-o", "run"], place).code == 0
+    assert zygote.run([*SHORT, "-o", "run"], place).code == 0
     assert not [path for path in (place / "run").rglob(".*")]
 
 

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 
-from faults_support import SEARCH, assert_same_end, wait_for
+from faults_support import SEARCH, SHORT, assert_same_end, wait_for
 
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints
 
@@ -25,8 +25,8 @@ def own_lock(**changes):
     return {**_place(), "token": "theirs", **changes}
 
 
-def half_done(zygote, place):
-    result = zygote.run([*SEARCH, "-o", "run"], place, {"signal_at_step": [15, "search", 0, 3, 0]})
+def half_done(zygote, place, argv=SEARCH):
+    result = zygote.run([*argv, "-o", "run"], place, {"signal_at_step": [15, "search", 0, 3, 0]})
     assert result.code == 75
     return place / "run"
 
@@ -60,18 +60,18 @@ def test_a_dead_process_of_this_host_is_taken_over_at_once_and_that_is_logged(zy
 
 
 def test_a_pid_that_is_another_process_by_now_counts_as_dead(zygote, place):
-    run = half_done(zygote, place)
+    run = half_done(zygote, place, SHORT)
     write_lock(run, **own_lock(pid=os.getpid(), started="1"))
-    assert zygote.run([*SEARCH, "-o", "run"], place).code == 0
+    assert zygote.run([*SHORT, "-o", "run"], place).code == 0
 
 
 def test_another_host_is_waited_for_until_it_has_been_silent_for_long(zygote, place):
-    run = half_done(zygote, place)
+    run = half_done(zygote, place, SHORT)
     write_lock(run, age=500, host="elsewhere", pid=1, token="theirs")
-    result = zygote.run([*SEARCH, "-o", "run"], place)
+    result = zygote.run([*SHORT, "-o", "run"], place)
     assert result.code == 4 and "process 1 on elsewhere" in result.err and "600 s" in result.err
     write_lock(run, age=700, host="elsewhere", pid=1, token="theirs")
-    result = zygote.run([*SEARCH, "-o", "run"], place)
+    result = zygote.run([*SHORT, "-o", "run"], place)
     assert result.code == 0 and "took over the lock of process 1 on elsewhere" in result.err
 
 

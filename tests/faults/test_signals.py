@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from faults_support import RETRAIN, SEARCH, assert_same_end, script, wait_for
+from faults_support import RETRAIN, SEARCH, SHORT, assert_same_end, script, wait_for
 
 NAMES = ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"]
 
@@ -71,7 +71,7 @@ def read(path):
 
 def test_a_second_interrupt_leaves_at_once(zygote, place):
     flag = place / "paused"
-    child = zygote.start([*SEARCH, "-o", "run"], place, {"pause_at_step": [0, 2, str(flag)]})
+    child = zygote.start([*SHORT, "-o", "run"], place, {"pause_at_step": [0, 2, str(flag)]})
     wait_for(flag.exists)
     os.kill(child.pid, signal.SIGINT)
     time.sleep(0.1)
@@ -80,7 +80,7 @@ def test_a_second_interrupt_leaves_at_once(zygote, place):
     begun = time.monotonic()
     assert zygote.wait(child).code == 130
     assert time.monotonic() - begun < 2
-    assert zygote.run([*SEARCH, "-o", "run"], place).code == 0
+    assert zygote.run([*SHORT, "-o", "run"], place).code == 0
 
 
 @pytest.mark.parametrize("phase", ["pretrain", "train"])
@@ -93,7 +93,7 @@ def test_a_retraining_stops_in_either_phase(zygote, world, place, phase):
 
 
 def test_the_time_limit_stops_like_a_signal_and_the_next_turn_goes_on(zygote, world, place):
-    limited = [*SEARCH, "-o", "run", "--max-time", "0:00:01"]
+    limited = [*SEARCH, "-o", "run", "--max-time", "0:00:02"]
     slow = {"pause_seconds": 0.15}
     first = zygote.run(limited, place, slow)
     assert first.code == 75 and "--max-time" in first.err.splitlines()[-1]
@@ -145,9 +145,9 @@ def caught(pid, what):
 
 
 def test_a_run_is_listed_as_running_again_as_soon_as_it_goes_on(zygote, place):
-    zygote.run([*SEARCH, "-o", "run"], place, {"signal_at_step": [signal.SIGTERM, "search", 0, 2, 0]})
+    zygote.run([*SHORT, "-o", "run"], place, {"signal_at_step": [signal.SIGTERM, "search", 0, 2, 0]})
     flag = place / "paused"
-    child = zygote.start([*SEARCH, "-o", "run"], place, {"pause_at_step": [0, 3, str(flag)]})
+    child = zygote.start([*SHORT, "-o", "run"], place, {"pause_at_step": [0, 3, str(flag)]})
     wait_for(flag.exists)
     assert status(place / "run")["state"] == "running"
     flag.unlink()

@@ -280,7 +280,7 @@ PRESETS: dict[type[Settings], dict[str, dict[str, Any]]] = {
     SearchSettings: {
         "paper": {"alpha_lr": 3e-4, "alpha_weight_decay": 1e-3},
         "quick": {
-            "epochs": 15,
+            "epochs": 12,
             "batch_size": 64,
             "channels": 8,
             "layers": 4,

@@ -2,6 +2,7 @@
 # From images to an evaluated, drawn network: the embedded digits, made long-tailed, in a few minutes on a laptop.
 #
 #   examples/quickstart.sh [FOLDER]
+# One thread: these maps are tiny, and two that wait for each other crawl on a busy machine.
 set -euo pipefail
 
 out=${1:-demo}
@@ -9,10 +10,10 @@ mkdir -p "$out"
 
 [ -e "$out/data" ] || ssfnas make-dataset --source digits --dist exp --mu 0.1 -o "$out/data" >"$out/dataset.json"
 
-ssfnas search --data "$out/data" --preset quick --relax sigmoid --loss barlow -o "$out/search" |
+ssfnas search --data "$out/data" --preset quick --threads 1 --relax sigmoid --loss barlow -o "$out/search" |
     ssfnas derive - |
     tee "$out/genotype.json" |
-    ssfnas retrain - --preset quick --pretrain barlow -o "$out/retrain" |
+    ssfnas retrain - --preset quick --threads 1 --pretrain barlow -o "$out/retrain" |
     ssfnas evaluate - >"$out/metrics.json"
 
 ssfnas plot-genotype "$out/genotype.json" -o "$out/cells.png" --force --quiet

@@ -74,6 +74,8 @@ def _app(
 
 def run() -> NoReturn:
     """The console script."""
+    # Threads that spin while they wait for each other crawl on a busy machine; torch reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if isinstance(sys.stdout, io.TextIOWrapper):  # help and tables may hold what an ASCII locale lacks; data is bytes
         sys.stdout.reconfigure(errors="replace")
     try:

@@ -10,6 +10,7 @@ import typer
 
 from ssfnas_cli.commands import common
 from ssfnas_cli.console import box_style, emit, log, set_verbosity
+from ssfnas_cli.errors import UsageError
 from ssfnas_cli.settings import MakeDatasetSettings
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def command(
     if show_settings:
         common.show_settings(settings)
         return
+    if settings.root and settings.source == "digits":
+        raise UsageError("--root: the source digits reads none; say --source folder, npz, cifar10 or cifar100")
     path = output or default_path(settings)
     from ssfnas_cli.data.build import BuildPlan, build_dataset
 

@@ -7,7 +7,6 @@ only then.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,13 +16,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ssfnas_cli.artifacts.files import (
     atomic_folder,
     read_json,
-    reason,
+    rename_free,
     sha256_file,
     write_json,
 )
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
 from ssfnas_cli.console import log
-from ssfnas_cli.errors import DiskError, InputError
+from ssfnas_cli.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,21 +94,11 @@ def load_newest(folder: Path) -> Checkpoint | None:
             log.warning("checkpoint %s is passed over, it is damaged: %s", path.name, error)
             continue
         for other in damaged:
-            _rename_damaged(other)
+            rename_free(other, "damaged")
         return checkpoint
     if first is not None:
         raise InputError(f"no sound checkpoint is left: {first}; start over with --force")
     return None
-
-
-def _rename_damaged(path: Path) -> None:
-    number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.damaged-{number}")):
-        number += 1
-    try:
-        path.rename(aside)
-    except OSError as error:
-        raise DiskError(f"{path}: cannot be renamed: {reason(error)}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

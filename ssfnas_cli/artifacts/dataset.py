@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from ssfnas_cli.artifacts.files import parse_json, read_bytes, sha256_bytes, sha256_file
+from ssfnas_cli.artifacts.files import invalid, parse_json, read_bytes, sha256_bytes, sha256_file
 from ssfnas_cli.artifacts.shards import (
     INT64,
     Count,
@@ -266,7 +266,4 @@ def _parse_manifest(data: bytes, where: str) -> Manifest:
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {place + ': ' if place else ''}{message}") from None
+        raise invalid(where, error) from None

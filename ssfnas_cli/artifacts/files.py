@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ssfnas_cli.errors import DiskError, InputError, UsageError
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -178,6 +180,13 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, max_bytes), str(path))
 
 
+def invalid(where: str, error: ValidationError, within: str = "") -> InputError:
+    """The error for a document that is no such model: its first fault, and the place of it (`within` comes before)."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in (*([within] if within else []), *first["loc"]))
+    return InputError(f"{where}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}")
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = dict(pairs)
     if len(keys) != len(pairs):
@@ -210,8 +219,13 @@ def set_aside(path: Path) -> Path:
     """Move an old output out of the way, to the first free `NAME.old-N` beside it; nothing is deleted."""
     if path.name in ("", ".."):
         raise UsageError(f"{path}: cannot be moved aside: name the folder itself")
+    return rename_free(path, "old")
+
+
+def rename_free(path: Path, suffix: str) -> Path:
+    """Rename to the first free `NAME.SUFFIX-N` beside it."""
     number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.old-{number}")):
+    while os.path.lexists(aside := path.with_name(f"{path.name}.{suffix}-{number}")):
         number += 1
     try:
         path.rename(aside)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from registry import OPS, PluginError
-from ssfnas_cli.artifacts.files import dump_json, parse_json, read_bytes
+from ssfnas_cli.artifacts.files import dump_json, invalid, parse_json, read_bytes
 from ssfnas_cli.errors import InputError
 
 SCHEMA = "ssfnas.genotype/1"
@@ -157,10 +157,7 @@ def parse_genotype(data: bytes, where: str) -> Genotype:
             OPS.get(op).parse_options(options)
         return genotype
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {place + ': ' if place else ''}{message}") from None
+        raise invalid(where, error) from None
     except PluginError as error:
         raise InputError(f"{where}: op_options: {error}") from None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ssfnas_cli.artifacts.files import invalid
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.tensors import load_metadata, load_tensors, save_tensors
 from ssfnas_cli.errors import InputError
@@ -57,7 +58,5 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     try:
         card = ModelCard.model_validate(metadata)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
+        raise invalid(str(path), error) from None
     return load_tensors(path), card

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ssfnas_cli.artifacts.files import (
+    invalid,
     is_set_aside,
     read_sealed_json,
     reason,
@@ -108,10 +109,7 @@ class RunFolder:
         try:
             return model.model_validate(self.config["settings"])
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            message = first["msg"].removeprefix("Value error, ")
-            raise InputError(f"{self.path / 'config.json'}: settings.{place}: {message}") from None
+            raise invalid(str(self.path / "config.json"), error, within="settings") from None
 
     def check_lock(self) -> None:
         """Before a write: the folder is still this process's.
@@ -155,9 +153,7 @@ def finished(path: Path, kind: str, identity: Mapping[str, Any]) -> dict[str, An
 
 
 @contextlib.contextmanager
-def writing(
-    path: Path, kind: str, config: Mapping[str, Any], identity: Mapping[str, Any]
-) -> Iterator[tuple[RunFolder, FolderLock]]:
+def writing(path: Path, kind: str, config: Mapping[str, Any], identity: Mapping[str, Any]) -> Iterator[RunFolder]:
     """Make the run's folder, or find it half done; hold its lock and keep its log.txt.
 
     Raises:
@@ -183,7 +179,7 @@ def writing(
         with _logging_to(path / "log.txt"):
             if lock.taken_over:
                 log.warning("%s: %s", path, lock.taken_over)
-            yield run, lock
+            yield run
     finally:
         lock.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -9,9 +10,9 @@ import typer
 
 from registry import REGISTRIES
 from ssfnas_cli.console import write_text
-from ssfnas_cli.settings import Settings, load_settings, to_toml
+from ssfnas_cli.settings import Settings, Training, load_settings, to_toml
 
-Model = TypeVar("Model", bound=Settings)
+Training_ = TypeVar("Training_", bound=Training)
 
 RUN_PANEL = "Running"
 SETTINGS_PANEL = "Settings"
@@ -62,6 +63,15 @@ MaxTime = Annotated[
         show_default=False,
     ),
 ]
+Epochs = Annotated[int | None, typer.Option(show_default=False)]
+BatchSize = Annotated[int | None, typer.Option(show_default=False)]
+Channels = Annotated[int | None, typer.Option(help="Width of the first cells.", show_default=False)]
+Layers = Annotated[int | None, typer.Option(help="Number of cells.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(show_default="0")]
+RunOutput = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Run folder; default: named after the settings, in runs/."),
+]
 OtherData = Annotated[
     bool, typer.Option("--other-data", help="Allow --data to name another data set than the one recorded.")
 ]
@@ -76,15 +86,21 @@ def flags_of(model: type[Settings], arguments: dict[str, Any]) -> dict[str, Any]
     return {name: value for name, value in arguments.items() if name in model.model_fields}
 
 
-def settings_from(
-    model: type[Model],
+def training_settings(
+    model: type[Training_],
     flags: dict[str, Any],
-    *,
-    preset: str | None = None,
-    config: Path | None = None,
-    sets: list[str] | None = None,
-) -> Model:
-    """The settings of a command from its flags (None: not given), `--set`, `--config` and preset."""
+    config: Path | None,
+    sets: list[str] | None,
+    preset: str | None,
+    default_preset: Callable[[str], str],
+) -> Training_:
+    """The settings of `search` or `retrain`.
+
+    Args:
+        default_preset: the preset where none was named, from the data set that a flag, `--set` or `--config` named.
+    """
+    if preset is None:
+        preset = default_preset(load_settings(model, config=config, sets=sets or (), flags=flags).data)
     return load_settings(model, preset=preset, config=config, sets=sets or (), flags=flags)
 
 

@@ -11,7 +11,7 @@ import typer
 from ssfnas_cli.commands import common
 from ssfnas_cli.console import box_style, emit, log, set_verbosity
 from ssfnas_cli.errors import UsageError
-from ssfnas_cli.settings import MakeDatasetSettings
+from ssfnas_cli.settings import MakeDatasetSettings, load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,7 @@ def command(
     mu: Annotated[float | None, typer.Option(help="Imbalance factor, in (0, 1].", show_default="0.1")] = None,
     max_per_class: Annotated[int | None, typer.Option(help="Images of the largest class.", show_default="all")] = None,
     image_size: Annotated[str | None, typer.Option(help="Side in pixels, or auto.", show_default="auto")] = None,
-    seed: Annotated[int | None, typer.Option(show_default="0")] = None,
+    seed: common.Seed = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Folder to make; default: named after the settings, in data/."),
@@ -58,7 +58,7 @@ def command(
         "image_size": int(image_size) if image_size and image_size.isdigit() else image_size,
         "seed": seed,
     }
-    settings = common.settings_from(MakeDatasetSettings, flags, config=config, sets=sets)
+    settings = load_settings(MakeDatasetSettings, config=config, sets=sets or (), flags=flags)
     if show_settings:
         common.show_settings(settings)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,16 +28,13 @@ def command(
             show_default="none",
         ),
     ] = None,
-    pretrain_epochs: Annotated[int | None, typer.Option(show_default=False)] = None,
-    epochs: Annotated[int | None, typer.Option(show_default=False)] = None,
-    batch_size: Annotated[int | None, typer.Option(show_default=False)] = None,
-    channels: Annotated[int | None, typer.Option(help="Width of the first cells.", show_default=False)] = None,
-    layers: Annotated[int | None, typer.Option(help="Number of cells.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(show_default="0")] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Run folder; default: named after the settings, in runs/."),
-    ] = None,
+    pretrain_epochs: common.Epochs = None,
+    epochs: common.Epochs = None,
+    batch_size: common.BatchSize = None,
+    channels: common.Channels = None,
+    layers: common.Layers = None,
+    seed: common.Seed = None,
+    output: common.RunOutput = None,
     preset: common.Preset = None,
     config: common.Config = None,
     sets: common.Set = None,
@@ -64,10 +60,8 @@ def command(
         parsed = references.genotype(genotype)
     from ssfnas_cli.data.embedded import is_embedded
 
-    if preset is None:
-        named = common.settings_from(RetrainSettings, flags, config=config, sets=sets).data
-        preset = "quick" if is_embedded(named, parsed.provenance.data) else "paper"
-    settings = common.settings_from(RetrainSettings, flags, preset=preset, config=config, sets=sets)
+    default = lambda named: "quick" if is_embedded(named, parsed.provenance.data) else "paper"
+    settings = common.training_settings(RetrainSettings, flags, config, sets, preset, default)
     if show_settings:
         common.show_settings(settings)
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,15 +33,12 @@ def command(
         ),
     ] = None,
     order: Annotated[int | None, typer.Option(help="1, or 2 for DARTS's second order.", show_default="1")] = None,
-    epochs: Annotated[int | None, typer.Option(show_default=False)] = None,
-    batch_size: Annotated[int | None, typer.Option(show_default=False)] = None,
-    channels: Annotated[int | None, typer.Option(help="Width of the first cells.", show_default=False)] = None,
-    layers: Annotated[int | None, typer.Option(help="Number of cells.", show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(show_default="0")] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Run folder; default: named after the settings, in runs/."),
-    ] = None,
+    epochs: common.Epochs = None,
+    batch_size: common.BatchSize = None,
+    channels: common.Channels = None,
+    layers: common.Layers = None,
+    seed: common.Seed = None,
+    output: common.RunOutput = None,
     preset: common.Preset = None,
     config: common.Config = None,
     sets: common.Set = None,
@@ -64,10 +60,8 @@ def command(
     stop.install_handlers()
     set_verbosity(quiet, verbose)
     flags = common.flags_of(SearchSettings, locals())
-    if preset is None:  # a data set may be named by a flag, --set or --config
-        named = common.settings_from(SearchSettings, flags, config=config, sets=sets).data
-        preset = "paper" if named else "quick"
-    settings = common.settings_from(SearchSettings, flags, preset=preset, config=config, sets=sets)
+    default = lambda named: "paper" if named else "quick"
+    settings = common.training_settings(SearchSettings, flags, config, sets, preset, default)
     if show_settings:
         common.show_settings(settings)
         return

@@ -22,7 +22,7 @@ from ssfnas_cli.data.augment import (
     to_float,
 )
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.settings import Views
+from ssfnas_cli.settings import Training, Views
 
 DEFAULT_VIEWS = Views()
 
@@ -75,6 +75,15 @@ class Subset:
         """The batch of these rows of the split, augmented for this epoch."""
         views = self.augment(self.split.rows(rows), self.seed, epoch, rows)
         return Batch(views, torch.from_numpy(self.split.labels[rows]))
+
+
+def training_subset(
+    data: DataSet, split: Split, rows: np.ndarray, settings: Training, num_views: int, cutout: float = 0.0
+) -> Subset:
+    """Rows of a data set's training split, augmented as a training's settings say."""
+    flip = data.manifest.mirrorable if settings.flip == "auto" else settings.flip
+    augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views)
+    return Subset(split, rows, augment, settings.seed)
 
 
 def shuffled_batches(num: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:

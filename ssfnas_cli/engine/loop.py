@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ssfnas_cli import stop
 from ssfnas_cli.artifacts.checkpoint import Checkpoint, list_checkpoints, load_newest, save_checkpoint
-from ssfnas_cli.artifacts.lock import FolderLock
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.progress import Progress
@@ -79,13 +78,12 @@ class Loop:
     """Runs phases in order, saving as it goes.
 
     Args:
-        run: where checkpoints and metrics go.
-        lock: checked before each save.
+        run: where checkpoints and metrics go; its lock is checked before each save.
         settings: saving, logging and time limits.
     """
 
-    def __init__(self, run: RunFolder, lock: FolderLock, settings: Training):
-        self.run, self.lock, self.settings = run, lock, settings
+    def __init__(self, run: RunFolder, settings: Training):
+        self.run, self.settings = run, settings
         self.cursor = Cursor()
         self._pending: Checkpoint | None = load_newest(run.checkpoints)
         if self._pending is None and (lost := run.last_status().get("checkpoint")):
@@ -178,7 +176,7 @@ class Loop:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 self._diverge(phase, f"'{name}' is not finite")
-        self.lock.check()
+        self.run.check_lock()
         cursor = self.cursor
         state = {**vars(cursor), "seconds": self._seconds()}
         path = save_checkpoint(self.run.checkpoints, tensors, state, self.settings.keep_checkpoints)
@@ -243,6 +241,17 @@ def seed_step(seed: int, epoch: int, step: int) -> None:
 def peak_memory_bytes() -> int:
     """The most memory this process has held (on Linux, where ru_maxrss counts KiB)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def module_tensors(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers by name."""
+    return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+
+
+def load_module(prefix: str, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Take back what `module_tensors` gave."""
+    start = prefix + "."
+    module.load_state_dict({k.removeprefix(start): value for k, value in tensors.items() if k.startswith(start)})
 
 
 def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -14,21 +14,20 @@ from registry import LOSSES, RELAXATIONS
 from registry.losses import Objective
 from registry.norm import held_statistics
 from registry.relaxations import Relaxation
-from ssfnas_cli.artifacts.dataset import DataSet
+from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.data.batches import (
-    Augmentation,
     Batch,
     BilevelBatches,
-    Subset,
     load_from,
     normaliser,
     num_batches,
     plain_batches,
     stratified_halves,
+    training_subset,
 )
 from ssfnas_cli.engine import bilevel
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine, load_optimizer, optimizer_tensors, set_lr
+from ssfnas_cli.engine.loop import cosine, load_module, load_optimizer, module_tensors, optimizer_tensors, set_lr
 from ssfnas_cli.nets.search_model import SearchModel
 from ssfnas_cli.nets.supernet import Supernet, edge_list
 from ssfnas_cli.settings import PluginSection, SearchSettings
@@ -107,20 +106,13 @@ class SearchPhase:
     # Batches
 
     def _epoch(self, epoch: int) -> BilevelBatches:
-        settings, data = self.settings, self.data
-        flip = data.manifest.mirrorable if settings.flip == "auto" else settings.flip
-
-        def subset(rows: np.ndarray, num_views: int) -> Subset:
-            augment = Augmentation(num_views, normaliser(data), flip, views=settings.views)
-            return Subset(self.split, rows, augment, settings.seed)
-
         alpha_views = self.alpha_loss.num_views
         # A head that only the alpha step's loss has is trained in the weight step, on that loss's views.
         weight_views = max(self.weight_loss.num_views, alpha_views if self.model.alpha_head is not None else 1)
         return BilevelBatches(
-            subset(self.halves[0], weight_views),
-            subset(self.halves[1], alpha_views),
-            settings.batch_size,
+            training_subset(self.data, self.split, self.halves[0], self.settings, weight_views),
+            training_subset(self.data, self.split, self.halves[1], self.settings, alpha_views),
+            self.settings.batch_size,
             epoch,
         )
 
@@ -236,20 +228,21 @@ class SearchPhase:
             self.history[kind] = torch.cat([self.history[kind], alphas.detach().cpu()[None]])
         name = "accuracy" if self.model.probe is None else "probe_accuracy"
         progress = (epoch + 1) / self.epochs
-        facts = {f"{name}_alpha_half": self.accuracy("train", self.halves[1], progress)}
+        facts = {f"{name}_alpha_half": self.accuracy(self.split, self.halves[1], progress)}
         if self.settings.track_test:
-            for split in ("test", "test_longtail"):
-                facts[f"{name}_{split}"] = self.accuracy(split, np.arange(len(self.data.split(split))), progress)
+            for held_out in ("test", "test_longtail"):
+                split = self.data.split(held_out)
+                facts[f"{name}_{held_out}"] = self.accuracy(split, np.arange(len(split)), progress)
         facts["alpha_lr"] = self.alpha_optimizer.param_groups[0]["lr"]
         return facts
 
     @torch.no_grad()
-    def accuracy(self, split: str, rows: np.ndarray, progress: float) -> float:
+    def accuracy(self, split: Split, rows: np.ndarray, progress: float) -> float:
         """Top-1 of the head, or of the linear probe (which uses labels), in percent, running statistics."""
         self.model.eval()
         mixing = self._mixing(progress, sampled=False)
         right = 0
-        for batch in plain_batches(self.data.split(split), rows, 256, normaliser(self.data)):
+        for batch in plain_batches(split, rows, 256, normaliser(self.data)):
             batch = self.device.move(batch)
             with self.device.autocast():
                 scores = self.model.classifier()(self.model.encoder(batch.views[0], mixing))
@@ -260,7 +253,7 @@ class SearchPhase:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and buffers, alphas and their history, the optimizers' states."""
-        named = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        named = module_tensors("model", self.model)
         for kind in CELL_TYPES:
             named[f"alphas.{kind}"] = self.alphas[kind]
             named[f"history.{kind}"] = self.history[kind]
@@ -270,8 +263,7 @@ class SearchPhase:
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-        self.model.load_state_dict(model)
+        load_module("model", self.model, tensors)
         for kind in CELL_TYPES:
             self.alphas[kind].data.copy_(tensors[f"alphas.{kind}"])
             self.history[kind] = tensors[f"history.{kind}"].clone()

@@ -54,9 +54,9 @@ def carry_out(
         "environment": surroundings,
         **config,
     }
-    with writing(path, kind, config, identity) as (run, lock):
+    with writing(path, kind, config, identity) as run:
         warn_of_differences(run.config["environment"], surroundings)
-        loop = Loop(run, lock, settings)
+        loop = Loop(run, settings)
         facts = body(run, loop)
         return _close(run, loop, settings, facts)
 

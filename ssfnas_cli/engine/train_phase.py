@@ -13,17 +13,16 @@ from torch import Tensor, nn
 from registry.losses import Objective
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.batches import (
-    Augmentation,
     Batch,
-    Subset,
     TrainingBatches,
     load_from,
     normaliser,
     num_batches,
     plain_batches,
+    training_subset,
 )
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine, load_optimizer, optimizer_tensors, set_lr
+from ssfnas_cli.engine.loop import cosine, load_module, load_optimizer, module_tensors, optimizer_tensors, set_lr
 from ssfnas_cli.nets.derived import DerivedEncoder
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import RetrainSettings
@@ -71,17 +70,11 @@ class TrainPhase:
         )
 
     def _epoch(self, epoch: int) -> TrainingBatches:
-        settings, data = self.settings, self.data
-        flip = data.manifest.mirrorable if settings.flip == "auto" else settings.flip
-        augment = Augmentation(
-            self.objective.num_views,
-            normaliser(data),
-            flip,
-            cutout=self.schedule.cutout,
-            views=settings.views,
+        rows = np.arange(len(self.split))
+        subset = training_subset(
+            self.data, self.split, rows, self.settings, self.objective.num_views, self.schedule.cutout
         )
-        subset = Subset(self.split, np.arange(len(self.split)), augment, settings.seed)
-        return TrainingBatches(subset, settings.batch_size, epoch)
+        return TrainingBatches(subset, self.settings.batch_size, epoch)
 
     def num_steps(self, epoch: int) -> int:
         return num_batches(len(self.split), self.settings.batch_size)
@@ -134,14 +127,11 @@ class TrainPhase:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and buffers, and the optimizer's state."""
-        named = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        return named | optimizer_tensors("optimizer", self.optimizer)
+        return module_tensors("model", self.model) | optimizer_tensors("optimizer", self.optimizer)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
-        self.model.load_state_dict(
-            {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-        )
+        load_module("model", self.model, tensors)
         load_optimizer("optimizer", self.optimizer, tensors)
 
     def publish(self) -> None:

@@ -12,7 +12,7 @@ CONFIG = {"settings": {}, "data": {"path": "/data", "sha256": "ab"}, "environmen
 
 
 def make(path, state="done", kind="search", **facts):
-    with writing(path, kind, CONFIG, IDENTITY) as (run, _):
+    with writing(path, kind, CONFIG, IDENTITY) as run:
         if state:
             run.write_status(state, **facts)
     return path
@@ -36,7 +36,7 @@ def test_a_run_that_is_not_done_has_no_result(tmp_path, state):
 def test_writing_holds_the_lock_keeps_a_log_and_lets_go_on_errors(tmp_path):
     path = tmp_path / "run"
     log.setLevel(logging.INFO)
-    with pytest.raises(ZeroDivisionError), writing(path, "search", CONFIG, IDENTITY) as (run, _):
+    with pytest.raises(ZeroDivisionError), writing(path, "search", CONFIG, IDENTITY) as run:
         assert run.is_being_written()
         with pytest.raises(OutputExistsError, match="is writing here"), writing(path, "search", CONFIG, IDENTITY):
             pass
@@ -48,8 +48,8 @@ def test_writing_holds_the_lock_keeps_a_log_and_lets_go_on_errors(tmp_path):
 
 
 def test_every_write_checks_the_lock(tmp_path):
-    with writing(tmp_path / "run", "search", CONFIG, IDENTITY) as (run, lock):
-        lock.path.write_text('{"token": "theirs"}')
+    with writing(tmp_path / "run", "search", CONFIG, IDENTITY) as run:
+        run.lock.path.write_text('{"token": "theirs"}')
         for write in (lambda: run.write_status("done"), lambda: run.write_metrics([{}])):
             with pytest.raises(OutputExistsError, match="took this folder over"):
                 write()

@@ -278,3 +278,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise DiskError(f"{path}: cannot be written: {reason(error)}") from error
         raise
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/ssfnas`, or `~/.cache/ssfnas`: the embedded data set and the compiled kernels."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "ssfnas"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssfnas_cli.artifacts.files import cache_folder
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import OutputExistsError
 
@@ -13,12 +13,6 @@ if TYPE_CHECKING:
     from ssfnas_cli.artifacts.dataset import DataSet
 
 NAME = "digits-exp-mu0.1-seed0"
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/ssfnas`, or `~/.cache/ssfnas`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "ssfnas"
 
 
 def embedded_path() -> Path:

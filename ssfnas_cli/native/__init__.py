@@ -1,0 +1,1 @@
+"""Our own C++ kernels: compiled by the machine's compiler when first wanted, called through ctypes."""

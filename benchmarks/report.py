@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine it ran on, figures with their spread, and its part of docs/performance.md."""
+"""What every benchmark shares: the machine it ran on, figures with their spread, its part of docs/performance.md."""
 
 from __future__ import annotations
 

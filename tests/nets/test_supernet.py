@@ -1,17 +1,15 @@
-import copy
-
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from registry import LOSSES, OPS
+from registry import LOSSES
 from registry.norm import BatchNorm
 from registry.ops import FactorizedReduce, ReLUConvBN
 from ssfnas_cli.nets.search_model import SearchModel
 from ssfnas_cli.nets.skeleton import reduction_layers
 from ssfnas_cli.nets.supernet import Supernet, edge_list
 from ssfnas_cli.settings import PAPER_OPS
+from tests.oracle import direct as oracle
 
 SMALL_OPS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
@@ -33,61 +31,11 @@ def images(side, num=3, channels=3):
     return torch.randn(num, channels, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-# A supernet written again, slowly: every op of every edge for itself, nothing shared.
-
-
-def norm(x, module):
-    """Batch normalisation by the batch or by the running statistics of `module`."""
-    if module.training:
-        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
-    else:
-        mean, var = module.running_mean, module.running_var
-    out = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
-    return out if module.weight is None else out * module.weight[:, None, None] + module.bias[:, None, None]
-
-
-def preprocess(x, module):
-    if isinstance(module, FactorizedReduce):
-        x = F.pad(x.relu(), (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        halves = [F.conv2d(x, module.even.weight, stride=2), F.conv2d(x[:, :, 1:, 1:], module.odd.weight, stride=2)]
-        return norm(torch.cat(halves, 1), module.norm)
-    assert isinstance(module, ReLUConvBN)
-    return norm(F.conv2d(x.relu(), module[1].weight), module[2])
-
-
-def own_op(name, channels, stride, like):
-    """A fresh op of this edge alone, with the weights and statistics of `like`."""
-    plugin = OPS.get(name)
-    op = plugin.factory(channels, stride, False, plugin.parse_options())
-    if name in ("max_pool_3x3", "avg_pool_3x3"):
-        op = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False))
-    op.double().load_state_dict(copy.deepcopy(like.state_dict()))
-    return op.train(like.training)
-
-
-def slow_supernet(net, x, weights, ops, layers, channels):
-    stem = norm(F.conv2d(x, net.stem[0].weight, padding=1), net.stem[1])
-    before, last = stem, stem
-    for layer, cell in enumerate(net.cells):
-        reduction = layer in (layers // 3, 2 * layers // 3)
-        channels = 2 * channels if reduction else channels
-        alphas = weights["reduce" if reduction else "normal"]
-        nodes = [preprocess(before, cell.inputs.preprocess0), preprocess(last, cell.inputs.preprocess1)]
-        row = 0
-        for node in range(4):
-            total = 0.0
-            for source in range(2 + node):
-                for column, name in enumerate(ops):
-                    stride = 2 if reduction and source < 2 else 1
-                    if name != "none":
-                        homes = [cell.of_edge[row], cell.of_node[source] if source < len(cell.of_node) else {}]
-                        like = next(home[str(column)] for home in homes if str(column) in home)
-                        op = own_op(name, channels, stride, like)
-                        total = total + alphas[row, column] * op(nodes[source])
-                row += 1
-            nodes.append(total)
-        before, last = last, torch.cat(nodes[2:], 1)
-    return last.mean((2, 3))
+def direct(net, ops=SMALL_OPS):
+    """The same network written directly: every op of every edge for itself, nothing shared."""
+    like = oracle.Supernet(3, net.stem[0].out_channels // 3, len(net.cells), ops).double()
+    oracle.load_product(like, net.state_dict())
+    return like.train(net.training)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -98,7 +46,7 @@ def test_it_equals_the_plain_sum_over_edges_and_ops(side, layers, training):
         for _ in range(3):
             net(x, weights)  # statistics of some batches
     net.train(training)
-    slow = slow_supernet(net, x, weights, SMALL_OPS, layers, channels=4)
+    slow = direct(net)(x, weights)
     fast = net(x, weights)
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-11)
     push = torch.randn(fast.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -117,8 +65,9 @@ def test_one_edge_and_op_alone_reaches_the_output():
     cell = net.cells[1]
     states = [torch.randn(3, width, 8, 8, dtype=torch.float64) for width in (12, 16)]
     out = cell(states[0], states[1], weights["reduce"])
-    op = cell.of_edge[0][str(SMALL_OPS.index("sep_conv_3x3"))]
-    torch.testing.assert_close(out[:, :8], op(preprocess(states[0], cell.inputs.preprocess0)))
+    same = direct(net).cells[1]
+    op = same.edges[0][SMALL_OPS.index("sep_conv_3x3")]
+    torch.testing.assert_close(out[:, :8], op(same.preprocess0(states[0])))
     assert not out[:, 8:].any()
 
 

@@ -31,7 +31,7 @@ class DirectSearch:
         alphas: {"normal", "reduce"} -> leaf tensors [num_edges, num_ops].
         relaxation: `softmax` (DARTS) or `sigmoid` (FairDARTS, with the zero-one loss of paper.md's Eq. 6 and 7: L1,
             a mean over all sigmoids).
-        order: 1 (xi = 0) or 2.
+        order: 1 (xi = 0) or 2, whose difference quotient has steps of length `radius`.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class DirectSearch:
         momentum: float = 0.9,
         weight_decay: float = 3e-4,
         clip: float = 5.0,
+        radius: float = 0.01,
     ):
         self.model, self.alphas, self.relaxation, self.order = model, alphas, relaxation, order
         self.zero_one_weight, self.momentum, self.weight_decay, self.clip = (
@@ -54,6 +55,7 @@ class DirectSearch:
             weight_decay,
             clip,
         )
+        self.radius = radius
         self.optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=momentum, weight_decay=weight_decay)
         self.alpha_optimizer = torch.optim.Adam(
             list(alphas.values()), lr=alpha_lr, betas=alpha_betas, weight_decay=1e-3
@@ -106,7 +108,7 @@ class DirectSearch:
 
         w' = w - xi d_w L_train, here with the momentum and weight decay of the step that will be taken. The mixed
         second derivative times a vector v is (d_alpha L_train(w+) - d_alpha L_train(w-)) / 2 eps at w± = w ± eps v,
-        eps = 0.01 / ||v|| (Eq. 8 and the footnote to it).
+        eps = radius / ||v|| (Eq. 8 and the footnote to it).
         """
         moved = self._moved(train, lr)
         self.alpha_optimizer.zero_grad()
@@ -114,7 +116,7 @@ class DirectSearch:
         (loss + self.zero_one()).backward()
         first = {kind: alphas.grad.clone() for kind, alphas in self.alphas.items()}
         vector = [weight.grad for weight in moved.parameters()]
-        eps = 0.01 / math.sqrt(sum(float(part.square().sum()) for part in vector))
+        eps = self.radius / math.sqrt(sum(float(part.square().sum()) for part in vector))
         above, below = self._alpha_gradients(train, vector, eps), self._alpha_gradients(train, vector, -eps)
         for kind, alphas in self.alphas.items():
             alphas.grad = first[kind] - lr * (above[kind] - below[kind]) / (2 * eps)

@@ -76,11 +76,12 @@ class Loss(nn.Module):
 
 
 def test_the_second_order_gradient_is_that_of_autograd_through_the_step():
+    """With a radius small enough that the network, bent as it is, is straight over it."""
     torch.manual_seed(0)
     net = direct.Supernet(1, 2, 3, ("skip_connect", "avg_pool_3x3", "dil_conv_3x3"))
     model = direct.SearchModel(net, nn.Linear(net.num_features, 3)).double()
     alphas = {kind: draw(14, 3, seed=seed).requires_grad_() for seed, kind in enumerate(("normal", "reduce"))}
-    search = steps.DirectSearch(model, alphas, "softmax", order=2)
+    search = steps.DirectSearch(model, alphas, "softmax", order=2, radius=1e-5)
     train, val = [steps.Batch([draw(9, 1, 6, 6, seed=seed)], torch.arange(9) % 3) for seed in (5, 6)]
     search.step(train, val, 0.02)  # so that there is momentum
     lr, call, mixing = 0.05, Loss(model), search.mixing()
@@ -98,10 +99,15 @@ def test_the_second_order_gradient_is_that_of_autograd_through_the_step():
     search._first_order(val)
     first = {kind: values.grad for kind, values in alphas.items()}
     error, without = distance(got, exact), distance(first, exact)
-    assert error < 1e-2 < without / 5, (error, without)
+    assert error < 1e-3 and without > 0.1, (error, without)
 
 
 # The product against it
+
+
+def batch(seed, num_views=1):
+    """Grey 8x8 images of 10 classes."""
+    return Batch(tuple(draw(16, 1, 8, 8, seed=seed + 50 * view) for view in range(num_views)), torch.arange(16) % 10)
 
 
 def objective(name):
@@ -164,52 +170,48 @@ def test_an_op_the_oracle_does_not_know_can_be_given():
         ("softmax", "barlow", 2),
     ],
 )
-def test_the_products_search_steps(tiny_digits, relax, loss, order):
-    flags = {"channels": 2, "layers": 3, "batch_size": 32, "epochs": 4, "relax": relax, "loss": loss, "order": order}
+def test_the_products_search_steps(tiny_digits, monkeypatch, relax, loss, order):
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the product takes its losses in float32
+    ops = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
+    flags = {"channels": 2, "layers": 3, "batch_size": 16, "epochs": 4, "ops": ops}
+    flags |= {"relax": relax, "loss": loss, "order": order}
     settings = load_settings(SearchSettings, sets=["relax.init_std=0.1"], flags=flags).resolve_plugins()
     phase = SearchPhase(settings, tiny_digits, CPU, lambda alphas: None)
-    double(phase)
+    phase.model.double()
+    for values in phase.alphas.values():
+        values.data = values.data.double()
     model = direct.search_model(phase.model.state_dict(), settings.ops)
     alphas = {kind: values.detach().clone().requires_grad_() for kind, values in phase.alphas.items()}
     adam = phase.alpha_optimizer.param_groups[0]
     search = steps.DirectSearch(model, alphas, relax, order, adam["lr"], adam["betas"])
-    for step, halves in zip(range(3), phase.batches(0, 0), strict=False):
-        train, val = [Batch(tuple(view.double() for view in half.views), half.labels) for half in halves]
+    for step in range(2):
+        train, val = [batch(3 * step + half, num_views=2 if loss == "barlow" else 1) for half in range(2)]
         got = phase.step(0, step, (train, val))
         expected = search.step(train, val, cosine(0.025, 0.001, step / phase.num_steps(0) / 4))
-        assert {key: got[key] for key in expected} == pytest.approx(expected, rel=1e-5)
+        assert {key: got[key] for key in expected} == pytest.approx(expected, rel=1e-9)
     start = {kind: values[0] for kind, values in phase.history.items()}
     assert distance(phase.alphas, alphas) < 1e-6 * distance(start, alphas)
     mine = {direct.product_name(name): value for name, value in model.named_parameters()}
-    assert distance(dict(phase.model.named_parameters()), mine) < 1e-7
-
-
-def double(phase):
-    """A search phase in float64 from here on."""
-    phase.model.double()
-    if phase.model.probe is not None:
-        phase.model.probe.float()  # its features come in float32
-    for values in phase.alphas.values():
-        values.data = values.data.double()
+    assert distance(dict(phase.model.named_parameters()), mine) < 1e-9
 
 
 @pytest.mark.parametrize("name", ["darts_v2", "fairdarts_a"])
 def test_the_products_training_steps(tiny_digits, name):
     genotype, _ = golden(name)
-    flags = {"channels": 4, "layers": 3, "batch_size": 32, "epochs": 4, "drop_path": 0.4}
+    flags = {"channels": 4, "layers": 3, "batch_size": 16, "epochs": 4, "drop_path": 0.4}
     settings = load_settings(RetrainSettings, flags=flags).resolve_plugins()
     (phase,), net = build_phases(genotype, settings, tiny_digits, CPU)
     net.double()
     model = direct.Classifier(plans(genotype), genotype.drop_path, 1, 4, 3, 10).double()
     direct.load_product(model, net.state_dict())
     training = steps.DirectTraining(model)
-    for step, batch in zip(range(3), phase.batches(2, 0), strict=False):
-        images = batch.views[0].double()
+    for step in range(2):
+        (images,), labels = batch(step)
         torch.manual_seed(step)
-        got = phase.step(2, step, Batch((images,), batch.labels))
+        got = phase.step(2, step, Batch((images,), labels))
         torch.manual_seed(step)
         lr = cosine(0.025, 0.001, (2 + step / phase.num_steps(2)) / 4)
-        assert got["loss"] == pytest.approx(training.step(images, batch.labels, lr, 0.2), rel=1e-6)
+        assert got["loss"] == pytest.approx(training.step(images, labels, lr, 0.2), rel=1e-6)
     mine = {direct.product_name(key): value for key, value in model.state_dict().items()}
     assert distance(net.state_dict(), mine) < 1e-6
     with torch.no_grad():

@@ -7,8 +7,9 @@ are kept out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,6 +32,24 @@ def batch_norm(norm: BatchNorm, x: Tensor) -> Tensor:
     if norm.training and norm.hold_statistics:
         return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
     return nn.BatchNorm2d.forward(norm, x)
+
+
+@torch.no_grad()
+def record_statistics(norms: Sequence[BatchNorm], means: Tensor, variances: Tensor, count: int) -> None:
+    """Move the running statistics of norms whose batch statistics [norms, C] were taken elsewhere.
+
+    Args:
+        variances: biased, over `count` values.
+    """
+    moving = [(k, norm) for k, norm in enumerate(norms) if not norm.hold_statistics and norm.running_mean is not None]
+    for momentum in {norm.momentum for _, norm in moving}:
+        assert momentum is not None, "a cumulative average is not used here"
+        rows = [k for k, norm in moving if norm.momentum == momentum]
+        targets = [norm for _, norm in moving if norm.momentum == momentum]
+        unbiased = variances * (count / max(count - 1, 1))
+        for buffer, values in (("running_mean", means), ("running_var", unbiased)):
+            torch._foreach_lerp_([getattr(norm, buffer) for norm in targets], [values[k] for k in rows], momentum)
+        torch._foreach_add_([norm.num_batches_tracked for norm in targets], 1)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,16 @@ from pathlib import Path
 from ssfnas_cli.artifacts.files import cache_folder
 from ssfnas_cli.console import log
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-fopenmp")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-strict-aliasing",
+    "-fPIC",
+    "-shared",
+    "-fopenmp",
+)
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS = 300  # a compiler that takes longer hangs
 

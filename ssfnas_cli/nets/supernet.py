@@ -1,15 +1,22 @@
-"""The DARTS supernet: every edge carries every candidate op, weighed by the relaxation."""
+"""The DARTS supernet: every edge carries every candidate op, weighed by the relaxation.
+
+A cell is run source by source: a node's map is complete when all nodes before it have added their ops to it. What
+leaves a node goes through compiled kernels where there are some and they know the op (nets/fanout.py), else through
+the op's own module; an op without parameters is run once for all edges from a node either way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from registry import OPS, Plugin
 from registry.norm import BatchNorm
+from ssfnas_cli.native.cells import CellKernels
+from ssfnas_cli.nets.fanout import Branch, FanOut, Use, recognise
 from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, pool
 
 NUM_NODES = 4
@@ -49,6 +56,13 @@ class Supernet(nn.Module):
         self.cells = nn.ModuleList(cells)
         self.num_features = cells[-1].out_channels
 
+    def compile_with(self, kernels: CellKernels | None) -> None:
+        """Have compiled kernels run the ops they know; None: torch runs all of them."""
+        for cell in self.cells:
+            assert isinstance(cell, SearchCell)
+            for fan in cell.leaving:
+                fan.compile_with(kernels)
+
     def forward(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         older = newer = self.stem(images)
         for cell in self.cells:
@@ -78,22 +92,76 @@ class SearchCell(AnyCell):
                 if str(column) not in home:
                     home[str(column)] = op
         self.of_node, self.of_edge = nn.ModuleList(of_node), nn.ModuleList(of_edge)
+        self.leaving = [self._leaving(node, spec) for node in range(1 + NUM_NODES)]
+
+    def _leaving(self, node: int, spec: CellSpec) -> Leaving:
+        uses = [
+            Candidate(edge, column, target - 2, op)
+            for edge, (source, target) in enumerate(edge_list())
+            if source == node
+            for home in (self.of_node[node], self.of_edge[edge])
+            for column, op in _by_column(home).items()
+        ]
+        return Leaving(uses, stride=2 if spec.reduction and node < 2 else 1, channels=spec.channels)
 
     def forward(self, older: Tensor, newer: Tensor, weights: Tensor) -> Tensor:
         """Two cells' outputs [N, C', H, W], weights [num_edges, num_ops] -> [N, 4C, H, W] (halved by a reduction)."""
-        states = list(self.inputs(older, newer))
-        node_results = [_apply_all(self.of_node[node], states[node]) for node in (0, 1)]
-        edge = 0
-        for target in range(2, 2 + NUM_NODES):
-            terms = []
-            for source in range(target):
-                results = {**node_results[source], **_apply_all(self.of_edge[edge], states[source])}
-                terms += [weights[edge, column] * result for column, result in results.items()]
-                edge += 1
-            states.append(_sum(terms))
-            if target < 1 + NUM_NODES:
-                node_results.append(_apply_all(self.of_node[target], states[target]))
-        return torch.cat(states[2:], dim=1)
+        states: list[Tensor] = list(self.inputs(older, newer))
+        sums: list[Tensor | None] = [None] * NUM_NODES
+        for source, leaving in enumerate(self.leaving):
+            if source >= 2:
+                states.append(_complete(sums[source - 2]))
+            leaving.add_to(sums, states[source], weights)
+        return torch.cat([_complete(total) for total in sums], dim=1)
+
+
+class Candidate(NamedTuple):
+    """An op's place on an edge: the alphas' row and column, and the node it adds to, counted from 0."""
+
+    edge: int
+    column: int
+    target: int
+    op: nn.Module
+
+
+class Leaving:
+    """The candidate ops on all edges that leave one node."""
+
+    def __init__(self, candidates: Sequence[Candidate], stride: int, channels: int):
+        self.candidates, self.stride, self.channels = list(candidates), stride, channels
+        self.compile_with(None)
+
+    def compile_with(self, kernels: CellKernels | None) -> None:
+        """Divide the candidates between compiled kernels and torch."""
+        self.kernels = kernels
+        branches: dict[nn.Module, Branch] = {}
+        for candidate in self.candidates if kernels else []:
+            branch = branches.get(candidate.op) or recognise(candidate.op)
+            if branch is not None:
+                branches[candidate.op] = branch
+        self.known = [candidate for candidate in self.candidates if candidate.op in branches]
+        self.others = [candidate for candidate in self.candidates if candidate.op not in branches]
+        self.first_target = min((candidate.target for candidate in self.known), default=0)
+        self.fan: FanOut | None = None
+        if kernels and self.known:
+            place = {op: k for k, op in enumerate(branches)}
+            uses = [Use(place[c.op], c.target - self.first_target) for c in self.known]
+            self.fan = FanOut(kernels, list(branches.values()), uses, self.stride)
+
+    def add_to(self, sums: list[Tensor | None], x: Tensor, weights: Tensor) -> None:
+        """Add to the sums of the nodes behind what the ops make of x [N, C, H, W]."""
+        others = self.candidates
+        if self.fan is not None and self.fan.can_run(x):
+            mixing = weights[[c.edge for c in self.known], [c.column for c in self.known]]
+            scale = mixing[:, None].expand(-1, self.channels).to(x.dtype)
+            sums[self.first_target :] = self.fan(x, sums[self.first_target :], scale)
+            others = self.others
+        results: dict[nn.Module, Tensor] = {}
+        for edge, column, target, op in others:
+            if op not in results:
+                results[op] = op(x)
+            term, total = weights[edge, column] * results[op], sums[target]
+            sums[target] = term if total is None else total + term
 
 
 def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.Module:
@@ -101,13 +169,11 @@ def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.M
     return nn.Sequential(op, BatchNorm(channels, affine=False)) if plugin.facts.supernet_bn else op
 
 
-def _apply_all(ops: nn.Module, x: Tensor) -> dict[int, Tensor]:
-    """Every op of a node or edge on its input, by its column of the alphas."""
-    return {int(column): op(x) for column, op in ops.items()}  # type: ignore[operator]
+def _by_column(ops: nn.Module) -> dict[int, nn.Module]:
+    """The ops of a node or edge, by their column of the alphas."""
+    return {int(column): op for column, op in ops.items()}  # type: ignore[operator]
 
 
-def _sum(terms: list[Tensor]) -> Tensor:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
+def _complete(total: Tensor | None) -> Tensor:
+    assert total is not None, "every node has an edge and every edge an op"
     return total

@@ -7,13 +7,16 @@ the undisturbed one would have, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -70,8 +73,13 @@ class Cursor:
     epoch: int = 0
     step: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    step_seconds: list[float] = field(default_factory=list)  # of this epoch's steps so far, whoever took them
     seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """To the start of an epoch."""
+        self.epoch, self.step, self.sums, self.step_seconds = epoch, 0, {}, []
 
 
 class Loop:
@@ -103,7 +111,8 @@ class Loop:
         if cursor.phase > index:
             return
         if cursor.phase < index:
-            cursor.phase, cursor.epoch, cursor.step, cursor.sums = index, 0, 0, {}
+            cursor.phase = index
+            cursor.begin_epoch(0)
         elif self._pending is not None:
             self._take_back(phase)
         self.run.write_metrics(cursor.metrics)
@@ -124,7 +133,6 @@ class Loop:
     def _run_epoch(self, phase: Phase, progress: Progress) -> None:
         cursor = self.cursor
         num_steps = phase.num_steps(cursor.epoch)
-        step_seconds = []
         self._stop_if_asked(phase)
         mark = time.perf_counter()
         for batch in phase.batches(cursor.epoch, cursor.step):
@@ -138,15 +146,15 @@ class Loop:
                     self._diverge(phase, f"{name} is {value}")
                 cursor.sums[name] = cursor.sums.get(name, 0.0) + value
             cursor.step += 1
-            step_seconds.append(time.perf_counter() - mark)
+            cursor.step_seconds.append(round(time.perf_counter() - mark, 5))
             progress.update(cursor.epoch, cursor.step, num_steps, cursor.sums)
             self._stop_if_asked(phase)
             if time.monotonic() - self._saved_at > 60 * self.settings.save_minutes:
                 self.save(phase)
             mark = time.perf_counter()
-        self._end_epoch(phase, progress, step_seconds)
+        self._end_epoch(phase, progress)
 
-    def _end_epoch(self, phase: Phase, progress: Progress, step_seconds: list[float]) -> None:
+    def _end_epoch(self, phase: Phase, progress: Progress) -> None:
         cursor = self.cursor
         seed_step(phase.seed, cursor.epoch, cursor.step)
         line = {"phase": phase.name, "epoch": cursor.epoch + 1}
@@ -155,11 +163,12 @@ class Loop:
         for name, value in line.items():
             if isinstance(value, float) and not math.isfinite(value):
                 self._diverge(phase, f"{name} is {value}")
-        line["step_seconds"] = round(statistics.median(step_seconds), 4) if step_seconds else None
+        if cursor.step_seconds:  # a checkpoint of before they were kept brings none
+            line["step_seconds"] = round(statistics.median(cursor.step_seconds), 4)
         line["peak_memory_bytes"] = peak_memory_bytes()
         line["elapsed_seconds"] = round(self._seconds(), 1)
         cursor.metrics.append(line)
-        cursor.epoch, cursor.step, cursor.sums = cursor.epoch + 1, 0, {}
+        cursor.begin_epoch(cursor.epoch + 1)
         self.save(phase)
         self.run.write_metrics(cursor.metrics)
         phase.publish()
@@ -239,8 +248,12 @@ def seed_step(seed: int, epoch: int, step: int) -> None:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory this process has held (on Linux, where ru_maxrss counts KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory this process has held; its loader processes are not counted."""
+    with contextlib.suppress(OSError, StopIteration):  # ru_maxrss begins at the peak of whoever started this process
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def module_tensors(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:

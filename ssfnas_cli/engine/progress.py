@@ -58,47 +58,43 @@ class Progress:
             self._began = (now, share)
         if self._bar is None and now - self._said_at < self.log_seconds:
             return
-        means = ", ".join(f"{name} {total / step:.4g}" for name, total in sums.items())
+        means = {name: f"{name} {total / step:.4g}" for name, total in sums.items()}
         place = f"epoch {epoch + 1}/{self.phase.epochs} step {step}/{num_steps}"
-        text = f"{place}: {means}{self._remaining(now, share)}{_memory()}"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=share, facts=text)
+        pace = [*self._remaining(now, share), *_memory()]
+        if self._bar is not None:  # a narrow terminal cuts the end off: what is waited for comes first
+            judged = [text for name, text in means.items() if name.endswith(("loss", "accuracy"))]
+            self._bar.update(self._task, completed=share, facts=", ".join([*pace, place, *judged]))
         else:
-            log.info("%s %s", self.phase.name, text)
+            log.info("%s %s: %s", self.phase.name, place, ", ".join([*means.values(), *pace]))
             self._said_at = now
 
     def end_epoch(self, line: Mapping[str, Any]) -> None:
         """After an epoch, whose line of metrics this is."""
         shown = {k: v for k, v in line.items() if isinstance(v, float) and k not in ("step_seconds", "elapsed_seconds")}
         facts = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        log.info(
-            "%s epoch %d/%d: %s; %s s a step",
-            self.phase.name,
-            line["epoch"],
-            self.phase.epochs,
-            facts,
-            line["step_seconds"],
-        )
+        pace = f"; {line['step_seconds']} s a step" if "step_seconds" in line else ""
+        log.info("%s epoch %d/%d: %s%s", self.phase.name, line["epoch"], self.phase.epochs, facts, pace)
         self._said_at = time.monotonic()
 
-    def _remaining(self, now: float, share: float) -> str:
+    def _remaining(self, now: float, share: float) -> list[str]:
         assert self._began is not None
         began, share_then = self._began
         if share <= share_then:
-            return ""
+            return []
         seconds = (now - began) / (share - share_then) * (1 - share)
-        return f", {_clock(seconds)} left"
+        return [f"{clock(seconds)} left"]
 
 
-def _memory() -> str:
+def _memory() -> list[str]:
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return f", {pages * resource.getpagesize() / 2**20:.0f} MB"
+        return [f"{pages * resource.getpagesize() / 2**20:.0f} MB"]
     except OSError:
-        return ""
+        return []
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`M:SS`, or `H:MM:SS` from an hour on."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"

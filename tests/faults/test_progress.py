@@ -10,7 +10,7 @@ import shutil
 import subprocess
 
 import pytest
-from faults_support import ENVIRON, RETRAIN, SEARCH, SSFNAS, wait_for
+from faults_support import ENVIRON, RETRAIN, SEARCH, SSFNAS, assert_same_end, wait_for
 
 from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
 
@@ -32,9 +32,10 @@ def test_off_a_terminal_there_is_one_plain_line_per_interval(zygote, place):
     assert quiet.err == "" and quiet.code == 0
 
 
-def test_on_a_terminal_a_live_bar_shows_epoch_loss_accuracy_time_and_memory(place):
+@pytest.mark.parametrize("columns", [200, 80])
+def test_on_a_terminal_a_live_bar_shows_time_left_memory_epoch_loss_and_accuracy(place, columns):
     main, terminal = pty.openpty()
-    environ = {**os.environ, **ENVIRON, "TERM": "xterm", "COLUMNS": "200", "LINES": "40"}
+    environ = {**os.environ, **ENVIRON, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"}
     environ.pop("NO_COLOR", None)
     argv = [*RETRAIN, "--pretrain", "none", "-o", "run"]
     process = subprocess.Popen(
@@ -50,12 +51,25 @@ def test_on_a_terminal_a_live_bar_shows_epoch_loss_accuracy_time_and_memory(plac
     process.stdout.close()
     assert process.wait() == 0, seen.decode()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.decode())
-    assert re.search(
-        r"train .*epoch 2/2 step \d+/11: loss [\d.]+, .*train_accuracy [\d.]+, \d+:\d\d left, \d+ MB", text
-    )
+    facts = r"\d+:\d\d left, \d+ MB, epoch 2/2 step \d+/11, loss [\d.]+, train_accuracy [\d.]+"
+    assert re.search(rf"train .*{facts}", text)
+    assert max(len(line) for line in re.split(r"[\r\n]+", text) if " left, " in line) <= columns
     assert "\x1b[?25l" in seen.decode()  # it is live: the cursor is hidden
     assert seen.decode().rstrip().endswith("done: run")
     assert json.loads(out)["state"] == "done"
+
+
+def test_a_resume_at_the_last_step_of_an_epoch_knows_the_steps_before(zygote, world, place):
+    stop = {"signal_at_step": [15, "search", 1, 5, 0]}
+    assert zygote.run([*SEARCH, "-o", "run"], place, stop).code == 75
+    status = json.loads((place / "run" / "status.json").read_text())
+    assert (status["epoch"], status["step"]) == (1, 6), "all steps of the epoch are done, its end is not"
+    resumed = zygote.run([*SEARCH, "-o", "run"], place)
+    assert resumed.code == 0 and "None" not in resumed.err
+    assert len(re.findall(r"; [\d.]+ s a step$", resumed.err, re.MULTILINE)) == 2
+    lines = [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["step_seconds"] > 0 for line in lines)
+    assert_same_end(place / "run", world / "search")
 
 
 @pytest.fixture

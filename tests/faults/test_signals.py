@@ -2,8 +2,10 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -74,13 +76,39 @@ def test_a_second_interrupt_leaves_at_once(zygote, place):
     child = zygote.start([*SHORT, "-o", "run"], place, {"pause_at_step": [0, 2, str(flag)]})
     wait_for(flag.exists)
     os.kill(child.pid, signal.SIGINT)
-    time.sleep(0.1)
+    wait_for(lambda: "stopping after this step; Ctrl-C again leaves at once\n" in child.err.read_text(), 5)
     assert flag.exists()  # the first one waits for the step to end
     os.kill(child.pid, signal.SIGINT)
     begun = time.monotonic()
     assert zygote.wait(child).code == 130
     assert time.monotonic() - begun < 2
     assert zygote.run([*SHORT, "-o", "run"], place).code == 0
+
+
+def test_only_an_interrupt_is_acknowledged_and_only_once(zygote, place):
+    """A person waits for the answer; a queue does not read it."""
+    for name, times in (("SIGTERM", 0), ("SIGINT", 1)):
+        fault = {"signal_at_step": [number(name), "search", 0, 2, 0]}
+        assert zygote.run([*SHORT, "-o", name], place, fault).err.count("stopping after this step") == times
+
+
+def test_an_interrupt_is_acknowledged_while_one_long_call_holds_the_step(place):
+    """A handler waits for a C call to end, a backward pass perhaps; the answer must not."""
+    lines = [
+        "import hashlib, ssfnas_cli.stop as stop",
+        "stop.install_handlers()",
+        "print('begun', flush=True)",
+        "hashlib.pbkdf2_hmac('sha256', b'', b'', 6_000_000)  # seconds",
+        "print(stop.request(None))",
+    ]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], **streams)
+    assert process.stdout.readline() == "begun\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "stopping after this step; Ctrl-C again leaves at once\n"
+    assert not select.select([process.stdout], [], [], 0)[0], "the call is over: the test would prove nothing"
+    assert process.communicate(timeout=60)[0] == "SIGINT\n"
 
 
 @pytest.mark.parametrize("phase", ["pretrain", "train"])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ssfnas_cli import stop
 from ssfnas_cli.commands import common
-from ssfnas_cli.console import emit, set_verbosity
+from ssfnas_cli.console import box_style, emit, set_verbosity
 from ssfnas_cli.settings import SearchSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def command(
@@ -48,6 +52,14 @@ def command(
     workers: common.Workers = None,
     precision: common.Precision = None,
     max_time: common.MaxTime = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Take a few steps, predict time, memory and disk, and write no run folder.",
+            rich_help_panel=common.RUN_PANEL,
+        ),
+    ] = False,
     force: common.Force = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -65,6 +77,38 @@ def command(
     if show_settings:
         common.show_settings(settings)
         return
+    if dry_run:
+        _dry_run(settings, output, force, json)
+        return
     from ssfnas_cli.engine.search import run_search
 
     emit(run_search(settings, output, force), json)
+
+
+def _dry_run(settings: SearchSettings, output: Path | None, force: bool, as_json: bool) -> None:
+    with stop.waiting():  # for torch
+        from ssfnas_cli.engine.dry_run import dry_run
+    facts = dry_run(settings, output, force)
+    emit(facts, as_json, lambda console: _show(console, facts))
+
+
+def _show(console: Console, facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from ssfnas_cli.engine.progress import clock
+
+    slowest, evaluation = facts["step_seconds_range"][1], f"{facts['evaluation_seconds']:.1f} s evaluation"
+    rows = {
+        "a step": f"{facts['step_seconds']:.3f} s (median of {facts['timed_steps']}; at most {slowest:.3f} s)",
+        "an epoch": f"{clock(facts['epoch_seconds'])} ({facts['steps_per_epoch']} steps, {evaluation})",
+        "the search": f"{clock(facts['search_seconds'])} ({facts['epochs']} epochs)",
+        "peak memory": f"{facts['peak_memory_bytes'] / 2**20:,.0f} MB",
+        "weights": f"{facts['num_params']:,}",
+        "disk": f"{facts['disk_bytes'] / 2**20:,.1f} MB (a checkpoint {facts['checkpoint_bytes'] / 2**20:,.1f} MB)",
+        "computed by": f"{facts['device']}, {facts['threads']} threads, {facts['kernels']}, torch {facts['torch']}",
+        "run folder": f"{facts['path']} (not written)",
+    }
+    table = Table(box=box_style(), show_header=False)
+    for name, text in rows.items():
+        table.add_row(name, text)
+    console.print(table)

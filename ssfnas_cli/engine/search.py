@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,11 +40,7 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     Returns:
         What `search` prints: `kind`, `path`, `state` and the run's figures.
     """
-    settings = settings.resolve_plugins()
-    data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
-    identity = settings.identity() | {"data_sha256": data.sha256}
-    names = [settings.relax.name, settings.loss.name]
-    path = output or default_path("search", data, names, settings.seed, identity)
+    settings, data, identity, path = plan_search(settings, output)
 
     def prepare(device: Device) -> Body:
         phase = SearchPhase(settings, data, device, lambda alphas: save_tensors(path / ALPHAS, alphas))
@@ -64,6 +60,24 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
         return body
 
     return carry_out("search", settings, data, identity, path, force, prepare)
+
+
+class SearchPlan(NamedTuple):
+    """A search that is settled and not begun; `identity` is what makes another run the same, `path` its folder."""
+
+    settings: SearchSettings
+    data: DataSet
+    identity: dict[str, Any]
+    path: Path
+
+
+def plan_search(settings: SearchSettings, output: Path | None) -> SearchPlan:
+    """Resolve the settings, open the data set (the embedded one is made on its first use) and name the run folder."""
+    settings = settings.resolve_plugins()
+    data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
+    identity = settings.identity() | {"data_sha256": data.sha256}
+    names = [settings.relax.name, settings.loss.name]
+    return SearchPlan(settings, data, identity, output or default_path("search", data, names, settings.seed, identity))
 
 
 def _write_genotype(run: RunFolder) -> None:

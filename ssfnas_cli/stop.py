@@ -20,6 +20,7 @@ from ssfnas_cli.errors import Stopped
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
 STARTED = time.monotonic()
 _received: list[int] = []
+_leaving = False
 _nothing_to_save = ""  # what a request that ends the program at once says; empty: the loop decides
 
 
@@ -51,13 +52,15 @@ def _acknowledge(requests: int) -> None:
     """
     while os.read(requests, 1) != bytes([signal.SIGINT]):
         pass
-    if not _nothing_to_save:
+    if not (_nothing_to_save or _leaving):
         over_the_bar = b"\r\x1b[2K" if os.isatty(2) else b""
         with contextlib.suppress(OSError):
             os.write(2, over_the_bar + b"stopping after this step; Ctrl-C again leaves at once\n")
 
 
 def _leave() -> NoReturn:
+    global _leaving
+    _leaving = True
     raise Stopped(f"stopped by {signal.Signals(_received[-1]).name} {_nothing_to_save}", interrupted())
 
 
@@ -71,7 +74,10 @@ def waiting(nothing_to_save: str = "before anything was begun") -> Iterator[None
         yield
         leave_if_asked()
     finally:
-        _nothing_to_save = ""
+        _leaving = False
+
+
+_nothing_to_save = ""
 
 
 def leave_if_asked() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -9,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from registry import REGISTRIES
-from ssfnas_cli.console import write_text
-from ssfnas_cli.settings import Settings, Training, load_settings, to_toml
+from ssfnas_cli.console import log, write_text
+from ssfnas_cli.settings import PRESETS, Settings, Training, load_settings, to_toml
 
 Training_ = TypeVar("Training_", bound=Training)
 
@@ -27,9 +29,21 @@ def names_of(kind: str) -> Any:
     return complete
 
 
+def by_preset(model: type[Settings], name: str, text: str) -> Any:
+    """A flag that is a setting of `model`, whose default is each preset's."""
+    default = model.model_fields[name].default
+    values = {preset: changes.get(name, default) for preset, changes in PRESETS[model].items()}
+    named = ", ".join(f"{value} in {preset}" for preset, value in values.items())
+    return typer.Option(help=text, show_default=str(default) if len(set(values.values())) == 1 else named)
+
+
 Preset = Annotated[
     str | None,
-    typer.Option(help="A named set of settings.", rich_help_panel=SETTINGS_PANEL, show_default=False),
+    typer.Option(
+        help="A named set of settings: paper, or quick.",
+        rich_help_panel=SETTINGS_PANEL,
+        show_default="quick on the embedded digits, paper with --data",
+    ),
 ]
 Config = Annotated[
     Path | None,
@@ -45,15 +59,19 @@ ShowSettings = Annotated[
 ]
 DeviceName = Annotated[
     str | None,
-    typer.Option("--device", help="auto, cpu, cuda, …", rich_help_panel=RUN_PANEL, show_default=False),
+    typer.Option("--device", help="auto, cpu, cuda, …", rich_help_panel=RUN_PANEL, show_default="auto"),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=0, help="Processor threads.", rich_help_panel=RUN_PANEL, show_default=False)
+    int | None,
+    typer.Option(min=0, help="Processor threads; 0: torch's own choice.", rich_help_panel=RUN_PANEL, show_default="0"),
 ]
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="Loader processes.", rich_help_panel=RUN_PANEL, show_default=False)
+    int | None,
+    typer.Option(
+        min=0, help="Loader processes; 0: the main process loads.", rich_help_panel=RUN_PANEL, show_default="0"
+    ),
 ]
-Precision = Annotated[str | None, typer.Option(help="fp32 or bf16.", rich_help_panel=RUN_PANEL, show_default=False)]
+Precision = Annotated[str | None, typer.Option(help="fp32 or bf16.", rich_help_panel=RUN_PANEL, show_default="fp32")]
 MaxTime = Annotated[
     str | None,
     typer.Option(
@@ -63,10 +81,6 @@ MaxTime = Annotated[
         show_default=False,
     ),
 ]
-Epochs = Annotated[int | None, typer.Option(show_default=False)]
-BatchSize = Annotated[int | None, typer.Option(show_default=False)]
-Channels = Annotated[int | None, typer.Option(help="Width of the first cells.", show_default=False)]
-Layers = Annotated[int | None, typer.Option(help="Number of cells.", show_default=False)]
 Seed = Annotated[int | None, typer.Option(show_default="0")]
 RunOutput = Annotated[
     Path | None,
@@ -107,3 +121,27 @@ def training_settings(
 def show_settings(settings: Settings) -> None:
     """--show-settings."""
     write_text(to_toml(settings.resolve_plugins()))
+
+
+def warn_of_busy_cores(threads: int) -> None:
+    """A word where more than one thread is asked for and others use the cores: they would wait for each other."""
+    free = _free_cores() if threads > 1 else None
+    if free is not None and threads > free + 0.5:
+        log.warning("--threads %d: %.1f cores are free now; fewer threads may well be faster", threads, free)
+
+
+def _free_cores(seconds: float = 0.2) -> float | None:
+    """How many cores are idle, over that time; None where the system does not tell."""
+    try:
+        before = _processor_times()
+        time.sleep(seconds)
+        after = _processor_times()
+        spent = [late - early for early, late in zip(before, after, strict=True)]
+        return len(os.sched_getaffinity(0)) * (spent[3] + spent[4]) / sum(spent)  # idle, and waiting for a disk
+    except (OSError, ValueError, IndexError, ArithmeticError, AttributeError):
+        return None
+
+
+def _processor_times() -> list[int]:
+    """The first line of /proc/stat: user, nice, system, idle, waiting, ..., of all cores together since the start."""
+    return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]

@@ -28,11 +28,15 @@ def command(
             show_default="none",
         ),
     ] = None,
-    pretrain_epochs: common.Epochs = None,
-    epochs: common.Epochs = None,
-    batch_size: common.BatchSize = None,
-    channels: common.Channels = None,
-    layers: common.Layers = None,
+    pretrain_epochs: Annotated[
+        int | None, common.by_preset(RetrainSettings, "pretrain_epochs", "Passes of the pretraining.")
+    ] = None,
+    epochs: Annotated[
+        int | None, common.by_preset(RetrainSettings, "epochs", "Passes over the training split.")
+    ] = None,
+    batch_size: Annotated[int | None, common.by_preset(RetrainSettings, "batch_size", "Images a step.")] = None,
+    channels: Annotated[int | None, common.by_preset(RetrainSettings, "channels", "Width of the first cells.")] = None,
+    layers: Annotated[int | None, common.by_preset(RetrainSettings, "layers", "Number of cells.")] = None,
     seed: common.Seed = None,
     output: common.RunOutput = None,
     preset: common.Preset = None,
@@ -65,6 +69,7 @@ def command(
     if show_settings:
         common.show_settings(settings)
         return
+    common.warn_of_busy_cores(settings.threads)
     from ssfnas_cli.engine.retrain import run_retrain
 
     emit(run_retrain(parsed, settings, output, force, other_data), json)

@@ -37,10 +37,10 @@ def command(
         ),
     ] = None,
     order: Annotated[int | None, typer.Option(help="1, or 2 for DARTS's second order.", show_default="1")] = None,
-    epochs: common.Epochs = None,
-    batch_size: common.BatchSize = None,
-    channels: common.Channels = None,
-    layers: common.Layers = None,
+    epochs: Annotated[int | None, common.by_preset(SearchSettings, "epochs", "Passes over the training half.")] = None,
+    batch_size: Annotated[int | None, common.by_preset(SearchSettings, "batch_size", "Images a step.")] = None,
+    channels: Annotated[int | None, common.by_preset(SearchSettings, "channels", "Width of the first cells.")] = None,
+    layers: Annotated[int | None, common.by_preset(SearchSettings, "layers", "Number of cells.")] = None,
     seed: common.Seed = None,
     output: common.RunOutput = None,
     preset: common.Preset = None,
@@ -77,6 +77,7 @@ def command(
     if show_settings:
         common.show_settings(settings)
         return
+    common.warn_of_busy_cores(settings.threads)
     if dry_run:
         _dry_run(settings, output, force, json)
         return

@@ -106,7 +106,7 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
         "peak memory": f"{facts['peak_memory_bytes'] / 2**20:,.0f} MB",
         "weights": f"{facts['num_params']:,}",
         "disk": f"{facts['disk_bytes'] / 2**20:,.1f} MB (a checkpoint {facts['checkpoint_bytes'] / 2**20:,.1f} MB)",
-        "computed by": f"{facts['device']}, {facts['threads']} threads, {facts['kernels']}, torch {facts['torch']}",
+        "computed by": f"{facts['computed_by']} ({facts['device']}, {facts['threads']} threads, {facts['kernels']})",
         "run folder": f"{facts['path']} (not written)",
     }
     table = Table(box=box_style(), show_header=False)

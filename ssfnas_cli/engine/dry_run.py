@@ -27,6 +27,7 @@ from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Diverged, peak_memory_bytes, seed_step
 from ssfnas_cli.engine.search import plan_search
 from ssfnas_cli.engine.search_phase import SearchPhase
+from ssfnas_cli.nets.supernet import SearchCell, Supernet
 from ssfnas_cli.settings import SearchSettings
 
 MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 3, 30, 10.0  # timed: at least, at most, and in between until this has passed
@@ -62,10 +63,22 @@ def dry_run(settings: SearchSettings, output: Path | None, force: bool) -> dict[
         "num_params": sum(weight.numel() for weight in phase.weights),
         **figures,
         "device": str(device.torch),
+        "computed_by": _computed_by(phase),
         "workers": settings.workers,
         "precision": settings.precision,
         **environment(),
     }
+
+
+def _computed_by(phase: SearchPhase) -> str:
+    """What runs the candidate ops: compiled kernels, torch, or each its share."""
+    assert isinstance(phase.model.encoder, Supernet)
+    leaving = [one for cell in phase.model.encoder.cells if isinstance(cell, SearchCell) for one in cell.leaving]
+    compiled = sum(len(one.known) for one in leaving)
+    every = sum(len(one.candidates) for one in leaving)
+    if compiled in (0, every):
+        return "compiled kernels" if compiled else "torch"
+    return f"compiled kernels for {compiled} of {every} ops, torch for the others"
 
 
 def predict(phase: SearchPhase) -> dict[str, Any]:

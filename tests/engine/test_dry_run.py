@@ -44,7 +44,7 @@ def test_a_prediction_is_whole_and_nothing_is_written(settings, tmp_path):
     assert 0 < low <= facts["step_seconds"] <= high
     assert facts["epoch_seconds"] < facts["search_seconds"] and facts["setup_seconds"] >= 0
     assert facts["peak_memory_bytes"] > 0
-    assert {"device", "threads", "kernels", "processor", "torch", "workers", "precision", "num_params"} <= set(facts)
+    assert {"device", "threads", "kernels", "processor", "torch", "workers", "precision", "num_params", "computed_by"} <= set(facts)
     newest = list_checkpoints(Path(real["path"], "checkpoints"))[-1]
     on_disk = sum(file.stat().st_size for file in newest.iterdir())
     assert facts["checkpoint_bytes"] == pytest.approx(on_disk, rel=0.1)

@@ -30,7 +30,7 @@ from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.nets.supernet import SearchCell, Supernet
 from ssfnas_cli.settings import SearchSettings
 
-MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 3, 30, 10.0  # timed: at least, at most, and in between until this has passed
+MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 5, 30, 10.0  # timed: at least, at most, and in between until this has passed
 EVALUATION_BATCH, EVALUATION_BATCHES = 256, 3  # images, as the search's evaluation takes them; timed batches
 
 
@@ -152,13 +152,14 @@ class StepTimes(NamedTuple):
 
 
 def _time_steps(phase: SearchPhase, epoch: int) -> StepTimes:
-    """Steps of an epoch from its first one on, over and over where it is short; before them a full and the last one.
+    """Steps of an epoch from its first one on, over and over where it is short; before them the last and a full one.
 
-    These two warm up: kernels are chosen or compiled for both shapes, and momentum comes to be.
+    These two warm up: kernels are chosen or compiled for both shapes, and momentum comes to be. The full one is second,
+    as a change of shape costs the step after it some memory to be found anew.
     """
     num_steps = phase.num_steps(epoch)
     began = time.perf_counter()
-    images = [_step(phase, epoch, step, next(phase.batches(epoch, step))) for step in (0, num_steps - 1)]
+    last, full = [_step(phase, epoch, step, next(phase.batches(epoch, step))) for step in (num_steps - 1, 0)]
     warm_up = time.perf_counter() - began
     log.info("dry run: two steps to warm up took %.1f s; timing some more, evaluation and a checkpoint", warm_up)
     of_step: dict[int, list[float]] = {}
@@ -170,7 +171,7 @@ def _time_steps(phase: SearchPhase, epoch: int) -> StepTimes:
         now = time.perf_counter()
         of_step.setdefault(step, []).append(now - mark)
         mark = now
-    share = images[1] / images[0]
+    share = last / full
     usual = statistics.median(seconds for timings in of_step.values() for seconds in timings)
     return StepTimes(of_step, num_steps, share, max(0.0, warm_up - usual * (1 + share)))
 

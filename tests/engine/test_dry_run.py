@@ -39,12 +39,13 @@ def test_a_prediction_is_whole_and_nothing_is_written(settings, tmp_path):
     assert real["path"] == facts["path"]
     lines = [json.loads(line) for line in Path(real["path"], "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == facts["epochs"] == 2
-    assert facts["kind"] == "dry-run" and facts["timed_steps"] >= 3
+    assert facts["kind"] == "dry-run" and facts["timed_steps"] >= 5
     low, high = facts["step_seconds_range"]
     assert 0 < low <= facts["step_seconds"] <= high
     assert facts["epoch_seconds"] < facts["search_seconds"] and facts["setup_seconds"] >= 0
     assert facts["peak_memory_bytes"] > 0
-    assert {"device", "threads", "kernels", "processor", "torch", "workers", "precision", "num_params", "computed_by"} <= set(facts)
+    assert facts["computed_by"] in ("torch", "compiled kernels") or "torch for the others" in facts["computed_by"]
+    assert {"device", "threads", "kernels", "processor", "torch", "workers", "precision", "num_params"} <= set(facts)
     newest = list_checkpoints(Path(real["path"], "checkpoints"))[-1]
     on_disk = sum(file.stat().st_size for file in newest.iterdir())
     assert facts["checkpoint_bytes"] == pytest.approx(on_disk, rel=0.1)
@@ -57,7 +58,7 @@ def test_it_counts_the_steps_that_a_search_takes(settings, monkeypatch, tiny_dig
     monkeypatch.setattr(SearchPhase, "step", lambda self, e, s, batch: taken.append(s) or original(self, e, s, batch))
     facts = dry_run(settings(), None, False)
     per_epoch = facts["steps_per_epoch"]
-    assert taken[:2] == [0, per_epoch - 1], "both shapes of batch are met before anything is timed"
+    assert taken[:3] == [per_epoch - 1, 0, 0], "both shapes of batch are met before anything is timed"
     taken.clear()
     run_search(settings(), None, False)
     assert len(taken) == per_epoch * 2

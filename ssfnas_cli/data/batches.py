@@ -17,11 +17,13 @@ from ssfnas_cli.data.augment import (
     Normalise,
     crop_and_flip,
     cutout,
+    draw_view,
     sample_uniforms,
     self_supervised_view,
     to_float,
 )
 from ssfnas_cli.errors import InputError
+from ssfnas_cli.native.views import load as load_kernels
 from ssfnas_cli.settings import Training, Views
 
 DEFAULT_VIEWS = Views()
@@ -43,20 +45,27 @@ class Augmentation:
     flip: bool
     cutout: float = 0.0
     views: Views = DEFAULT_VIEWS
+    compiled: bool = False
+    """Whether compiled kernels make the views where there is a compiler; they differ from torch's in the last bits."""
+
+    def __post_init__(self) -> None:
+        if self.compiled:
+            load_kernels()  # compiled once, here, and not by every loader process
 
     def __call__(self, images: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> tuple[Tensor, ...]:
-        """uint8 [N, H, W, C] of the samples with these ids -> one normalised tensor per view."""
-        pixels = to_float(images)
+        """uint8 [N, H, W, C] of these samples -> one normalised tensor per view, in channels-last memory."""
+        uniforms = sample_uniforms(seed, epoch, samples, self.num_views)
         if self.num_views == 1:
-            uniforms = sample_uniforms(seed, epoch, samples, view=0)
-            normal = self.normalise(crop_and_flip(pixels, uniforms, self.flip))
-            return (cutout(normal, uniforms, self.cutout),)
-        return tuple(
-            self.normalise(
-                self_supervised_view(pixels, sample_uniforms(seed, epoch, samples, view), view, self.views, self.flip)
-            )
-            for view in range(self.num_views)
-        )
+            normal = self.normalise(to_float(crop_and_flip(images, uniforms[0], self.flip)))
+            return (cutout(normal, uniforms[0], self.cutout),)
+        shape = images.shape[1:]
+        drawn = [draw_view(uniforms[view], view, self.views, self.flip, *shape) for view in range(self.num_views)]
+        kernels = load_kernels() if self.compiled else None
+        if kernels:
+            mean, std = self.normalise.arrays()
+            return tuple(kernels.render(images, **vars(view), mean=mean, std=std) for view in drawn)
+        pixels = to_float(images)
+        return tuple(self.normalise(self_supervised_view(pixels, view)) for view in drawn)
 
 
 @dataclass(frozen=True)
@@ -78,11 +87,17 @@ class Subset:
 
 
 def training_subset(
-    data: DataSet, split: Split, rows: np.ndarray, settings: Training, num_views: int, cutout: float = 0.0
+    data: DataSet,
+    split: Split,
+    rows: np.ndarray,
+    settings: Training,
+    num_views: int,
+    cutout: float = 0.0,
+    compiled: bool = False,
 ) -> Subset:
     """Rows of a data set's training split, augmented as a training's settings say."""
     flip = data.manifest.mirrorable if settings.flip == "auto" else settings.flip
-    augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views)
+    augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views, compiled)
     return Subset(split, rows, augment, settings.seed)
 
 

@@ -12,6 +12,7 @@ from ssfnas_cli.data.augment import (
     Normalise,
     crop_and_flip,
     cutout,
+    draw_view,
     sample_uniforms,
     self_supervised_view,
     to_float,
@@ -33,23 +34,49 @@ def augmentation(num_views=1, channels=3, flip=True, cutout=0.5, **views):
 
 def uniforms(num, **columns):
     """Middle values, and those that a test is about by column number: `u5=0.1`."""
-    rows = torch.full((num, NUM_UNIFORMS), 0.5)
+    rows = np.full((num, NUM_UNIFORMS), 0.5, np.float32)
     for column, value in columns.items():
-        rows[:, int(column[1:])] = torch.as_tensor(value)
+        rows[:, int(column[1:])] = value
     return rows
+
+
+def drawn(num, view=0, seed=0, epoch=0):
+    """What samples 0 to num - 1 draw."""
+    return sample_uniforms(seed, epoch, np.arange(num), view + 1)[view]
+
+
+def view_of(images, rows, view, options, flip):
+    """The view of float images [N, C, H, W] that these uniforms make."""
+    channels, height, width = images.shape[1:]
+    return self_supervised_view(images, draw_view(rows, view, options, flip, height, width, channels))
 
 
 # What an image's augmentation depends on
 
 
+@pytest.mark.parametrize(("side", "channels"), [(9, 3), (32, 3), (28, 1)])
 @pytest.mark.parametrize("num_views", [1, 2])
-def test_an_image_looks_the_same_in_whatever_batch_and_place_it_comes(num_views):
-    augment, images, ids = augmentation(num_views, blur=True), pixels(), np.array([7, 3, 100, 41, 5, 0])
+def test_an_image_is_the_same_to_the_last_bit_in_whatever_batch_and_place_it_comes(num_views, side, channels):
+    num = 67
+    augment, images, ids = augmentation(num_views, channels, blur=True), pixels(num, side, channels), np.arange(num)
     whole = augment(images, 1, 2, ids)
-    order = np.array([4, 0, 2])
-    part = augment(images[order], 1, 2, ids[order])
-    for one, other in zip(whole, part, strict=True):
-        torch.testing.assert_close(one[order], other, rtol=0, atol=1e-6)
+    for order in ([40], [66, 0], [3, 2, 1, 0], list(range(5, 38))):
+        part = augment(images[order], 1, 2, ids[order])
+        assert all(torch.equal(one[order], other) for one, other in zip(whole, part, strict=True)), order
+
+
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_threads_change_no_bit(num_views):
+    augment, images, ids = augmentation(num_views, blur=True), pixels(70, 32), np.arange(70)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            results.append(augment(images, 1, 2, ids))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
 
 
 @pytest.mark.parametrize("num_views", [1, 2])
@@ -70,31 +97,38 @@ def test_torchs_random_state_plays_no_part():
 
 
 def test_uniforms_are_uniform_and_differ_by_seed_epoch_sample_and_view():
-    rows = sample_uniforms(3, 1, np.arange(3000), 0)
-    assert rows.shape == (3000, NUM_UNIFORMS) and rows.min() >= 0 and rows.max() < 1
-    assert (rows.mean(0) - 0.5).abs().max() < 0.03 and (rows.std(0) - 12**-0.5).abs().max() < 0.02
-    assert torch.corrcoef(rows.T).fill_diagonal_(0).abs().max() < 0.08
+    rows = drawn(3000, seed=3, epoch=1)
+    assert rows.shape == (3000, NUM_UNIFORMS) and rows.dtype == np.float32 and rows.min() >= 0 and rows.max() < 1
+    assert np.abs(rows.mean(0) - 0.5).max() < 0.03 and np.abs(rows.std(0) - 12**-0.5).max() < 0.02
+    assert np.abs(np.corrcoef(rows.T) - np.eye(NUM_UNIFORMS)).max() < 0.08
     others = [(4, 1, 0), (3, 2, 0), (3, 1, 1), (0, 0, 0), (1, 0, 0), (0, 1, 0)]
-    seen = {rows[0].numpy().tobytes()} | {
-        sample_uniforms(s, e, np.array([0]), v).numpy().tobytes() for s, e, v in others
-    }
+    seen = {rows[0].tobytes()} | {sample_uniforms(s, e, np.array([0]), v + 1)[v].tobytes() for s, e, v in others}
     assert len(seen) == 7
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (2**63 - 1, 149), (12345678901234567, 3)])
+def test_uniforms_are_those_of_numpys_philox(seed, epoch):
+    samples = np.array([0, 7, 2**32 - 1, 2**32, 2**62])
+    for view, rows in enumerate(sample_uniforms(seed, epoch, samples, 3)):
+        for sample, row in zip(samples.tolist(), rows, strict=True):
+            bits = np.random.Philox(key=[seed, view], counter=[0, epoch, sample, 0])
+            assert np.array_equal(row, np.random.Generator(bits).random(NUM_UNIFORMS, dtype=np.float32))
 
 
 # The supervised view
 
 
 def test_every_crop_is_a_place_in_the_padded_image_and_all_are_reached():
-    images = to_float(pixels(400, side=16, seed=1)) + 0.01  # nothing is black but the padding
-    out = crop_and_flip(images, sample_uniforms(0, 0, np.arange(400), 0), flip=False)
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    images = pixels(400, side=16, seed=1) | 1  # nothing is black but the padding
+    out = crop_and_flip(images, drawn(400), flip=False)
+    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)))
     places = set()
     for image, result in zip(padded, out, strict=True):
         found = [
             (top, left)
             for top in range(5)
             for left in range(5)
-            if torch.equal(image[:, top : top + 16, left : left + 16], result)
+            if np.array_equal(image[top : top + 16, left : left + 16], result)
         ]
         assert len(found) == 1
         places |= set(found)
@@ -103,21 +137,21 @@ def test_every_crop_is_a_place_in_the_padded_image_and_all_are_reached():
 
 @pytest.mark.parametrize(("side", "pad"), [(32, 4), (28, 3), (8, 1), (9, 1), (5, 1)])
 def test_the_padding_is_an_eighth_of_the_side(side, pad):
-    images = torch.ones(1, 1, side, side)
+    images = np.ones((1, side, side, 1), np.uint8)
     out = crop_and_flip(images, uniforms(1, u0=0.0, u1=0.999), flip=False)
-    assert not out[0, 0, :pad].any() and not out[0, 0, :, -pad:].any()
-    assert out[0, 0, pad:, :-pad].all() and out.shape == images.shape
+    assert not out[0, :pad].any() and not out[0, :, -pad:].any()
+    assert out[0, pad:, :-pad].all() and out.shape == images.shape
 
 
 def test_half_of_the_images_are_mirrored_and_none_without_flip():
-    images = to_float(pixels(400, side=8))
-    rows = sample_uniforms(0, 0, np.arange(400), 0)
+    images = pixels(400, side=8)
+    rows = drawn(400)
     rows[:, :2] = 0.5  # the crop in the middle
     out = crop_and_flip(images, rows, flip=True)
-    mirrored = torch.tensor([torch.equal(a.flip(2), b) for a, b in zip(images, out, strict=True)])
-    kept = torch.tensor([torch.equal(a, b) for a, b in zip(images, out, strict=True)])
+    mirrored = np.array([np.array_equal(a[:, ::-1], b) for a, b in zip(images, out, strict=True)])
+    kept = np.array([np.array_equal(a, b) for a, b in zip(images, out, strict=True)])
     assert (mirrored ^ kept).all() and 160 < mirrored.sum() < 240
-    assert torch.equal(crop_and_flip(images, rows, flip=False), images)
+    assert np.array_equal(crop_and_flip(images, rows, flip=False), images)
 
 
 @pytest.mark.parametrize("num_views", [1, 2])
@@ -134,7 +168,7 @@ def test_without_flip_nothing_is_ever_mirrored(num_views):
 @pytest.mark.parametrize(("side", "share", "length"), [(32, 0.5, 16), (8, 0.5, 4), (9, 0.5, 4), (7, 0.4, 3), (8, 1, 8)])
 def test_cutout_zeroes_one_square_clipped_at_the_border(side, share, length):
     images = torch.ones(500, 2, side, side)
-    out = cutout(images, sample_uniforms(0, 0, np.arange(500), 0), share)
+    out = cutout(images, drawn(500), share)
     assert torch.equal(out[:, 0], out[:, 1]) and ((out == 0) | (out == 1)).all()
     sizes = set()
     for image in out[:, 0]:
@@ -148,7 +182,7 @@ def test_cutout_zeroes_one_square_clipped_at_the_border(side, share, length):
 
 def test_cutout_of_nothing_changes_nothing():
     images = torch.rand(3, 1, 8, 8)
-    rows = sample_uniforms(0, 0, np.arange(3), 0)
+    rows = drawn(3)
     assert torch.equal(cutout(images, rows, 0.0), images)
     augment = augmentation(1, cutout=0.0)
     assert (augment(np.full((3, 8, 8, 3), 255, np.uint8), 0, 0, np.arange(3))[0] != 0).all()
@@ -165,7 +199,7 @@ def test_normalisation_is_per_channel_and_survives_a_constant_one():
     out = Normalise((0.1, 0.2, 0.3), (0.5, 2.0, 0.0))(images)
     torch.testing.assert_close(out[:, 0], (images[:, 0] - 0.1) / 0.5)
     torch.testing.assert_close(out[:, 1], (images[:, 1] - 0.2) / 2.0)
-    assert torch.isfinite(out).all()
+    assert torch.isfinite(out).all() and out.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_to_float_scales_bytes_and_moves_the_channels_first():
@@ -183,8 +217,8 @@ def test_to_float_scales_bytes_and_moves_the_channels_first():
 @pytest.mark.parametrize("view", [0, 1])
 def test_views_keep_shape_and_range(view, side, channels):
     images = to_float(pixels(50, side, channels))
-    rows = sample_uniforms(0, 0, np.arange(50), view)
-    out = self_supervised_view(images, rows, view, Views(blur=True), flip=True)
+    rows = drawn(50, view)
+    out = view_of(images, rows, view, Views(blur=True), flip=True)
     assert out.shape == images.shape and out.dtype == torch.float32
     assert out.min() >= -1e-6 and out.max() <= 1 + 1e-6 and not torch.equal(out, images)
 
@@ -198,7 +232,7 @@ def test_the_two_views_of_an_image_differ():
 def test_with_everything_off_a_view_is_the_image(channels):
     images = to_float(pixels(20, 9, channels))
     for view in (0, 1):
-        out = self_supervised_view(images, uniforms(20), view, Views(**PLAIN), flip=False)  # of the aspect 1
+        out = view_of(images, uniforms(20), view, Views(**PLAIN), flip=False)  # of the aspect 1
         torch.testing.assert_close(out, images, atol=1e-5, rtol=0)
 
 
@@ -206,8 +240,8 @@ def test_a_resized_crop_shows_the_box_it_draws():
     """Of a ramp, every crop is the ramp between the box's ends: they tell its width, height and place."""
     x = (torch.arange(64) + 0.5) / 64
     ramp = torch.stack([x.expand(64, 64), x[:, None].expand(64, 64), torch.zeros(64, 64)]).expand(500, 3, 64, 64)
-    rows = sample_uniforms(0, 0, np.arange(500), 0)
-    out = self_supervised_view(ramp, rows, 0, Views(**(PLAIN | {"min_scale": 0.25})), flip=False)
+    rows = drawn(500)
+    out = view_of(ramp, rows, 0, Views(**(PLAIN | {"min_scale": 0.25})), flip=False)
     width, height = ((out[:, k].amax((1, 2)) - out[:, k].amin((1, 2))) * 64 / 63 for k in (0, 1))
     area, aspect = width * height, width / height
     assert area.min() > 0.2 and area.max() < 1.02 and 0.55 < area.mean() < 0.66
@@ -222,7 +256,7 @@ FACTORS = {"brightness": 6, "contrast": 7, "saturation": 8}
 def colour_only(images, view=0, **columns):
     """A view that only jitters: the whole image, factors 1 but for the uniforms given."""
     options = Views(**(PLAIN | {"jitter_probability": 1.0}))
-    return self_supervised_view(images, uniforms(len(images), **columns), view, options, flip=False)
+    return view_of(images, uniforms(len(images), **columns), view, options, flip=False)
 
 
 def soft_images(num=5):
@@ -282,17 +316,17 @@ def test_the_hue_keeps_the_luma_and_leaves_grays_alone():
 def test_gray_is_the_luma_in_every_channel():
     images = soft_images()
     options = Views(**(PLAIN | {"gray_probability": 1.0}))
-    got = self_supervised_view(images, uniforms(5), 0, options, flip=False)
+    got = view_of(images, uniforms(5), 0, options, flip=False)
     torch.testing.assert_close(got, v2.functional.rgb_to_grayscale(images, 3), atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("option", "probability"), [("jitter_probability", 0.8), ("gray_probability", 0.2)])
 def test_the_probabilities_are_those_of_the_settings(option, probability):
     images = soft_images(1).expand(1000, 3, 16, 16)
-    rows = sample_uniforms(0, 0, np.arange(1000), 0)
+    rows = drawn(1000)
     rows[:, :4] = 0.5
     options = Views(**(PLAIN | {option: probability}))
-    out = self_supervised_view(images, rows, 0, options, flip=False)
+    out = view_of(images, rows, 0, options, flip=False)
     changed = ((out - images).abs() > 1e-3).flatten(1).any(1).double().mean()
     assert abs(changed - probability) < 0.05
 
@@ -300,9 +334,9 @@ def test_the_probabilities_are_those_of_the_settings(option, probability):
 def test_only_the_second_view_is_solarized():
     images = to_float(pixels(1000, 8))
     options = Views(**(PLAIN | {"solarize_probability": 0.2}))
-    rows = sample_uniforms(0, 0, np.arange(1000), 1)
+    rows = drawn(1000, 1)
     rows[:, :4] = 0.5
-    first, second = (self_supervised_view(images, rows, view, options, flip=False) for view in (0, 1))
+    first, second = (view_of(images, rows, view, options, flip=False) for view in (0, 1))
     torch.testing.assert_close(first, images, atol=1e-5, rtol=0)
     solarized = torch.where(first >= 0.5, 1 - first, first)
     changed = torch.tensor([not torch.equal(a, b) for a, b in zip(first, second, strict=True)])
@@ -316,16 +350,16 @@ def test_blur_is_a_gaussian_of_the_drawn_width(side):
     options, value = Views(**(PLAIN | {"blur": True})), 0.7
     radius = max(1, side // 20)
     sigma = (0.1 + 1.9 * value) * radius / 3
-    got = self_supervised_view(images, uniforms(4, u11=value, u12=0.0), 0, options, flip=False)
+    got = view_of(images, uniforms(4, u11=value, u12=0.0), 0, options, flip=False)
     expected = v2.functional.gaussian_blur(images, [2 * radius + 1] * 2, [sigma, sigma])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def test_the_first_view_is_always_blurred_and_the_second_in_one_of_ten():
     images = to_float(pixels(1000, 8))
-    rows = sample_uniforms(0, 0, np.arange(1000), 0)
+    rows = drawn(1000)
     rows[:, :4], rows[:, 11] = 0.5, 0.9
     for view, share in ((0, 1.0), (1, 0.1)):
-        out = self_supervised_view(images, rows, view, Views(**(PLAIN | {"blur": True})), flip=False)
+        out = view_of(images, rows, view, Views(**(PLAIN | {"blur": True})), flip=False)
         changed = ((out - images).abs() > 1e-3).flatten(1).any(1).double().mean()
         assert abs(changed - share) < 0.03

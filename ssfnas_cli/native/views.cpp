@@ -1,0 +1,161 @@
+// One self-supervised view of every image of a batch, from what was drawn for each (ssfnas_cli/data/augment.py).
+//
+// What is fast here, and why (measured by benchmarks/input.py, docs/performance.md): an image goes from its bytes to the
+// network's input while it lies in the first-level cache, in planes, so that a vector holds pixels of one channel. The
+// same steps over a whole batch, as torch runs them, write and read some twenty arrays of its size.
+//
+// Images are worked on one by one, always by the same instructions: none depends on its batch or its place there.
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+extern "C" struct View {
+    int32_t num, height, width, channels, radius;  // the radius of the blur; 0: none
+    const uint8_t *images;                         // [num][height][width][channels]
+    const int32_t *rows, *columns;                 // [num][height], [num][width]: the line at or before each of the view's
+    const float *row_weights, *column_weights;     // ... and the weight of the line after it
+    const float *matrix;                           // [num][channels][channels]: how colours mix
+    const float *shift;                            // [num][channels]: what a channel's mean adds to every colour
+    const float *taps;                             // [num][radius + 1]: the blur from the centre outwards
+    const uint8_t *solarized;                      // [num]
+    const float *mean, *std;                       // [channels]
+    float *out;                                    // [num][height][width][channels]
+};
+
+namespace {
+
+// One image's planes, [C][height][width], and room for one line of each, or one plane.
+struct Scratch {
+    std::vector<float> planes, spare;
+};
+
+// The box drawn, bilinearly at the full size: rows first, then columns.
+template <int C>
+void resize(const View &view, int image, Scratch &scratch) {
+    const int height = view.height, width = view.width;
+    const uint8_t *pixels = view.images + int64_t(image) * height * width * C;
+    const int32_t *rows = view.rows + int64_t(image) * height, *columns = view.columns + int64_t(image) * width;
+    const float *row_weights = view.row_weights + int64_t(image) * height;
+    const float *column_weights = view.column_weights + int64_t(image) * width;
+    float *line = scratch.spare.data();
+    for (int y = 0; y < height; y++) {
+        const uint8_t *low = pixels + int64_t(rows[y]) * width * C;
+        const uint8_t *high = pixels + int64_t(std::min(rows[y] + 1, height - 1)) * width * C;
+        const float weight = row_weights[y];
+        for (int x = 0; x < width; x++)
+            for (int c = 0; c < C; c++) {
+                const float first = low[x * C + c] * (1 / 255.f), second = high[x * C + c] * (1 / 255.f);
+                line[c * (width + 1) + x] = first + weight * (second - first);
+            }
+        for (int c = 0; c < C; c++) {
+            float *__restrict source = line + c * (width + 1);
+            float *__restrict target = scratch.planes.data() + (int64_t(c) * height + y) * width;
+            source[width] = source[width - 1];
+            for (int x = 0; x < width; x++) {
+                const float first = source[columns[x]], second = source[columns[x] + 1];
+                target[x] = first + column_weights[x] * (second - first);
+            }
+        }
+    }
+}
+
+// Sums in lanes of a fixed number, in double: exact enough at any size.
+double mean_of(const float *values, int64_t num) {
+    constexpr int LANES = 8;
+    double lanes[LANES] = {};
+    const int64_t whole = num / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES)
+        for (int k = 0; k < LANES; k++) lanes[k] += values[i + k];
+    for (int64_t i = whole; i < num; i++) lanes[i - whole] += values[i];
+    double total = 0;
+    for (double lane : lanes) total += lane;
+    return total / double(num);
+}
+
+template <int C>
+void colour(const View &view, int image, Scratch &scratch) {
+    const int64_t size = int64_t(view.height) * view.width;
+    float matrix[C][C], shift = 0;
+    for (int c = 0; c < C; c++) {
+        std::copy_n(view.matrix + (int64_t(image) * C + c) * C, C, matrix[c]);
+        shift += view.shift[int64_t(image) * C + c] * float(mean_of(scratch.planes.data() + c * size, size));
+    }
+    float *planes = scratch.planes.data();
+    for (int64_t i = 0; i < size; i++) {
+        float mixed[C];
+        for (int c = 0; c < C; c++) {
+            mixed[c] = shift;
+            for (int k = 0; k < C; k++) mixed[c] += matrix[c][k] * planes[k * size + i];
+        }
+        for (int c = 0; c < C; c++) planes[c * size + i] = std::min(std::max(mixed[c], 0.f), 1.f);
+    }
+}
+
+// The place of a line beyond the border, mirrored at the outermost one.
+int reflected(int place, int num) {
+    return place < 0 ? -place : place >= num ? 2 * (num - 1) - place : place;
+}
+
+void blur(const View &view, const float *taps, float *plane, float *spare) {
+    const int height = view.height, width = view.width;
+    for (int y = 0; y < height; y++) {
+        float *target = spare + int64_t(y) * width;
+        for (int x = 0; x < width; x++) target[x] = taps[0] * plane[int64_t(y) * width + x];
+        for (int k = 1; k <= view.radius; k++) {
+            const float *above = plane + int64_t(reflected(y - k, height)) * width;
+            const float *below = plane + int64_t(reflected(y + k, height)) * width;
+            for (int x = 0; x < width; x++) target[x] += taps[k] * (above[x] + below[x]);
+        }
+    }
+    float *padded = spare + int64_t(height) * width + view.radius;
+    for (int y = 0; y < height; y++) {
+        const float *source = spare + int64_t(y) * width;
+        float *target = plane + int64_t(y) * width;
+        for (int x = -view.radius; x < width + view.radius; x++) padded[x] = source[reflected(x, width)];
+        for (int x = 0; x < width; x++) target[x] = taps[0] * padded[x];
+        for (int k = 1; k <= view.radius; k++)
+            for (int x = 0; x < width; x++) target[x] += taps[k] * (padded[x - k] + padded[x + k]);
+    }
+}
+
+// Solarized where drawn, standardised, and each pixel's channels side by side.
+template <int C>
+void finish(const View &view, int image, const Scratch &scratch) {
+    const int64_t size = int64_t(view.height) * view.width;
+    const float *planes = scratch.planes.data();
+    float *out = view.out + int64_t(image) * size * C, mean[C], std[C];
+    std::copy_n(view.mean, C, mean);
+    std::copy_n(view.std, C, std);
+    const float white = view.solarized[image] ? 1 : 2;  // min(x, 2 - x) is x
+    for (int64_t i = 0; i < size; i++)
+        for (int c = 0; c < C; c++) {
+            const float value = planes[c * size + i];
+            out[i * C + c] = (std::min(value, white - value) - mean[c]) / std[c];
+        }
+}
+
+template <int C>
+void render(const View &view) {
+    const int64_t size = int64_t(view.height) * view.width;
+    Scratch scratch;
+    scratch.planes.resize(C * size);
+    scratch.spare.resize(std::max<int64_t>(C * (view.width + 1), size + view.width + 2 * view.radius));
+    for (int image = 0; image < view.num; image++) {
+        resize<C>(view, image, scratch);
+        colour<C>(view, image, scratch);
+        const float *taps = view.taps + int64_t(image) * (view.radius + 1);
+        if (taps[0] != 1)
+            for (int c = 0; c < C; c++) blur(view, taps, scratch.planes.data() + c * size, scratch.spare.data());
+        finish<C>(view, image, scratch);
+    }
+}
+
+}  // namespace
+
+extern "C" void render_view(const View *view) {
+    if (view->channels == 1)
+        render<1>(*view);
+    else
+        render<3>(*view);
+}

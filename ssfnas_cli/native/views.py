@@ -1,0 +1,60 @@
+"""The structure and the function of views.cpp, as ctypes sees them; what they mean stands there."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int32, c_void_p
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssfnas_cli.native import library
+
+
+class View(ctypes.Structure):
+    """A batch, what was drawn for its images, and where the view goes."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("num", "height", "width", "channels", "radius")),
+        *((name, c_void_p) for name in ("images", "rows", "columns", "row_weights", "column_weights")),
+        *((name, c_void_p) for name in ("matrix", "shift", "taps", "solarized", "mean", "std", "out")),
+    ]
+
+
+# What each array is, beside the images: its kind and, after the number of images, its shape.
+_KINDS = {"rows": np.int32, "columns": np.int32, "solarized": np.uint8}
+
+
+class ViewKernels:
+    """The compiled function."""
+
+    def __init__(self, cdll: ctypes.CDLL):
+        self._render = cdll.render_view
+        self._render.restype = None
+
+    def render(self, images: np.ndarray, **arrays: np.ndarray) -> Tensor:
+        """uint8 [N, H, W, C] with C = 1 or 3, and the arrays of `View` -> float32 [N, C, H, W], channels last."""
+        num, height, width, channels = images.shape
+        assert channels in (1, 3)
+        images = np.ascontiguousarray(images, dtype=np.uint8)
+        given = {key: np.ascontiguousarray(array, _KINDS.get(key, np.float32)) for key, array in arrays.items()}
+        radius = given["taps"].shape[1] - 1
+        shapes = {
+            **{"rows": (num, height), "row_weights": (num, height)},
+            **{"columns": (num, width), "column_weights": (num, width)},
+            **{"matrix": (num, channels, channels), "shift": (num, channels)},
+            **{"taps": (num, radius + 1), "solarized": (num,), "mean": (channels,), "std": (channels,)},
+        }
+        assert {key: array.shape for key, array in given.items()} == shapes
+        out = torch.empty(num, height, width, channels)
+        pointers = {key: array.ctypes.data for key, array in given.items()}
+        sizes = {"num": num, "height": height, "width": width, "channels": channels, "radius": radius}
+        self._render(ctypes.byref(View(**sizes, images=images.ctypes.data, **pointers, out=out.data_ptr())))
+        return out.permute(0, 3, 1, 2)
+
+
+def load() -> ViewKernels | None:
+    """The compiled kernels, or None where there is no compiler."""
+    cdll = library.load("views")
+    return None if cdll is None else ViewKernels(cdll)

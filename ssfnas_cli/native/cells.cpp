@@ -160,19 +160,32 @@ void store(T *to, Vec<T> value, int count) {
     std::memcpy(to, &value, std::min(count, LANES<T>) * sizeof(T));
 }
 
-// Calls visit(block, pixel, value) for every vector of image `n` of a map, whatever its layout.
+// The vectors of one block of image `n` of a blocked map.
+template <class T>
+const Vec<T> *block_of(const void *map, const Layout<T> &l, long pixels, int n, int block) {
+    return static_cast<const Vec<T> *>(map) + (long(n) * l.blocks + block) * pixels;
+}
+
+// Calls visit(pixel, value) for every vector of one block of image `n` of a map, whatever its layout.
 template <class T, class Visit>
-void each_vector(const void *map, int blocked, const Layout<T> &l, long pixels, int n, Visit visit) {
-    const T *image = static_cast<const T *>(map) + n * pixels * (blocked ? l.padded() : l.channels);
-    for (int block = 0; block < l.blocks; ++block) {
-        const int left = l.channels - block * LANES<T>;
-        const T *from = image + (blocked ? block * pixels * LANES<T> : long(block) * LANES<T>);
-        const long step = blocked ? LANES<T> : l.channels;
-        if (blocked || left >= LANES<T>)
-            for (long p = 0; p < pixels; ++p) visit(block, p, load<T>(from + p * step, LANES<T>));
-        else
-            for (long p = 0; p < pixels; ++p) visit(block, p, load<T>(from + p * step, left));
+void each_of_block(const void *map, int blocked, const Layout<T> &l, long pixels, int n, int block, Visit visit) {
+    if (blocked || (l.blocks == 1 && l.channels == LANES<T>)) {
+        const Vec<T> *from = block_of<T>(map, l, pixels, n, block);
+        for (long p = 0; p < pixels; ++p) visit(p, from[p]);
+        return;
     }
+    const T *from = static_cast<const T *>(map) + n * pixels * l.channels + long(block) * LANES<T>;
+    const int left = l.channels - block * LANES<T>;
+    if (left >= LANES<T>)
+        for (long p = 0; p < pixels; ++p) visit(p, load<T>(from + p * l.channels, LANES<T>));
+    else
+        for (long p = 0; p < pixels; ++p) visit(p, load<T>(from + p * l.channels, left));
+}
+
+template <class T>
+void read_map(const void *map, int blocked, const Layout<T> &l, long pixels, int n, Vec<T> *values) {
+    for (int block = 0; block < l.blocks; ++block)
+        each_of_block<T>(map, blocked, l, pixels, n, block, [to = values + block * pixels](long p, Vec<T> v) { to[p] = v; });
 }
 
 template <class T>
@@ -383,6 +396,14 @@ void pointwise_weights(const Vec<T> *t, const Vec<T> *dy, const Layout<T> &l, lo
 
 template <class T, class Visit>
 void each_window(const Layout<T> &l, int i, int j, Visit visit) {
+    const int top = i * l.stride - 1, left = j * l.stride - 1;
+    if (top >= 0 && left >= 0 && top + 3 <= l.height && left + 3 <= l.width) {  // nearly always: unrolled
+        const long at = long(top) * l.width + left;
+        visit(at), visit(at + 1), visit(at + 2);
+        visit(at + l.width), visit(at + l.width + 1), visit(at + l.width + 2);
+        visit(at + 2 * l.width), visit(at + 2 * l.width + 1), visit(at + 2 * l.width + 2);
+        return;
+    }
     for (int y = std::max(0, i * l.stride - 1); y < std::min(l.height, i * l.stride + 2); ++y)
         for (int x = std::max(0, j * l.stride - 1); x < std::min(l.width, j * l.stride + 2); ++x) visit(long(y) * l.width + x);
 }
@@ -556,20 +577,22 @@ struct Workspace {
     }
 
     void read(const Group &group, int n) {
-        const bool keep = group.scale == nullptr;
-        int at = -1;
-        Vec<T> scale = {}, shift = {};
-        each_vector<T>(group.x, group.blocked, l, l.pixels(), n, [&](int block, long p, Vec<T> x) {
-            if (block != at) {
-                at = block;
-                scale = channel_vector<T>(group.scale, block, l.channels);
-                shift = channel_vector<T>(group.shift, block, l.channels);
+        read_map<T>(group.x, group.blocked, l, l.pixels(), n, raw);
+        for (int block = 0; block < l.blocks; ++block) {
+            const Vec<T> scale = channel_vector<T>(group.scale, block, l.channels);
+            const Vec<T> shift = channel_vector<T>(group.shift, block, l.channels);
+            for (int y = 0; y < l.height; ++y) {
+                const Vec<T> *from = raw + block * l.pixels() + long(y) * l.width;
+                Vec<T> *to = input + block * padded_pixels + long(y + pad) * pitch + pad;
+                if (group.scale == nullptr)
+                    for (int x = 0; x < l.width; ++x) to[x] = select<T>(from[x], Vec<T>{}, from[x] > Vec<T>{});
+                else
+                    for (int x = 0; x < l.width; ++x) {
+                        const Vec<T> z = from[x] * scale + shift;
+                        to[x] = select<T>(z, Vec<T>{}, z > Vec<T>{});
+                    }
             }
-            raw[block * l.pixels() + p] = x;
-            if (!keep) x = x * scale + shift;
-            const long y = p / l.width, column = p % l.width;
-            input[block * padded_pixels + (y + pad) * pitch + column + pad] = select<T>(x, Vec<T>{}, x > Vec<T>{});
-        });
+        }
     }
     const Vec<T> *first_tap(const Item &item, int block) const {
         const int border = pad - item.dilation * (item.kernel - 1) / 2;
@@ -588,26 +611,21 @@ struct Workspace {
         for (int k = 0; k < item.num_upstream; ++k) {
             const Upstream &up = upstreams[item.first_upstream + k];
             const T sample = up.sample == nullptr ? T(1) : static_cast<const T *>(up.sample)[n];
-            int at = -1;
-            Vec<T> scale = {};
-            each_vector<T>(up.g, up.blocked, l, size, n, [&](int block, long p, Vec<T> g) {
-                if (block != at) at = block, scale = channel_vector<T>(up.scale, block, l.channels) * sample;
-                if (k == 0) result[block * size + p] = scale * g;
-                else result[block * size + p] += scale * g;
-            });
+            if (k == 0) std::memset(static_cast<void *>(result), 0, l.blocks * size * VECTOR_BYTES);
+            for (int block = 0; block < l.blocks; ++block)
+                each_of_block<T>(up.g, up.blocked, l, size, n, block,
+                                 [to = result + block * size, scale = channel_vector<T>(up.scale, block, l.channels) * sample](
+                                     long p, Vec<T> g) { to[p] += scale * g; });
         }
         if (item.slope == nullptr) return;
-        int at = -1;
-        Vec<T> centre = {}, slope = {}, offset = {};
-        each_vector<T>(item.y, 1, l, size, n, [&](int block, long p, Vec<T> y) {
-            if (block != at) {
-                at = block;
-                centre = channel_vector<T>(item.centre, block, l.channels);
-                slope = channel_vector<T>(item.slope, block, l.channels);
-                offset = channel_vector<T>(item.offset, block, l.channels);
-            }
-            result[block * size + p] += slope * (y - centre) + offset;
-        });
+        for (int block = 0; block < l.blocks; ++block) {
+            const Vec<T> centre = channel_vector<T>(item.centre, block, l.channels);
+            const Vec<T> slope = channel_vector<T>(item.slope, block, l.channels);
+            const Vec<T> offset = channel_vector<T>(item.offset, block, l.channels);
+            const Vec<T> *y = block_of<T>(item.y, l, size, n, block);
+            Vec<T> *to = result + block * size;
+            for (long p = 0; p < size; ++p) to[p] += slope * (y[p] - centre) + offset;
+        }
     }
 };
 
@@ -791,24 +809,20 @@ void mix_forward(const Shape &shape, int num_terms, const Term *terms, int num_t
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
             for (int target = 0; target < num_targets; ++target) {
                 std::memset(static_cast<void *>(total), 0, l.blocks * size * VECTOR_BYTES);
-                if (add[target])
-                    each_vector<T>(outs[target], 0, l, size, n, [&](int block, long p, Vec<T> v) { total[block * size + p] = v; });
+                if (add[target]) read_map<T>(outs[target], 0, l, size, n, total);
                 for (int k = 0; k < num_terms; ++k) {
                     const Term &term = terms[k];
-                    if (term.target != target) continue;
                     const T sample = term.sample == nullptr ? T(1) : static_cast<const T *>(term.sample)[n];
-                    if (sample == T(0)) continue;
-                    int at = -1;
-                    Vec<T> scale = {}, centre = {}, shift = {};
-                    each_vector<T>(term.y, term.blocked, l, size, n, [&](int block, long p, Vec<T> y) {
-                        if (block != at) {
-                            at = block;
-                            scale = channel_vector<T>(term.scale, block, l.channels) * sample;
-                            centre = channel_vector<T>(term.centre, block, l.channels);
-                            shift = channel_vector<T>(term.shift, block, l.channels) * sample;
-                        }
-                        total[block * size + p] += scale * (y - centre) + shift;
-                    });
+                    if (term.target != target || sample == T(0)) continue;
+                    for (int block = 0; block < l.blocks; ++block) {
+                        const Vec<T> scale = channel_vector<T>(term.scale, block, l.channels) * sample;
+                        const Vec<T> centre = channel_vector<T>(term.centre, block, l.channels);
+                        const Vec<T> shift = channel_vector<T>(term.shift, block, l.channels) * sample;
+                        each_of_block<T>(term.y, term.blocked, l, size, n, block,
+                                         [to = total + block * size, scale, centre, shift](long p, Vec<T> y) {
+                                             to[p] += scale * (y - centre) + shift;
+                                         });
+                    }
                 }
                 write_map<T>(outs[target], 0, l, size, n, total);
             }
@@ -830,14 +844,13 @@ void mix_sums(const Shape &shape, int num_terms, const Term *terms, const void *
             int held = -1;
             for (int k = 0; k < num_terms; ++k) {
                 const Term &term = terms[k];
-                if (term.target != held)
-                    each_vector<T>(gs[term.target], 0, l, size, n, [&](int block, long p, Vec<T> v) { g[block * size + p] = v; });
+                if (term.target != held) read_map<T>(gs[term.target], 0, l, size, n, g);
                 held = term.target;
                 const Vec<T> *from = y;
                 if (term.blocked)
-                    from = reinterpret_cast<const Vec<T> *>(static_cast<const T *>(term.y) + n * size * l.padded());
+                    from = block_of<T>(term.y, l, size, n, 0);
                 else
-                    each_vector<T>(term.y, 0, l, size, n, [&](int block, long p, Vec<T> v) { y[block * size + p] = v; });
+                    read_map<T>(term.y, 0, l, size, n, y);
                 const T sample = term.sample == nullptr ? T(1) : static_cast<const T *>(term.sample)[n];
                 auto *sum = reinterpret_cast<Vec<T> *>(parts.data() + 2 * k * per_term + long(n) * l.padded());
                 auto *dot = reinterpret_cast<Vec<T> *>(parts.data() + (2 * k + 1) * per_term + long(n) * l.padded());

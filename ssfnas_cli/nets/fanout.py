@@ -380,11 +380,9 @@ class _Pass:
         dy = upstream + slope * (y - mean) + offset; several uses of one map add up.
         """
         inverse = self.inverse[indices]
-        slope, offset = torch.zeros_like(self.mean), torch.zeros_like(self.mean)
-        at = torch.tensor(indices)
-        slope.index_add_(0, at, -(inverse**3) * dots / self.num_pixels)
-        offset.index_add_(0, at, -inverse * sums / self.num_pixels)
-        return slope, offset
+        add_up = torch.zeros(len(self.mean), len(indices), dtype=self.x.dtype)
+        add_up[indices, range(len(indices))] = -1 / self.num_pixels
+        return add_up @ (inverse**3 * dots), add_up @ (inverse * sums)
 
     def through_second_stages(
         self, gamma: Tensor | None, beta: Tensor | None, upstreams: _Upstreams

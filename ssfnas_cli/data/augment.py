@@ -9,7 +9,7 @@ What makes it fast (benchmarks/input.py), two views of 64 images at 32x32 on one
 - 7.0 ms before, with a generator object per sample, grid_sample and a matrix product for the colours;
 - 2.5 ms here: one vectorised generator; a resized crop is separable, so whole lines are gathered, which runs at the
   speed of memory where grid_sample computes an address per pixel; colours are mixed in planes;
-- 1.5 ms in native/views.cpp, which takes an image through all of it while it is in the cache.
+- 1.0 ms in native/views.cpp, which takes an image through all of it while it is in the cache.
 The last step leaves the memory in the network's order, channels last.
 """
 

@@ -25,7 +25,7 @@ extern "C" struct View {
 
 namespace {
 
-// One image's planes, [C][height][width], and room for one line of each, or one plane.
+// One image's planes, [C][height][width], and room for a line of all of them, or for a plane.
 struct Scratch {
     std::vector<float> planes, spare;
 };
@@ -38,24 +38,20 @@ void resize(const View &view, int image, Scratch &scratch) {
     const int32_t *rows = view.rows + int64_t(image) * height, *columns = view.columns + int64_t(image) * width;
     const float *row_weights = view.row_weights + int64_t(image) * height;
     const float *column_weights = view.column_weights + int64_t(image) * width;
-    float *line = scratch.spare.data();
+    float *__restrict line = scratch.spare.data(), *__restrict planes = scratch.planes.data();
     for (int y = 0; y < height; y++) {
         const uint8_t *low = pixels + int64_t(rows[y]) * width * C;
         const uint8_t *high = pixels + int64_t(std::min(rows[y] + 1, height - 1)) * width * C;
         const float weight = row_weights[y];
-        for (int x = 0; x < width; x++)
-            for (int c = 0; c < C; c++) {
-                const float first = low[x * C + c] * (1 / 255.f), second = high[x * C + c] * (1 / 255.f);
-                line[c * (width + 1) + x] = first + weight * (second - first);
-            }
-        for (int c = 0; c < C; c++) {
-            float *__restrict source = line + c * (width + 1);
-            float *__restrict target = scratch.planes.data() + (int64_t(c) * height + y) * width;
-            source[width] = source[width - 1];
-            for (int x = 0; x < width; x++) {
-                const float first = source[columns[x]], second = source[columns[x] + 1];
-                target[x] = first + column_weights[x] * (second - first);
-            }
+        for (int i = 0; i < width * C; i++) {
+            const float first = low[i] * (1 / 255.f), second = high[i] * (1 / 255.f);
+            line[i] = first + weight * (second - first);
+        }
+        std::copy_n(line + (width - 1) * C, C, line + width * C);  // after the last pixel comes the last
+        for (int x = 0; x < width; x++) {
+            const float *first = line + columns[x] * C, *second = first + C;
+            for (int c = 0; c < C; c++)
+                planes[(int64_t(c) * height + y) * width + x] = first[c] + column_weights[x] * (second[c] - first[c]);
         }
     }
 }

@@ -68,13 +68,16 @@ Point = dict[str, int]  # like BASE
 def settings_of(point: Point) -> SearchSettings:
     """A search at a point."""
     names = {"batch size": "batch_size", "channels": "channels", "cells": "layers"}
-    return load_settings(SearchSettings, flags={flag: point[name] for name, flag in names.items()}).resolve_plugins()
+    return load_settings(
+        SearchSettings, flags={"kernels": "compiled"} | {flag: point[name] for name, flag in names.items()}
+    ).resolve_plugins()
 
 
 def build(folder: Path, point: Point) -> paired.Step:
     """A step on prepared batches."""
     settings = settings_of(point)
-    phase = SearchPhase(settings, DataSet.open(folder / "data"), Device.of(settings), lambda alphas: None)
+    data = DataSet.open(folder / "data")
+    phase = SearchPhase(settings, data, Device.of(settings, data), lambda alphas: None)
     batches = [batch for batch, _ in zip(phase.batches(0, 0), range(NUM_BATCHES), strict=False)]
     return lambda number: phase.step(0, number, batches[number % len(batches)])
 

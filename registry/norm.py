@@ -49,7 +49,7 @@ def record_statistics(norms: Sequence[BatchNorm], means: Tensor, variances: Tens
         unbiased = variances * (count / max(count - 1, 1))
         for buffer, values in (("running_mean", means), ("running_var", unbiased)):
             torch._foreach_lerp_([getattr(norm, buffer) for norm in targets], [values[k] for k in rows], momentum)
-        torch._foreach_add_([norm.num_batches_tracked for norm in targets], 1)
+        torch._foreach_add_([norm.num_batches_tracked for norm in targets if norm.num_batches_tracked is not None], 1)
 
 
 @contextlib.contextmanager

@@ -155,6 +155,9 @@ class Execution(Settings):
     device: str = "auto"
     threads: int = Field(0, ge=0, description="0: torch's own choice")
     workers: int = Field(0, ge=0, description="loader processes; 0: the main process loads")
+    kernels: Literal["auto", "compiled", "torch"] = Field(
+        "auto", description="what computes cells and views on a CPU; auto: compiled ones where the run is long enough"
+    )
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
     keep_checkpoints: int = Field(2, ge=1)
     log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
@@ -166,6 +169,7 @@ class Execution(Settings):
             "device",
             "threads",
             "workers",
+            "kernels",
             "save_minutes",
             "keep_checkpoints",
             "log_seconds",

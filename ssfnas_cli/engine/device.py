@@ -1,24 +1,37 @@
-"""Where and how a network computes: device, threads, precision, memory layout."""
+"""Where and how a network computes: device, threads, precision, memory layout, kernels."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.errors import UsageError
+from ssfnas_cli.native import cells
+from ssfnas_cli.nets.derived import DerivedEncoder
+from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import Training
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# Pixels x channels x cells over a whole run from which compiling for some seconds pays: minutes by torch's kernels.
+LONG_RUN = 1e9
+
 
 class Device:
-    """A torch device set up by the settings. Convolutions run channels-last: twice as fast here on CPUs."""
+    """A torch device set up by the settings. Convolutions run channels-last: twice as fast here on CPUs.
 
-    def __init__(self, name: str, threads: int, precision: str = "fp32"):
+    Args:
+        compiled: let our own kernels compute what they know, where they can be compiled. The views of a batch are made
+            by them on every device, cells only on a CPU in float32.
+    """
+
+    def __init__(self, name: str, threads: int, precision: str = "fp32", compiled: bool = False):
         if threads:
             torch.set_num_threads(threads)
         if name == "auto":
@@ -29,15 +42,29 @@ class Device:
         except (RuntimeError, AssertionError) as error:
             raise UsageError(f"--device {name}: is not here ({str(error).splitlines()[0]}): use auto or cpu") from None
         self.precision = precision
+        self.cells = cells.load() if compiled and self.torch.type == "cpu" and precision == "fp32" else None
+        self.compiled_views = compiled
+        if self.torch.type == "cpu":
+            _keep_freed_memory()
 
     @classmethod
-    def of(cls, settings: Training) -> Device:
-        """The device that training settings ask for."""
-        return cls(settings.device, settings.threads, settings.precision)
+    def of(cls, settings: Training, data: DataSet) -> Device:
+        """The device that training settings ask for, for a run on this data."""
+        work = settings.epochs * len(data.split("train")) * data.image_size**2 * settings.channels * settings.layers
+        compiled = settings.kernels == "compiled" or (settings.kernels == "auto" and work >= LONG_RUN)
+        return cls(settings.device, settings.threads, settings.precision, compiled)
 
     def place(self, module: Module) -> Module:
-        """Move a network here."""
+        """Move a network here, and give its cells this device's kernels."""
+        for part in module.modules():
+            if isinstance(part, Supernet | DerivedEncoder):
+                part.compile_with(self.cells)
         return module.to(self.torch).to(memory_format=torch.channels_last)
+
+    def facts(self) -> dict[str, str]:
+        """For the record of a run: the device, and what computes the cells."""
+        capability = torch.backends.cpu.get_cpu_capability()
+        return {"device": str(self.torch), "kernels": f"{'compiled' if self.cells else 'torch'}, {capability}"}
 
     def move(self, batch: Batch) -> Batch:
         """Move a batch here."""
@@ -49,3 +76,12 @@ class Device:
         if self.precision == "bf16":
             return torch.autocast(self.torch.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what a step frees for the next one: clearing fresh pages costs a tenth of a step."""
+    trim_threshold, mmap_threshold = -1, -3
+    with contextlib.suppress(OSError, AttributeError):  # another libc
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most it takes
+        libc.mallopt(trim_threshold, 2**31 - 1)

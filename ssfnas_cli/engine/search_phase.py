@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.data.batches import (
     Batch,
     BilevelBatches,
+    Subset,
     load_from,
     normaliser,
     num_batches,
@@ -110,11 +112,15 @@ class SearchPhase:
         # A head that only the alpha step's loss has is trained in the weight step, on that loss's views.
         weight_views = max(self.weight_loss.num_views, alpha_views if self.model.alpha_head is not None else 1)
         return BilevelBatches(
-            training_subset(self.data, self.split, self.halves[0], self.settings, weight_views),
-            training_subset(self.data, self.split, self.halves[1], self.settings, alpha_views),
+            self._subset(self.halves[0], weight_views),
+            self._subset(self.halves[1], alpha_views),
             self.settings.batch_size,
             epoch,
         )
+
+    def _subset(self, rows: np.ndarray, num_views: int) -> Subset:
+        compiled = self.device.compiled_views
+        return training_subset(self.data, self.split, rows, self.settings, num_views, compiled=compiled)
 
     def num_steps(self, epoch: int) -> int:
         return num_batches(len(self.halves[0]), self.settings.batch_size)
@@ -142,7 +148,8 @@ class SearchPhase:
         val_loss = lambda: self._alpha_objective(val, progress)
         with held_statistics(self.model):
             if self.settings.order == 1:
-                gradients, loss = bilevel.first_order(val_loss, alphas)
+                with _frozen(self.weights):  # their gradients are not even computed
+                    gradients, loss = bilevel.first_order(val_loss, alphas)
             else:
                 momenta = [self.optimizer.state.get(w, {}).get("momentum_buffer") for w in self.weights]
                 gradients, loss = bilevel.second_order(
@@ -279,6 +286,18 @@ def build_plugin(registry: Any, section: PluginSection, **context: Any) -> Any:
     """A plugin's object from its section of the settings."""
     plugin = registry.get(section.name)
     return plugin.factory(plugin.parse_options(section.options()), **context)
+
+
+@contextlib.contextmanager
+def _frozen(weights: list[nn.Parameter]) -> Iterator[None]:
+    """Within: autograd sees constants."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def _loss(objective: Objective, outputs: list[Tensor], labels: Tensor) -> Tensor:

@@ -43,11 +43,11 @@ def carry_out(
         log.info("%s is done; nothing to do", path)
         return result
     data.verify()
-    device = Device.of(settings)
+    device = Device.of(settings, data)
     body = prepare(device)
     if force:
         move_aside(path)
-    surroundings = environment() | {"device": str(device.torch)}
+    surroundings = environment() | device.facts()
     config = {
         "settings": settings.model_dump(mode="json"),
         "data": {"path": str(data.path.resolve()), "sha256": data.sha256},

@@ -72,7 +72,13 @@ class TrainPhase:
     def _epoch(self, epoch: int) -> TrainingBatches:
         rows = np.arange(len(self.split))
         subset = training_subset(
-            self.data, self.split, rows, self.settings, self.objective.num_views, self.schedule.cutout
+            self.data,
+            self.split,
+            rows,
+            self.settings,
+            self.objective.num_views,
+            self.schedule.cutout,
+            self.device.compiled_views,
         )
         return TrainingBatches(subset, self.settings.batch_size, epoch)
 

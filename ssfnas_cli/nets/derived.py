@@ -1,4 +1,7 @@
-"""The network a genotype stands for, dense or sparse."""
+"""The network a genotype stands for, dense or sparse.
+
+As in the supernet, a cell is run source by source, by compiled kernels where there are some and they know the op.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from torch import Tensor, nn
 
 from registry import OPS
 from ssfnas_cli.artifacts.genotype import Genotype
+from ssfnas_cli.native.cells import CellKernels
+from ssfnas_cli.nets.fanout import Branch, FanOut, Use, recognise
 from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, pool, reduction_layers
 
 
@@ -31,6 +36,12 @@ class DerivedEncoder(nn.Module):
         self.aux_layer = reduction_layers(layers)[1]
         self.aux_channels = cells[self.aux_layer].out_channels
         self.num_features = cells[-1].out_channels
+
+    def compile_with(self, kernels: CellKernels | None) -> None:
+        """Have compiled kernels run the ops they know; None: torch runs all of them."""
+        for cell in self.cells:
+            assert isinstance(cell, DerivedCell)
+            cell.compile_with(kernels)
 
     def forward(self, images: Tensor) -> Encoded:
         """[N, C, H, W] -> pooled features and the map at two thirds of the depth."""
@@ -58,6 +69,9 @@ class DerivedCell(AnyCell):
         self.edges_into = {node: [k for k, edge in enumerate(live.edges) if edge.target == node] for node in live.nodes}
         self.ops = nn.ModuleList()
         self.exempt: list[bool] = []
+        self.edges_from = {n: [k for k, edge in enumerate(live.edges) if edge.source == n] for n in (0, 1, *live.nodes)}
+        self.targets = [edge.target for edge in live.edges]
+        self.fans: dict[int, NodeFan] = {}
         for edge in live.edges:
             stride = 2 if spec.reduction and edge.source < 2 else 1
             plugin = OPS.get(edge.op)
@@ -65,24 +79,88 @@ class DerivedCell(AnyCell):
             self.ops.append(op)
             self.exempt.append(plugin.facts.drop_path_exempt and stride == 1)
 
+    def compile_with(self, kernels: CellKernels | None) -> None:
+        """Have compiled kernels run the ops they know; None: torch runs all of them."""
+        self.fans = {}
+        for source, edges in self.edges_from.items():
+            branches = {k: branch for k in edges if kernels and (branch := recognise(self.ops[k])) is not None}
+            if kernels and branches:
+                stride = 2 if self.reduction and source < 2 else 1
+                self.fans[source] = NodeFan(kernels, branches, self.targets, stride)
+
     def forward(self, older: Tensor, newer: Tensor, drop_rate: float) -> Tensor:
         """Two cells' outputs -> [N, len(concat) * C, H, W]; drop path per op (DARTS) or per node (FairDARTS)."""
-        first, second = self.inputs(older, newer)
-        states: dict[int, Tensor] = {0: first, 1: second}
-        for node in self.nodes:
-            total: Tensor | None = None
-            for k in self.edges_into[node]:
-                result = self.ops[k](states[self.sources[k]])
-                if drop_rate and not self.drop_node and not self.exempt[k]:
-                    result = drop_path(result, drop_rate)
-                total = result if total is None else total + result
-            assert total is not None, "a live node has an edge"
-            states[node] = drop_path(total, drop_rate) if drop_rate and self.drop_node else total
+        states: dict[int, Tensor] = dict(enumerate(self.inputs(older, newer)))
+        edge_factors, node_factors = self._drop_factors(states[0], drop_rate)
+        fused: dict[int, Tensor] = {}  # what compiled kernels add up in place
+        plain: dict[int, Tensor] = {}
+        for source, edges in self.edges_from.items():
+            if source >= 2:
+                states[source] = _node(fused.get(source), plain.get(source), node_factors.get(source))
+            x, fan = states[source], self.fans.get(source)
+            compiled = fan is not None and fan.add_to(fused, x, edge_factors)
+            for k in edges:
+                if compiled and fan is not None and k in fan.edges:
+                    continue
+                result, target = self.ops[k](x), self.targets[k]
+                if k in edge_factors:
+                    result = result * edge_factors[k]
+                plain[target] = plain[target] + result if target in plain else result
         return torch.cat([states[node] for node in self.concat], dim=1)
 
+    def _drop_factors(self, x: Tensor, rate: float) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+        """Drop path's factors [N, 1, 1, 1] by edge or by node, drawn in the nodes' order whatever computes them."""
+        edges: dict[int, Tensor] = {}
+        nodes: dict[int, Tensor] = {}
+        for node in self.nodes if rate else []:
+            if self.drop_node:
+                nodes[node] = drop_path_factors(x, rate)
+            else:
+                edges |= {k: drop_path_factors(x, rate) for k in self.edges_into[node] if not self.exempt[k]}
+        return edges, nodes
 
-def drop_path(x: Tensor, rate: float) -> Tensor:
-    """Zero whole samples of [N, C, H, W] with probability `rate`, scale the others up."""
+
+class NodeFan:
+    """The edges from one node that compiled kernels run.
+
+    Args:
+        branches: by the edge's number.
+        targets: of every edge of the cell.
+    """
+
+    def __init__(self, kernels: CellKernels, branches: dict[int, Branch], targets: list[int], stride: int):
+        self.edges = list(branches)
+        self.targets = sorted({targets[k] for k in branches})
+        self.norms = [branch.norm for branch in branches.values()]
+        uses = [Use(place, self.targets.index(targets[k])) for place, k in enumerate(branches)]
+        self.fan = FanOut(kernels, list(branches.values()), uses, stride)
+
+    def add_to(self, sums: dict[int, Tensor], x: Tensor, factors: dict[int, Tensor]) -> bool:
+        """Add the edges' results on x [N, C, H, W] to their nodes' sums; false, and nothing added, if it cannot."""
+        if not self.fan.can_run(x):
+            return False
+        one, zero = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
+        scale = torch.stack([one if norm is None else norm.weight for norm in self.norms])
+        shift = torch.stack([zero if norm is None else norm.bias for norm in self.norms])
+        all_kept = x.new_ones(x.shape[0])
+        dropped = any(k in factors for k in self.edges)
+        sample = (
+            torch.stack([factors[k].flatten() if k in factors else all_kept for k in self.edges]) if dropped else None
+        )
+        sums.update(
+            zip(self.targets, self.fan(x, [sums.get(t) for t in self.targets], scale, shift, sample), strict=True)
+        )
+        return True
+
+
+def _node(fused: Tensor | None, plain: Tensor | None, factor: Tensor | None) -> Tensor:
+    """A node's map from its two sums, dropped where asked."""
+    total = fused if plain is None else plain if fused is None else fused + plain
+    assert total is not None, "a live node has an edge"
+    return total if factor is None else total * factor
+
+
+def drop_path_factors(x: Tensor, rate: float) -> Tensor:
+    """For every image of a batch [N, ...]: 0 with probability `rate`, else what keeps the mean, [N, 1, 1, 1]."""
     keep = 1.0 - rate
-    mask = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep)
-    return x / keep * mask
+    return x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep) / keep

@@ -220,8 +220,17 @@ class _FanOutFunction(torch.autograd.Function):
         d_gamma, d_beta = work.through_second_stages(gamma, beta, upstreams)
         dx = work.through_first_stages(upstreams)
         d_sums = [g if added else None for g, added in zip(gradients, ctx.added_to, strict=True)]
-        d_shift = d_shift if ctx.needs_input_grad[3] else None
-        return (None, dx, d_scale, d_shift, None, d_gamma, d_beta, *d_sums, *work.weight_gradients())
+        return (
+            None,
+            dx,
+            d_scale,
+            d_shift if ctx.needs_input_grad[3] else None,
+            None,
+            d_gamma,
+            d_beta,
+            *d_sums,
+            *work.weight_gradients(),
+        )
 
 
 class _Pass:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.nets import derived
-from ssfnas_cli.nets.derived import DerivedEncoder, drop_path
+from ssfnas_cli.nets.derived import DerivedEncoder, drop_path_factors
 from ssfnas_cli.nets.heads import Classifier
 
 
@@ -119,7 +119,7 @@ def test_the_auxiliary_map_is_that_of_the_cell_at_two_thirds():
 def test_drop_path_zeroes_whole_samples_and_scales_the_rest():
     torch.manual_seed(0)
     x = torch.rand(4000, 2, 2, 2) + 1
-    out = drop_path(x, 0.25)
+    out = x * drop_path_factors(x, 0.25)
     dropped = (out == 0).flatten(1).all(1)
     torch.testing.assert_close(out[~dropped], x[~dropped] / 0.75)
     assert (out[dropped] == 0).all() and 0.22 < dropped.double().mean() < 0.28
@@ -129,7 +129,9 @@ def test_drop_path_zeroes_whole_samples_and_scales_the_rest():
 def dropped(monkeypatch):
     """Records what drop path was called on; the values pass unchanged."""
     calls = []
-    monkeypatch.setattr(derived, "drop_path", lambda x, rate: (calls.append((x.shape, rate)), x)[1])
+    monkeypatch.setattr(
+        derived, "drop_path_factors", lambda x, rate: (calls.append((x.shape, rate)), x.new_ones(len(x), 1, 1, 1))[1]
+    )
     return calls
 
 

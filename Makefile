@@ -28,7 +28,10 @@ check: $(READY) ## what CI runs before the tests: style, types, imports, scripts
 	$(BIN)/shellcheck examples/*.sh examples/slurm/*.sh .ci/run
 
 bench: $(READY) ## what is fast, measured against what, in one run
-	$(BIN)/python benchmarks/supernet_step.py
+	PYTHONPATH=. $(BIN)/python benchmarks/search_step.py
+	PYTHONPATH=. $(BIN)/python benchmarks/retrain_step.py
+	PYTHONPATH=. $(BIN)/python benchmarks/input.py
+	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py
 
 docs: $(READY) ## the figures and tables of docs/ from the runs in first-run/ (see examples/first-run.sh)
 	$(BIN)/python examples/first_run_table.py first-run

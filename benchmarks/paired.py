@@ -1,4 +1,4 @@
-"""Two or more ways of doing the same thing, timed in turn, each in a process of its own: A B C A B C.
+"""Two ways of doing the same thing, timed in turn, each in a process of its own: A B A B.
 
 In turn, because a machine's speed drifts; in processes of their own, so that each has its own peak memory. Only one
 computes at a time. The first rounds warm up and must give the same values on every side. Each timed round is written
@@ -24,9 +24,10 @@ import report
 
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.build import BuildPlan, build_dataset
+from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import peak_memory_bytes
 
-WARM_UP_ROUNDS = 2  # the first step allocates, the second one reuses
+WARM_UP_ROUNDS = 1  # allocates what later steps reuse
 TOLERANCE = 1e-3  # relative, of losses in float32 after a few steps
 
 Step = Callable[[int], Mapping[str, float]]  # the step's number -> its losses
@@ -199,6 +200,20 @@ def random_images(folder: Path, num_train: int, side: int, num_classes: int = 10
     return build_dataset(plan, folder / "data", lambda line: None)
 
 
+def check_kernels(device: Device, wanted: str) -> None:
+    """Refuse to time torch's kernels under the name of compiled ones."""
+    if wanted == "compiled" and device.cells is None:
+        raise SystemExit("the compiled kernels are not here: a C++ compiler is needed (or the cases without them)")
+
+
 def scratch() -> tempfile.TemporaryDirectory:
     """A folder for data and starting points, gone afterwards."""
     return tempfile.TemporaryDirectory(prefix="ssfnas-benchmark-")
+
+
+def publish(section: str, options: argparse.Namespace, text: str) -> None:
+    """Into docs/performance.md, and printed; of a quick run only the latter."""
+    if options.quick:
+        print(text)
+    else:
+        report.write_section(section, text)

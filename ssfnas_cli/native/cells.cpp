@@ -40,13 +40,24 @@ struct VecOf {
 template <class T>
 using Vec = typename VecOf<T>::type;
 template <class T>
+struct WideOf;  // as many doubles
+template <>
+struct WideOf<double> {
+    typedef double type __attribute__((vector_size(VECTOR_BYTES)));
+};
+template <>
+struct WideOf<float> {
+    typedef double type __attribute__((vector_size(2 * VECTOR_BYTES)));
+};
+template <class T>
 constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
 
 enum Kind : int { SEPARABLE = 0, MAX_POOL = 1, AVG_POOL = 2, IDENTITY = 3 };
 
 }  // namespace
 
-// What Python passes; the same structures stand in cells.py. Pointers to T unless said otherwise.
+// What Python passes; the same structures stand in cells.py. Pointers are to T, but mean, variance, sum and dot, which
+// are sums over the batch, are double.
 struct Shape {
     int num, height, width, channels, stride, threads;
 };
@@ -466,7 +477,7 @@ void image_statistics(const Vec<T> *y, const Layout<T> &l, long pixels, T *mean,
 
 // Chan's combination of the images' statistics: mean and biased variance of the batch.
 template <class T>
-void batch_statistics(const T *means, const T *squares, const Layout<T> &l, long pixels, T *mean, T *variance) {
+void batch_statistics(const T *means, const T *squares, const Layout<T> &l, long pixels, double *mean, double *variance) {
     for (int c = 0; c < l.channels; ++c) {
         double m = 0, v = 0;
         for (int n = 0; n < l.num; ++n) m += means[long(n) * l.padded() + c];
@@ -475,29 +486,40 @@ void batch_statistics(const T *means, const T *squares, const Layout<T> &l, long
             const double away = means[long(n) * l.padded() + c] - m;
             v += squares[long(n) * l.padded() + c] + pixels * away * away;
         }
-        mean[c] = T(m);
-        variance[c] = T(v / (double(l.num) * pixels));
+        mean[c] = m;
+        variance[c] = v / (double(l.num) * pixels);
     }
 }
 
-// sum += sum of g, dot += sum of g * (y - centre), over one image and block
+// The sum of g and of g * (y - centre) over one image and block: in runs of pixels, these added in double.
 template <class T>
-void add_products(const Vec<T> *g, const Vec<T> *y, Vec<T> centre, long pixels, Vec<T> &sum, Vec<T> &dot) {
-    Vec<T> sums[4] = {}, dots[4] = {};
-    for (long p = 0; p < pixels; ++p) {
-        sums[p & 3] += g[p];
-        dots[p & 3] += g[p] * (y[p] - centre);
+void add_products(const Vec<T> *g, const Vec<T> *y, Vec<T> centre, long pixels, double factor, double *sum, double *dot) {
+    constexpr long RUN = 32;
+    using Wide = typename WideOf<T>::type;
+    Wide total = {}, product = {};
+    for (long begin = 0; begin < pixels; begin += RUN) {
+        const long end = std::min(pixels, begin + RUN);
+        Vec<T> sums[4] = {}, dots[4] = {};
+        long p = begin;
+        for (; p + 4 <= end; p += 4)
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) {
+                sums[k] += g[p + k];
+                dots[k] += g[p + k] * (y[p + k] - centre);
+            }
+        for (; p < end; ++p) sums[0] += g[p], dots[0] += g[p] * (y[p] - centre);
+        total += __builtin_convertvector((sums[0] + sums[1]) + (sums[2] + sums[3]), Wide);
+        product += __builtin_convertvector((dots[0] + dots[1]) + (dots[2] + dots[3]), Wide);
     }
-    sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    dot = (dots[0] + dots[1]) + (dots[2] + dots[3]);
+    for (int lane = 0; lane < LANES<T>; ++lane) sum[lane] = total[lane] * factor, dot[lane] = product[lane] * factor;
 }
 
 template <class T>
-void add_images(const T *parts, const Layout<T> &l, void *total) {  // [N][padded] -> [C], in double
+void add_images(const double *parts, const Layout<T> &l, void *total) {  // [N][padded] -> [C]
     for (int c = 0; c < l.channels; ++c) {
         double sum = 0;
         for (int n = 0; n < l.num; ++n) sum += parts[long(n) * l.padded() + c];
-        static_cast<T *>(total)[c] = T(sum);
+        static_cast<double *>(total)[c] = sum;
     }
 }
 
@@ -669,7 +691,7 @@ void groups_forward(const Shape &shape, int num_groups, const Group *groups, int
     for (int k = 0; k < num_items; ++k)
         if (items[k].mean != nullptr)
             batch_statistics<T>(means.data() + k * per_item, squares.data() + k * per_item, l, l.out_pixels(),
-                                static_cast<T *>(items[k].mean), static_cast<T *>(items[k].variance));
+                                static_cast<double *>(items[k].mean), static_cast<double *>(items[k].variance));
 }
 
 // Sums of weight gradients, one set per chunk.
@@ -727,7 +749,7 @@ void separable_backward(Workspace<T> &w, const Item &item, const Vec<T> *depthwi
 
 // Masks the gradient by the ReLU, adds what the pools and identities pass back, and writes it.
 template <class T>
-void finish_group(Workspace<T> &w, const Group &group, const Item *items, const Upstream *upstreams, int n, T *sum, T *dot) {
+void finish_group(Workspace<T> &w, const Group &group, const Item *items, const Upstream *upstreams, int n, double *sum, double *dot) {
     const Layout<T> &l = w.l;
     for (int block = 0; block < l.blocks; ++block)
         for (int y = 0; y < l.height; ++y) {
@@ -748,8 +770,8 @@ void finish_group(Workspace<T> &w, const Group &group, const Item *items, const 
     if (group.sum == nullptr) return;
     for (int block = 0; block < l.blocks; ++block)
         add_products<T>(w.gradient + block * l.pixels(), w.raw + block * l.pixels(),
-                        channel_vector<T>(group.centre, block, l.channels), l.pixels(),
-                        reinterpret_cast<Vec<T> *>(sum)[block], reinterpret_cast<Vec<T> *>(dot)[block]);
+                        channel_vector<T>(group.centre, block, l.channels), l.pixels(), 1.0, sum + block * LANES<T>,
+                        dot + block * LANES<T>);
 }
 
 template <class T>
@@ -760,7 +782,7 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
     const WeightSums<T> sums(l, num_items, items);
     Aligned<Vec<T>> weight_sums(sums.size * l.chunks() + 1);
     const long per_group = long(l.num) * l.padded();
-    Aligned<T> parts(per_group * num_groups * 2);
+    Aligned<double> parts(per_group * num_groups * 2);
     const int pad = largest_pad<T>(num_items, items);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
     for (int chunk = 0; chunk < l.chunks(); ++chunk) {
@@ -780,7 +802,7 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
                                           wanted ? mine + sums.depthwise[k] : nullptr,
                                           wanted ? mine + sums.matrix[k] : nullptr);
                 }
-                T *part = parts.data() + 2 * g * per_group + long(n) * l.padded();
+                double *part = parts.data() + 2 * g * per_group + long(n) * l.padded();
                 finish_group<T>(w, groups[g], items, upstreams, n, part, part + per_group);
             }
     }
@@ -834,7 +856,7 @@ template <class T>
 void mix_sums(const Shape &shape, int num_terms, const Term *terms, const void *const *gs) {
     const Layout<T> l(shape);
     const long size = l.pixels(), per_term = long(l.num) * l.padded();
-    Aligned<T> parts(per_term * num_terms * 2);
+    Aligned<double> parts(per_term * num_terms * 2);
 #pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
     for (int chunk = 0; chunk < l.chunks(); ++chunk) {
         Arena &arena = Arena::mine();
@@ -852,14 +874,10 @@ void mix_sums(const Shape &shape, int num_terms, const Term *terms, const void *
                 else
                     read_map<T>(term.y, 0, l, size, n, y);
                 const T sample = term.sample == nullptr ? T(1) : static_cast<const T *>(term.sample)[n];
-                auto *sum = reinterpret_cast<Vec<T> *>(parts.data() + 2 * k * per_term + long(n) * l.padded());
-                auto *dot = reinterpret_cast<Vec<T> *>(parts.data() + (2 * k + 1) * per_term + long(n) * l.padded());
-                for (int block = 0; block < l.blocks; ++block) {
+                double *part = parts.data() + 2 * k * per_term + long(n) * l.padded();
+                for (int block = 0; block < l.blocks; ++block)
                     add_products<T>(g + block * size, from + block * size, channel_vector<T>(term.centre, block, l.channels),
-                                    size, sum[block], dot[block]);
-                    sum[block] *= sample;
-                    dot[block] *= sample;
-                }
+                                    size, sample, part + block * LANES<T>, part + per_term + block * LANES<T>);
             }
         }
     }

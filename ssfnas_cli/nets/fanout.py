@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.norm import BatchNorm, record_statistics
+from registry.ops import DepthwiseConv
 from ssfnas_cli.native.cells import (
     AVG_POOL,
     IDENTITY,
@@ -85,21 +86,16 @@ def _stage(parts: Sequence[nn.Module]) -> Stage | None:
     ):
         return None
     kernel, dilation, channels = depthwise.kernel_size[0], depthwise.dilation[0], depthwise.in_channels
-    known = (kernel, dilation) in ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))
-    plain = nn.Conv2d(channels, channels, 1, bias=False, device="meta")
-    wanted = nn.Conv2d(
-        channels,
-        channels,
-        kernel,
-        depthwise.stride[0],
-        dilation * (kernel - 1) // 2,
-        dilation=dilation,
-        groups=channels,
-        bias=False,
-        device="meta",
+    known = (kernel, dilation) in ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2)) and depthwise.stride in ((1, 1), (2, 2))
+    with torch.device("meta"):
+        wanted = (
+            DepthwiseConv(channels, kernel, depthwise.stride[0], dilation),
+            nn.Conv2d(channels, channels, 1, bias=False),
+        )
+    same = all(
+        one.extra_repr() == other.extra_repr() for one, other in zip((depthwise, pointwise), wanted, strict=True)
     )
-    same = repr(depthwise) == repr(wanted) and repr(pointwise) == repr(plain)
-    return Stage(depthwise, pointwise, norm) if known and same and depthwise.stride[0] in (1, 2) else None
+    return Stage(depthwise, pointwise, norm) if known and same else None
 
 
 def _pool(pool: nn.MaxPool2d | nn.AvgPool2d, norm: BatchNorm | None) -> Branch | None:
@@ -169,7 +165,7 @@ class FanOut:
             x: [N, C, H, W].
             sums: for each target what the nodes before added [N, C, H/s, W/s], which is changed in place; None where
                 nothing did.
-            scale: [uses, C].
+            scale: [uses, C], or [uses, 1].
             shift: [uses, C], or None.
             sample: [uses, N], a factor for every image, or None.
         """
@@ -236,7 +232,8 @@ class _FanOutFunction(torch.autograd.Function):
 class _Pass:
     """One run of a `FanOut`, forward or backward: its maps, and their statistics [maps, C].
 
-    A map without a BN has mean 0 and inverse deviation 1.
+    A map without a BN has mean 0 and inverse deviation 1. Statistics, and sums over the batch, are in float64: what is
+    added up over channels cancels.
     """
 
     def __init__(self, fan: FanOut, x: Tensor, weights: Sequence[Tensor], *saved: Any):
@@ -254,11 +251,19 @@ class _Pass:
             self.maps, self.mean, self.inverse = saved
             return
         self.maps = [self._new_map() if kind != IDENTITY else x.new_empty(0) for kind in self._kinds()]
-        self.mean, self.variance = x.new_zeros(2, len(fan.stages), channels).unbind()
+        self.mean, self.variance = x.new_zeros(2, len(fan.stages), channels, dtype=torch.float64).unbind()
         self.inverse = torch.ones_like(self.mean)
 
     def _kinds(self) -> list[int]:
         return [branch.kind for branch in self.fan.branches] + [SEPARABLE] * len(self.fan.doubled)
+
+    def _rounded(self, values: Tensor) -> Tensor:
+        """As the kernels take them."""
+        return values.to(self.x.dtype).contiguous()
+
+    def _centres(self) -> list[int]:
+        self._centre = self._rounded(self.mean)
+        return _rows(self._centre)
 
     def _new_map(self) -> Tensor:
         shape = self.out_shape
@@ -291,7 +296,7 @@ class _Pass:
         if not self.fan.doubled:
             return
         begin = len(self.fan.branches)
-        scale, shift = self._inner_affine(gamma, beta)
+        scale, shift = map(self._rounded, self._inner_affine(gamma, beta))
         groups, items = [], []
         for place, (branch, a, b) in enumerate(zip(self.fan.doubled, _rows(scale), _rows(shift), strict=True)):
             x = self.maps[branch].data_ptr()
@@ -314,14 +319,16 @@ class _Pass:
         if not norms:
             return
         if norms[0].training:
-            record_statistics(norms, self.mean[rows], self.variance[rows], self.num_pixels)
+            record_statistics(
+                norms, self.mean[rows].to(self.x.dtype), self.variance[rows].to(self.x.dtype), self.num_pixels
+            )
         else:
-            self.mean[rows] = torch.stack([norm.running_mean for norm in norms])  # type: ignore[misc]
-            self.variance[rows] = torch.stack([norm.running_var for norm in norms])  # type: ignore[misc]
+            self.mean[rows] = torch.stack([norm.running_mean for norm in norms]).double()  # type: ignore[misc]
+            self.variance[rows] = torch.stack([norm.running_var for norm in norms]).double()  # type: ignore[misc]
         self.inverse[rows] = (self.variance[rows] + norms[0].eps).rsqrt()
 
     def _inner_affine(self, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The BN between two stages as scale and shift [doubled, C]."""
+        """The BN between two stages as scale and shift [doubled, C], in float64."""
         mean, inverse = self.mean[self.fan.doubled], self.inverse[self.fan.doubled]
         scale = inverse if gamma is None else gamma * inverse
         shift = -mean * scale if beta is None else beta - mean * scale
@@ -336,7 +343,7 @@ class _Pass:
             torch.empty(shape, dtype=self.x.dtype, memory_format=torch.channels_last) if total is None else total
             for total in sums
         ]
-        scale = scale * self.inverse[self.fan.last_map]
+        scale = self._rounded(scale * self.inverse[self.fan.last_map])
         shift = None if shift is None else shift.contiguous()
         terms = self._terms(sample)
         for term, a, b in zip(terms, _rows(scale), _rows(shift, len(terms)), strict=True):
@@ -345,7 +352,7 @@ class _Pass:
         return outs
 
     def _terms(self, sample: Tensor | None) -> list[Term]:
-        means, samples = _rows(self.mean), _rows(sample, len(self.fan.uses))
+        means, samples = self._centres(), _rows(sample, len(self.fan.uses))
         terms = []
         for use, index, factor in zip(self.fan.uses, self.fan.last_map, samples, strict=True):
             identity = self.fan.branches[use.branch].kind == IDENTITY
@@ -372,7 +379,8 @@ class _Pass:
         self, gs: Sequence[Tensor], scale: Tensor, sample: Tensor | None
     ) -> tuple[Tensor, Tensor, _Upstreams]:
         """Gradients by scale and shift, and what goes on to the branches from the targets' gradients."""
-        sums, dots = self.x.new_empty(2, *scale.shape).unbind()
+        num_uses, channels = len(self.fan.uses), self.x.shape[1]
+        sums, dots = self.x.new_empty(2, num_uses, channels, dtype=torch.float64).unbind()
         terms = self._terms(sample)
         for term, a, b in zip(terms, _rows(sums), _rows(dots), strict=True):
             term.sum, term.dot = a, b
@@ -380,8 +388,9 @@ class _Pass:
         self.kernels.mix_sums(self.out_shape, sorted(terms, key=lambda term: term.target), gs)
         inverse = self.inverse[self.fan.last_map]
         slope, offset = self._through_norm(self.fan.last_map, scale * sums, scale * dots)
-        upstreams = _Upstreams(self.fan, gs, (scale * inverse).contiguous(), sample, slope, offset)
-        return dots * inverse, sums, upstreams
+        upstreams = _Upstreams(self.fan, gs, self._rounded(scale * inverse), sample, slope, offset)
+        d_scale = (dots * inverse).sum_to_size(scale.shape)
+        return self._rounded(d_scale), self._rounded(sums), upstreams
 
     def _through_norm(self, indices: Sequence[int], sums: Tensor, dots: Tensor) -> tuple[Tensor, Tensor]:
         """Slope and offset [maps, C] of the gradient by a BN's input, from sums over the gradient of its output.
@@ -389,9 +398,9 @@ class _Pass:
         dy = upstream + slope * (y - mean) + offset; several uses of one map add up.
         """
         inverse = self.inverse[indices]
-        add_up = torch.zeros(len(self.mean), len(indices), dtype=self.x.dtype)
+        add_up = torch.zeros(len(self.mean), len(indices), dtype=torch.float64)
         add_up[indices, range(len(indices))] = -1 / self.num_pixels
-        return add_up @ (inverse**3 * dots), add_up @ (inverse * sums)
+        return self._rounded(add_up @ (inverse**3 * dots)), self._rounded(add_up @ (inverse * sums))
 
     def through_second_stages(
         self, gamma: Tensor | None, beta: Tensor | None, upstreams: _Upstreams
@@ -401,8 +410,9 @@ class _Pass:
         if not fan.doubled:
             return None, None
         scale, shift = self._inner_affine(gamma, beta)
-        sums, dots = self.x.new_empty(2, *scale.shape).unbind()
-        means = _rows(self.mean)
+        sums, dots = torch.empty_like(scale), torch.empty_like(scale)
+        scale, shift = self._rounded(scale), self._rounded(shift)
+        means = self._centres()
         inner = [self._new_map() for _ in fan.doubled]
         groups, items = [], []
         columns = zip(fan.doubled, _rows(scale), _rows(shift), _rows(sums), _rows(dots), strict=True)
@@ -412,7 +422,7 @@ class _Pass:
             groups.append(group)
             items.append(upstreams.arrive(self._item(begin + place, SEPARABLE), begin + place, means))
         self.kernels.groups_backward(self.out_shape, groups, items, upstreams.structures)
-        d_gamma, d_beta = dots * self.inverse[fan.doubled], sums
+        d_gamma, d_beta = self._rounded(dots * self.inverse[fan.doubled]), self._rounded(sums)
         if gamma is not None:
             sums, dots = gamma * sums, gamma * dots
         upstreams.go_on(inner, scale, *self._through_norm(fan.doubled, sums, dots))
@@ -421,7 +431,7 @@ class _Pass:
     def through_first_stages(self, upstreams: _Upstreams) -> Tensor:
         """Gradient by x."""
         dx = torch.empty_like(self.x, memory_format=torch.channels_last)
-        means = _rows(self.mean)
+        means = self._centres()
         items = [upstreams.arrive(self._item(k, branch.kind), k, means) for k, branch in enumerate(self.fan.branches)]
         group = Group(x=self.x.data_ptr(), first_item=0, num_items=len(items), dx=dx.data_ptr())
         self.kernels.groups_backward(self.shape, [group], items, upstreams.structures)

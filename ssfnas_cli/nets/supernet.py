@@ -102,7 +102,7 @@ class SearchCell(AnyCell):
             for home in (self.of_node[node], self.of_edge[edge])
             for column, op in _by_column(home).items()
         ]
-        return Leaving(uses, stride=2 if spec.reduction and node < 2 else 1, channels=spec.channels)
+        return Leaving(uses, stride=2 if spec.reduction and node < 2 else 1)
 
     def forward(self, older: Tensor, newer: Tensor, weights: Tensor) -> Tensor:
         """Two cells' outputs [N, C', H, W], weights [num_edges, num_ops] -> [N, 4C, H, W] (halved by a reduction)."""
@@ -127,8 +127,8 @@ class Candidate(NamedTuple):
 class Leaving:
     """The candidate ops on all edges that leave one node."""
 
-    def __init__(self, candidates: Sequence[Candidate], stride: int, channels: int):
-        self.candidates, self.stride, self.channels = list(candidates), stride, channels
+    def __init__(self, candidates: Sequence[Candidate], stride: int):
+        self.candidates, self.stride = list(candidates), stride
         self.compile_with(None)
 
     def compile_with(self, kernels: CellKernels | None) -> None:
@@ -153,8 +153,7 @@ class Leaving:
         others = self.candidates
         if self.fan is not None and self.fan.can_run(x):
             mixing = weights[[c.edge for c in self.known], [c.column for c in self.known]]
-            scale = mixing[:, None].expand(-1, self.channels).to(x.dtype)
-            sums[self.first_target :] = self.fan(x, sums[self.first_target :], scale)
+            sums[self.first_target :] = self.fan(x, sums[self.first_target :], mixing[:, None].to(x.dtype))
             others = self.others
         results: dict[nn.Module, Tensor] = {}
         for edge, column, target, op in others:

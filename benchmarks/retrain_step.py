@@ -1,0 +1,201 @@
+"""The training step of a derived network against a direct one, same weights, batches and drop path: make bench.
+
+    python benchmarks/retrain_step.py               # all of it, the table into docs/performance.md
+    python benchmarks/retrain_step.py --quick       # does it run?
+
+Two published cells, at the size of a search and at the size of a retraining (DARTS: C=36, 20 cells, batch 96), with
+auxiliary head 0.4 and drop path 0.1. The direct network (tests/oracle) is torch's own modules in the default memory
+layout; the product's step is `TrainPhase.step` as `ssfnas retrain` calls it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import paired
+import report
+import torch
+
+from ssfnas_cli.artifacts.dataset import DataSet
+from ssfnas_cli.artifacts.genotype import Genotype, parse_published
+from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
+from ssfnas_cli.data.batches import Batch
+from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.loop import cosine
+from ssfnas_cli.engine.retrain import build_phases
+from ssfnas_cli.engine.train_phase import TrainPhase
+from ssfnas_cli.settings import RetrainSettings, load_settings
+from tests.oracle import direct, steps
+
+NUM_BATCHES = 2  # used in turn
+EPOCH = 75  # of 150: drop path has risen to half of 0.2
+IMAGE_SIZE = 32
+
+# As published, in the notation of their repositories (DARTS, figures 4 and 5; FairDARTS, appendix).
+PUBLISHED = {
+    "DARTS_V2": """Genotype(
+        normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
+                ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)],
+        normal_concat=[2, 3, 4, 5],
+        reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1),
+                ('max_pool_3x3', 0), ('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)],
+        reduce_concat=[2, 3, 4, 5])""",
+    "FairDARTS_b": """Genotype(
+        normal=[('sep_conv_3x3', 2, 0), ('sep_conv_3x3', 2, 1), ('sep_conv_3x3', 3, 1),
+                ('dil_conv_3x3', 4, 0), ('sep_conv_5x5', 4, 1), ('dil_conv_5x5', 5, 1)],
+        normal_concat=[2, 3, 4, 5],
+        reduce=[('skip_connect', 2, 0), ('dil_conv_3x3', 2, 1), ('skip_connect', 3, 0), ('dil_conv_3x3', 3, 1),
+                ('max_pool_3x3', 4, 0), ('sep_conv_3x3', 4, 1), ('skip_connect', 5, 2), ('max_pool_3x3', 5, 0)],
+        reduce_concat=[2, 3, 4, 5])""",
+}
+
+
+class Case(NamedTuple):
+    """A derived network to train."""
+
+    genotype: str
+    channels: int
+    layers: int
+    batch_size: int
+
+
+CASES = {
+    f"{name}-{size}": Case(name, *shape)
+    for size, shape in {"16x8": (16, 8, 64), "36x20": (36, 20, 96)}.items()
+    for name in PUBLISHED
+}
+# The program's own choice (ssfnas_cli/main.py). The direct side keeps torch's default, with which it is faster here.
+ENVIRON = {"OMP_WAIT_POLICY": "passive"}
+
+
+# The two sides
+
+
+def read_genotype(name: str) -> Genotype:
+    """A published genotype as `ssfnas import-genotype` reads it."""
+    return parse_published(PUBLISHED[name], name, name)
+
+
+def make_phase(folder: Path, name: str, flags: Mapping[str, Any]) -> TrainPhase:
+    """The training of a derived network on the folder's data set."""
+    settings = load_settings(RetrainSettings, flags=flags).resolve_plugins()
+    data = DataSet.open(folder / "data")
+    (phase,), _ = build_phases(read_genotype(name), settings, data, Device.of(settings, data))
+    return phase
+
+
+def prepare(folder: Path, name: str, flags: Mapping[str, Any]) -> int:
+    """Write data and the starting point: weights, and batches augmented as in a training. Steps of an epoch."""
+    paired.random_images(folder, NUM_BATCHES * flags["batch_size"], IMAGE_SIZE)
+    phase = make_phase(folder, name, flags)
+    tensors = {f"model.{key}": value for key, value in phase.model.state_dict().items()}
+    for number, batch in enumerate(phase.batches(EPOCH, 0)):
+        tensors |= {f"images.{number}": batch.views[0], f"labels.{number}": batch.labels}
+    save_tensors(folder / "start.safetensors", tensors)
+    return phase.num_steps(EPOCH)
+
+
+def weights_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The network's state dict among what `prepare` wrote."""
+    return {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
+
+
+def build_product(folder: Path, name: str, flags: Mapping[str, Any]) -> paired.Step:
+    """The product's step."""
+    phase, tensors = make_phase(folder, name, flags), load_tensors(folder / "start.safetensors")
+    paired.check_kernels(phase.device, flags["kernels"])
+    phase.model.load_state_dict(weights_of(tensors))
+    batches = [
+        phase.device.move(Batch((tensors[f"images.{number}"],), tensors[f"labels.{number}"]))
+        for number in range(NUM_BATCHES)
+    ]
+
+    def step(number: int) -> dict[str, float]:
+        torch.manual_seed(number)
+        return {"loss": phase.step(EPOCH, number, batches[number % NUM_BATCHES])["loss"]}
+
+    return step
+
+
+def build_direct(folder: Path, name: str, flags: Mapping[str, Any], num_steps: int) -> paired.Step:
+    """The direct step; `num_steps` are those of an epoch, on which the learning rate depends."""
+    settings, genotype = load_settings(RetrainSettings, flags=flags), read_genotype(name)
+    tensors = load_tensors(folder / "start.safetensors")
+    plans = {
+        kind: ([(edge.op, edge.source, edge.target) for edge in cell.edges], cell.concat)
+        for kind, cell in genotype.cells().items()
+    }
+    model = direct.Classifier(plans, genotype.drop_path, 3, settings.channels, settings.layers, 10)
+    direct.load_product(model, weights_of(tensors))
+    training = steps.DirectTraining(model, settings.aux_weight)
+    rate = settings.drop_path * EPOCH / settings.epochs
+
+    def step(number: int) -> dict[str, float]:
+        torch.manual_seed(number)
+        lr = cosine(settings.lr, settings.lr_min, (EPOCH + number / num_steps) / settings.epochs)
+        k = number % NUM_BATCHES
+        return {"loss": training.step(tensors[f"images.{k}"], tensors[f"labels.{k}"], lr, rate)}
+
+    return step
+
+
+# The run and the table
+
+
+def flags_of(case: Case, quick: bool) -> dict[str, Any]:
+    """Settings of a training as the command line would give them; the paper's where nothing is said."""
+    shape = {"channels": 4, "layers": 3, "batch_size": 8} if quick else case._asdict()
+    return {"kernels": "compiled"} | {name: value for name, value in shape.items() if name != "genotype"}
+
+
+def facts_of(case: Case, quick: bool) -> dict[str, Any]:
+    """What rounds must share to stand in one table."""
+    return {"machine": report.machine(), "genotype": case.genotype, **flags_of(case, quick)}
+
+
+def measure(name: str, options: argparse.Namespace, results: paired.Results) -> None:
+    """Time a case."""
+    case = CASES[name]
+    flags = flags_of(case, options.quick)
+    with paired.scratch() as scratch:
+        folder = Path(scratch)
+        num_steps = prepare(folder, case.genotype, flags)
+        sides = {
+            "direct": paired.Side(build_direct, (folder, case.genotype, flags, num_steps)),
+            "ssfnas": paired.Side(build_product, (folder, case.genotype, flags), ENVIRON),
+        }
+        paired.compare(name, facts_of(case, options.quick), sides, options.pairs, results)
+
+
+def render(options: argparse.Namespace, results: paired.Results) -> str:
+    """What is measured so far, as Markdown."""
+    lines = []
+    for name, case in CASES.items():
+        rounds = results.rounds(name, facts_of(case, options.quick))[: options.pairs]
+        flags = flags_of(case, options.quick)
+        title = [case.genotype, f"C={flags['channels']}, {flags['layers']} cells", str(flags["batch_size"])]
+        lines += [[*title, side, *paired.row(rounds, side, "direct")] for side in (rounds[0] if rounds else ())]
+    return "\n\n".join(
+        [
+            f"`python benchmarks/retrain_step.py`, {report.machine()}. {IMAGE_SIZE}x{IMAGE_SIZE} images, 10 classes, "
+            f"auxiliary head 0.4, drop path 0.1, float32; {options.pairs} pairs in turn.",
+            report.table(["genotype", "network", "batch", "step", *paired.HEADER], lines),
+        ]
+    )
+
+
+def main() -> None:
+    """Measure what is missing, then write the table."""
+    options = paired.parse_arguments(__doc__.splitlines()[0], "retrain_step", list(CASES))
+    results = paired.Results(options.out)
+    if not options.render:
+        for name in options.only:
+            measure(name, options, results)
+    paired.publish("retrain_step", options, render(options, results))
+
+
+if __name__ == "__main__":
+    main()

@@ -42,8 +42,13 @@ def load(name: str) -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_built(name)))
     except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the fast kernels are not here (%s): torch's own are used, which are slower", _reason(error))
+        _say(_reason(error))
         return None
+
+
+@functools.cache
+def _say(reason: str) -> None:  # once, not once a library
+    log.warning("the fast kernels are not here (%s): torch's own are used, which are slower", reason)
 
 
 def compiler() -> str | None:

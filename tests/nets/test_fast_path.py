@@ -79,7 +79,7 @@ def test_in_float64_every_op_is_its_module_forward_and_back(channels, side, num,
 @pytest.mark.parametrize("channels", [16, 32, 64])
 @pytest.mark.parametrize("names", [*([name] for name in KNOWN), KNOWN], ids=lambda names: "+".join(names)[:12])
 def test_in_float32_nothing_is_further_from_the_truth_than_twice_torchs_own_distance(names, channels, stride):
-    """Over several draws; the gradient of the mixing weights is one tensor of all ops, as a single number it is luck."""
+    """Over several draws. Mixing weights are judged as one tensor of all ops: of a single number luck decides."""
     mine, own = [], []
     for seed in range(5):
         ops, x, scale, push = setting(names, channels, stride, 256 // channels, 8, seed=10 * seed)

@@ -1,0 +1,47 @@
+"""The benchmarks run: at a tiny shape, where the sides must give the same losses, and go on from a file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssfnas_cli.native.library import compiler
+
+ROOT = Path(__file__).parents[2]
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
+
+
+def run(script, *arguments):
+    """Standard output of a benchmark on one thread: two would wait for each other at this size."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", *map(str, arguments)]
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "case"),
+    [
+        ("search_step.py", "softmax-barlow-1-torch"),
+        pytest.param("search_step.py", "softmax-ce-2", marks=needs_compiler),
+        pytest.param("retrain_step.py", "FairDARTS_b-16x8", marks=needs_compiler),
+    ],
+)
+def test_a_case_is_measured_once_and_rendered(tmp_path, script, case):
+    out = tmp_path / "rounds.jsonl"
+    arguments = ["--only", case, "--pairs", 1, "--out", out]
+    page = (ROOT / "docs" / "performance.md").read_bytes()
+    table = run(script, *arguments)
+    (line,) = [json.loads(text) for text in out.read_text().splitlines()]
+    assert line["case"] == case and set(line["sides"]) == {"direct", "ssfnas"}
+    for side in line["sides"].values():
+        assert side["seconds"] > 0 and side["peak_bytes"] > side["base_bytes"] > 0
+    assert len([row for row in table.splitlines() if "| direct |" in row]) >= 1
+    assert run(script, *arguments) == run(script, "--render", *arguments) == table, "measured again"
+    assert len(out.read_text().splitlines()) == 1
+    assert (ROOT / "docs" / "performance.md").read_bytes() == page, "a quick run writes no docs"

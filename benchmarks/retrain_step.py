@@ -172,16 +172,17 @@ def measure(name: str, options: argparse.Namespace, results: paired.Results) -> 
 
 def render(options: argparse.Namespace, results: paired.Results) -> str:
     """What is measured so far, as Markdown."""
-    lines = []
+    lines, timed = [], []
     for name, case in CASES.items():
         rounds = results.rounds(name, facts_of(case, options.quick))[: options.pairs]
+        timed.append(rounds)
         flags = flags_of(case, options.quick)
         title = [case.genotype, f"C={flags['channels']}, {flags['layers']} cells", str(flags["batch_size"])]
         lines += [[*title, side, *paired.row(rounds, side, "direct")] for side in (rounds[0] if rounds else ())]
     return "\n\n".join(
         [
             f"`python benchmarks/retrain_step.py`, {report.machine()}. {IMAGE_SIZE}x{IMAGE_SIZE} images, 10 classes, "
-            f"auxiliary head 0.4, drop path 0.1, float32; {options.pairs} pairs in turn.",
+            f"auxiliary head 0.4, drop path 0.1, float32; {options.pairs} pairs in turn. {paired.disturbance(timed)}",
             report.table(["genotype", "network", "batch", "step", *paired.HEADER], lines),
         ]
     )

@@ -186,9 +186,10 @@ def measure_start_up(options: argparse.Namespace, results: paired.Results) -> No
 
 def render(options: argparse.Namespace, results: paired.Results) -> str:
     """What is measured so far, as Markdown."""
-    lines = []
+    lines, timed = [], []
     for name, case in CASES.items():
         rounds = results.rounds(name, facts_of(case, options.quick))[: options.pairs]
+        timed.append(rounds)
         title = [case.relax, case.loss, str(case.order), str(flags_of(case, options.quick)["batch_size"])]
         for side in rounds[0] if rounds else ():
             label = side if case.kernels == "compiled" or side == "direct" else f"{side}, no compiled kernels"
@@ -196,7 +197,8 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
     shape = shape_of(options.quick)
     text = [
         f"`python benchmarks/search_step.py`, {report.machine()}. C={shape['channels']}, {shape['layers']} cells, "
-        f"{shape['image_size']}x{shape['image_size']} images, float32; {options.pairs} pairs in turn.",
+        f"{shape['image_size']}x{shape['image_size']} images, float32; {options.pairs} pairs in turn. "
+        f"{paired.disturbance(timed)}",
         report.table(["relaxation", "loss", "order", "batch", "step", *paired.HEADER], lines),
     ]
     for taken in results.rounds(START_UP, facts_of(SMALL_BATCH, options.quick)):

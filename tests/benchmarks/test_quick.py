@@ -40,8 +40,8 @@ def test_a_case_is_measured_once_and_rendered(tmp_path, script, case):
     (line,) = [json.loads(text) for text in out.read_text().splitlines()]
     assert line["case"] == case and set(line["sides"]) == {"direct", "ssfnas"}
     for side in line["sides"].values():
-        assert side["seconds"] > 0 and side["peak_bytes"] > side["base_bytes"] > 0
+        assert side["seconds"] > 0 and 0 <= side["others_share"] < 2 and side["peak_bytes"] > side["base_bytes"] > 0
     assert len([row for row in table.splitlines() if "| direct |" in row]) >= 1
-    assert run(script, *arguments) == run(script, "--render", *arguments) == table, "measured again"
+    assert run(script, *arguments) == table, "measured again"
     assert len(out.read_text().splitlines()) == 1
     assert (ROOT / "docs" / "performance.md").read_bytes() == page, "a quick run writes no docs"

@@ -74,10 +74,7 @@ def waiting(nothing_to_save: str = "before anything was begun") -> Iterator[None
         yield
         leave_if_asked()
     finally:
-        _leaving = False
-
-
-_nothing_to_save = ""
+        _nothing_to_save = ""
 
 
 def leave_if_asked() -> None:

@@ -180,3 +180,13 @@ def test_a_run_is_listed_as_running_again_as_soon_as_it_goes_on(zygote, place):
     assert status(place / "run")["state"] == "running"
     flag.unlink()
     assert zygote.wait(child).code == 0
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_request_after_a_wait_is_over_is_left_to_the_loop_which_saves(name):
+    code = (
+        "import os, signal\nfrom ssfnas_cli import stop\nstop.install_handlers()\nwith stop.waiting():\n    pass\n"
+        f"os.kill(os.getpid(), signal.{name})\nprint(stop.request(None))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, name), done.stderr

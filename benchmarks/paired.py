@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import report
+from torch import Tensor
 
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.build import BuildPlan, build_dataset
@@ -208,6 +209,11 @@ def parse_arguments(description: str, name: str, cases: Sequence[str]) -> argpar
     options = parser.parse_args()
     options.out = options.out or Path("build", "benchmarks", f"{name}{'-quick' if options.quick else ''}.jsonl")
     return options
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def random_images(folder: Path, num_train: int, side: int, num_classes: int = 10) -> DataSet:

@@ -24,7 +24,7 @@ from ssfnas_cli.artifacts.genotype import Genotype, parse_published
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine
+from ssfnas_cli.engine.loop import cosine, load_module, module_tensors
 from ssfnas_cli.engine.retrain import build_phases
 from ssfnas_cli.engine.train_phase import TrainPhase
 from ssfnas_cli.settings import RetrainSettings, load_settings
@@ -91,23 +91,18 @@ def prepare(folder: Path, name: str, flags: Mapping[str, Any]) -> int:
     """Write data and the starting point: weights, and batches augmented as in a training. Steps of an epoch."""
     paired.random_images(folder, NUM_BATCHES * flags["batch_size"], IMAGE_SIZE)
     phase = make_phase(folder, name, flags)
-    tensors = {f"model.{key}": value for key, value in phase.model.state_dict().items()}
+    tensors = module_tensors("model", phase.model)
     for number, batch in enumerate(phase.batches(EPOCH, 0)):
         tensors |= {f"images.{number}": batch.views[0], f"labels.{number}": batch.labels}
     save_tensors(folder / "start.safetensors", tensors)
     return phase.num_steps(EPOCH)
 
 
-def weights_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The network's state dict among what `prepare` wrote."""
-    return {key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")}
-
-
 def build_product(folder: Path, name: str, flags: Mapping[str, Any]) -> paired.Step:
     """The product's step."""
     phase, tensors = make_phase(folder, name, flags), load_tensors(folder / "start.safetensors")
     paired.check_kernels(phase.device, flags["kernels"])
-    phase.model.load_state_dict(weights_of(tensors))
+    load_module("model", phase.model, tensors)
     batches = [
         phase.device.move(Batch((tensors[f"images.{number}"],), tensors[f"labels.{number}"]))
         for number in range(NUM_BATCHES)
@@ -129,7 +124,7 @@ def build_direct(folder: Path, name: str, flags: Mapping[str, Any], num_steps: i
         for kind, cell in genotype.cells().items()
     }
     model = direct.Classifier(plans, genotype.drop_path, 3, settings.channels, settings.layers, 10)
-    direct.load_product(model, weights_of(tensors))
+    direct.load_product(model, paired.part(tensors, "model."))
     training = steps.DirectTraining(model, settings.aux_weight)
     rate = settings.drop_path * EPOCH / settings.epochs
 

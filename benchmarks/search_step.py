@@ -24,7 +24,7 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine
+from ssfnas_cli.engine.loop import cosine, load_module, module_tensors
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.settings import SearchSettings, load_settings
 from tests.oracle import direct, steps
@@ -72,7 +72,7 @@ def prepare(folder: Path, flags: Mapping[str, Any], image_size: int) -> int:
     """Write data and the starting point: weights, alphas, and batches augmented as in a search. Steps of an epoch."""
     paired.random_images(folder, 2 * NUM_BATCHES * flags["batch_size"], image_size)
     phase = make_phase(folder, flags)
-    tensors = {f"model.{name}": value for name, value in phase.model.state_dict().items()}
+    tensors = module_tensors("model", phase.model)
     tensors |= {f"alphas.{kind}": values for kind, values in phase.alphas.items()}
     for number, halves in enumerate(phase.batches(0, 0)):
         for half, batch in zip(("train", "val"), halves, strict=True):
@@ -82,14 +82,9 @@ def prepare(folder: Path, flags: Mapping[str, Any], image_size: int) -> int:
     return phase.num_steps(0)
 
 
-def part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin so, without that beginning."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
 def read_batch(tensors: Mapping[str, torch.Tensor], number: int, half: str) -> Batch:
     """A batch as `prepare` wrote it."""
-    parts = part(tensors, f"batch.{number}.{half}.")
+    parts = paired.part(tensors, f"batch.{number}.{half}.")
     return Batch(tuple(parts[name] for name in sorted(parts) if name != "labels"), parts["labels"])
 
 
@@ -97,7 +92,7 @@ def build_product(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
     """The product's step."""
     phase, tensors = make_phase(folder, flags), load_tensors(folder / "start.safetensors")
     paired.check_kernels(phase.device, flags["kernels"])
-    phase.model.load_state_dict(part(tensors, "model."))
+    load_module("model", phase.model, tensors)
     for kind, alphas in phase.alphas.items():
         alphas.data.copy_(tensors[f"alphas.{kind}"])
     batches = [
@@ -116,7 +111,7 @@ def build_direct(folder: Path, flags: Mapping[str, Any], num_steps: int) -> pair
     """The direct step; `num_steps` are those of an epoch, on which the learning rate depends."""
     settings = load_settings(SearchSettings, flags=flags)
     tensors = load_tensors(folder / "start.safetensors")
-    model = direct.search_model(part(tensors, "model."), settings.ops)
+    model = direct.search_model(paired.part(tensors, "model."), settings.ops)
     alphas = {kind: tensors[f"alphas.{kind}"].clone().requires_grad_() for kind in ("normal", "reduce")}
     adam = {"softmax": (3e-4, (0.5, 0.999)), "sigmoid": (3e-3, (0.9, 0.999))}[settings.relax.name]
     search = steps.DirectSearch(model, alphas, settings.relax.name, settings.order, *adam)

@@ -87,7 +87,7 @@ def predict(phase: SearchPhase) -> dict[str, Any]:
     The process must have done nothing larger before: its own peak is the predicted one.
     """
     settings = phase.settings
-    judged = _judged(phase)
+    judged = list(phase.judged().values())
     for split, _ in judged:
         _touch(split)
     built = time.monotonic() - stop.STARTED
@@ -115,8 +115,8 @@ def predict(phase: SearchPhase) -> dict[str, Any]:
         "search_seconds": round(whole, 1),
         "peak_memory_bytes": peak_memory_bytes(),
         "checkpoint_bytes": checkpoint_bytes,
-        "disk_bytes": checkpoint_bytes
-        * (settings.keep_checkpoints + 1),  # the new one is written before an old one goes
+        # The new checkpoint is written before an old one goes.
+        "disk_bytes": checkpoint_bytes * (settings.keep_checkpoints + 1),
     }
 
 
@@ -194,13 +194,6 @@ def _step(phase: SearchPhase, epoch: int, step: int, batch: tuple[Batch, Batch])
         if not math.isfinite(value):
             raise Diverged(f"dry run: {name} is {value} at step {step}: training diverges at once")
     return sum(len(part.labels) for part in batch)
-
-
-def _judged(phase: SearchPhase) -> list[tuple[Split, np.ndarray]]:
-    """The splits, and the rows of them, that the end of an epoch evaluates."""
-    names = ("test", "test_longtail") if phase.settings.track_test else ()
-    held_out = [phase.data.split(name) for name in names]
-    return [(phase.split, phase.halves[1]), *((split, np.arange(len(split))) for split in held_out)]
 
 
 def _touch(split: Split) -> None:

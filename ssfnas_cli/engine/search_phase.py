@@ -235,13 +235,18 @@ class SearchPhase:
             self.history[kind] = torch.cat([self.history[kind], alphas.detach().cpu()[None]])
         name = "accuracy" if self.model.probe is None else "probe_accuracy"
         progress = (epoch + 1) / self.epochs
-        facts = {f"{name}_alpha_half": self.accuracy(self.split, self.halves[1], progress)}
-        if self.settings.track_test:
-            for held_out in ("test", "test_longtail"):
-                split = self.data.split(held_out)
-                facts[f"{name}_{held_out}"] = self.accuracy(split, np.arange(len(split)), progress)
+        facts = {
+            f"{name}_{place}": self.accuracy(split, rows, progress) for place, (split, rows) in self.judged().items()
+        }
         facts["alpha_lr"] = self.alpha_optimizer.param_groups[0]["lr"]
         return facts
+
+    def judged(self) -> dict[str, tuple[Split, np.ndarray]]:
+        """What the end of an epoch evaluates: splits, and the rows of them."""
+        names = ("test", "test_longtail") if self.settings.track_test else ()
+        held_out = {name: self.data.split(name) for name in names}
+        whole = {name: (split, np.arange(len(split))) for name, split in held_out.items()}
+        return {"alpha_half": (self.split, self.halves[1]), **whole}
 
     @torch.no_grad()
     def accuracy(self, split: Split, rows: np.ndarray, progress: float) -> float:

@@ -65,7 +65,6 @@ class DerivedCell(AnyCell):
         self.nodes, self.concat = live.nodes, live.concat
         self.out_channels = len(live.concat) * spec.channels
         self.inputs = CellInputs(spec, affine=True)
-        self.sources = [edge.source for edge in live.edges]
         self.edges_into = {node: [k for k, edge in enumerate(live.edges) if edge.target == node] for node in live.nodes}
         self.ops = nn.ModuleList()
         self.exempt: list[bool] = []

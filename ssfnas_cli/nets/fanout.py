@@ -42,11 +42,6 @@ class Stage:
     pointwise: nn.Conv2d
     norm: BatchNorm
 
-    @property
-    def kernel(self) -> int:
-        """Side of the depthwise kernel."""
-        return self.depthwise.kernel_size[0]
-
 
 @dataclass(frozen=True)
 class Branch:
@@ -446,7 +441,7 @@ class _Upstreams:
     ):
         self.fan = fan
         self._kept = [gs, scale, sample]  # the structures only point at them
-        self.slope, self.offset = slope, offset
+        self._set_norms(slope, offset)
         by_map: dict[int, list[Upstream]] = {}
         for use, index, a, s in zip(fan.uses, fan.last_map, _rows(scale), _rows(sample, len(fan.uses)), strict=True):
             by_map.setdefault(index, []).append(Upstream(g=gs[use.target].data_ptr(), scale=a, sample=s))
@@ -459,11 +454,15 @@ class _Upstreams:
             self.place[index] = (len(self.structures), len(structures))
             self.structures += structures
 
+    def _set_norms(self, slope: Tensor, offset: Tensor) -> None:
+        self.slope, self.offset = slope, offset
+        self._slopes, self._offsets = _rows(slope), _rows(offset)
+
     def arrive(self, item: Item, index: int, means: Sequence[int]) -> Item:
         """Tell an item what arrives at its map."""
         item.first_upstream, item.num_upstream = self.place[index]
         if self.fan.norms[index] is not None:
-            item.centre, item.slope, item.offset = means[index], _rows(self.slope)[index], _rows(self.offset)[index]
+            item.centre, item.slope, item.offset = means[index], self._slopes[index], self._offsets[index]
         return item
 
     def go_on(self, inner: Sequence[Tensor], scale: Tensor, slope: Tensor, offset: Tensor) -> None:
@@ -474,7 +473,7 @@ class _Upstreams:
         for branch, g, a in zip(self.fan.doubled, inner, _rows(scale), strict=True):
             by_map[branch] = [Upstream(g=g.data_ptr(), scale=a, blocked=1)]
         self._kept += [inner, scale]
-        self.slope, self.offset = self.slope + slope, self.offset + offset
+        self._set_norms(self.slope + slope, self.offset + offset)
         self._set(by_map)
 
 

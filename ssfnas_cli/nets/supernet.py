@@ -133,7 +133,6 @@ class Leaving:
 
     def compile_with(self, kernels: CellKernels | None) -> None:
         """Divide the candidates between compiled kernels and torch."""
-        self.kernels = kernels
         branches: dict[nn.Module, Branch] = {}
         for candidate in self.candidates if kernels else []:
             branch = branches.get(candidate.op) or recognise(candidate.op)

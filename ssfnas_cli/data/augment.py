@@ -5,11 +5,11 @@ processes or where a run was interrupted; and every step below works on an image
 them the same way wherever in a batch or a thread's share they lie (no matrix product, no fused multiply-add, sums row
 by row). So an image's view is the same to the last bit in any batch, loader process and number of threads.
 
-What makes it fast (benchmarks/input.py), two views of 64 images at 32x32 on one thread:
-- 7.0 ms before, with a generator object per sample, grid_sample and a matrix product for the colours;
-- 2.5 ms here: one vectorised generator; a resized crop is separable, so whole lines are gathered, which runs at the
-  speed of memory where grid_sample computes an address per pixel; colours are mixed in planes;
-- 1.0 ms in native/views.cpp, which takes an image through all of it while it is in the cache.
+What makes it fast (measured by benchmarks/input.py, docs/performance.md):
+- one vectorised generator instead of a generator object per sample;
+- a resized crop is separable, so whole lines are gathered, which runs at the speed of memory where grid_sample computes
+  an address per pixel; colours are mixed in planes;
+- native/views.cpp takes an image through all of it while it is in the cache.
 The last step leaves the memory in the network's order, channels last.
 """
 

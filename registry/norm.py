@@ -24,14 +24,23 @@ class BatchNorm(nn.BatchNorm2d):
             raise ValueError(f"expected [N, C] or [N, C, H, W], got {list(input.shape)}")
 
     def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
         return batch_norm(self, x)
 
 
-def batch_norm(norm: BatchNorm, x: Tensor) -> Tensor:
-    """The only place where batch statistics are taken and running statistics move."""
-    if norm.training and norm.hold_statistics:
-        return F.batch_norm(x, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
-    return nn.BatchNorm2d.forward(norm, x)
+def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The only place where batch statistics are taken and running statistics move.
+
+    Args:
+        weight: a factor of the result, one number, where the norm has no weights of its own; it costs no pass over x.
+    """
+    if norm.training and not norm.hold_statistics and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+    still = norm.training and norm.hold_statistics
+    mean, variance = (None, None) if still else (norm.running_mean, norm.running_var)
+    gamma = norm.weight if weight is None else weight.expand(norm.num_features).contiguous()  # strides are not read
+    assert norm.momentum is not None, "a cumulative average is not used here"
+    return F.batch_norm(x, mean, variance, gamma, norm.bias, norm.training, norm.momentum, norm.eps)
 
 
 @torch.no_grad()

@@ -14,7 +14,16 @@ from registry import OPS
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.fanout import Branch, FanOut, Use, recognise
-from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, pool, reduction_layers
+from ssfnas_cli.nets.skeleton import (
+    AnyCell,
+    CellInputs,
+    CellSpec,
+    build_cells,
+    build_stem,
+    concatenate,
+    pool,
+    reduction_layers,
+)
 
 
 class Encoded(NamedTuple):
@@ -105,7 +114,7 @@ class DerivedCell(AnyCell):
                 if k in edge_factors:
                     result = result * edge_factors[k]
                 plain[target] = plain[target] + result if target in plain else result
-        return torch.cat([states[node] for node in self.concat], dim=1)
+        return concatenate([states[node] for node in self.concat])
 
     def _drop_factors(self, x: Tensor, rate: float) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Drop path's factors [N, 1, 1, 1] by edge or by node, drawn in the nodes' order whatever computes them."""

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from registry.depthwise import DepthwiseConv
 from registry.norm import BatchNorm, record_statistics
-from registry.ops import DepthwiseConv
 from ssfnas_cli.native.cells import (
     AVG_POOL,
     IDENTITY,

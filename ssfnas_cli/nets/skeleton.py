@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from registry.norm import BatchNorm
@@ -66,6 +67,23 @@ class CellInputs(nn.Module):
 
     def forward(self, older: Tensor, newer: Tensor) -> tuple[Tensor, Tensor]:
         return self.preprocess0(older), self.preprocess1(newer)
+
+
+def concatenate(nodes: Sequence[Tensor]) -> Tensor:
+    """A cell's output from its nodes' maps [N, C, H, W]."""
+    return torch.cat([_DenseGradient.apply(node) for node in nodes], dim=1)
+
+
+class _DenseGradient(torch.autograd.Function):
+    """The identity. Its gradient, a slice of the concatenation's, is copied: batch normalisation is slow on slices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return gradients[0].contiguous(memory_format=torch.channels_last)
 
 
 def pool(features: Tensor) -> Tensor:

@@ -7,17 +7,18 @@ the op's own module; an op without parameters is run once for all edges from a n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry import OPS, Plugin
-from registry.norm import BatchNorm
+from registry.norm import BatchNorm, batch_norm
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.fanout import Branch, FanOut, Use, recognise
-from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, pool
+from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, concatenate, pool
 
 NUM_NODES = 4
 
@@ -112,7 +113,7 @@ class SearchCell(AnyCell):
             if source >= 2:
                 states.append(_complete(sums[source - 2]))
             leaving.add_to(sums, states[source], weights)
-        return torch.cat([_complete(total) for total in sums], dim=1)
+        return concatenate([_complete(total) for total in sums])
 
 
 class Candidate(NamedTuple):
@@ -154,17 +155,40 @@ class Leaving:
             mixing = weights[[c.edge for c in self.known], [c.column for c in self.known]]
             sums[self.first_target :] = self.fan(x, sums[self.first_target :], mixing[:, None].to(x.dtype))
             others = self.others
-        results: dict[nn.Module, Tensor] = {}
-        for edge, column, target, op in others:
-            if op not in results:
-                results[op] = op(x)
-            term, total = weights[edge, column] * results[op], sums[target]
+        if others:
+            self._add_by_torch(others, sums, x, weights)
+
+    def _add_by_torch(
+        self, candidates: Sequence[Candidate], sums: list[Tensor | None], x: Tensor, weights: Tensor
+    ) -> None:
+        """Op by op; the ReLU that convolutions begin with, and an op that several edges share, are run once."""
+        rectified = F.relu(x) if any(_begins_with_relu(c.op) for c in candidates) else x
+        uses = Counter(c.op for c in candidates)
+        shared = {op: op(x) for op, count in uses.items() if count > 1}
+        for edge, column, target, op in candidates:
+            weight, total = weights[edge, column], sums[target]
+            term = weight * shared[op] if op in shared else _weighed(op, x, rectified, weight)
             sums[target] = term if total is None else total + term
 
 
 def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.Module:
     op = plugin.factory(channels, stride, False, options)
     return nn.Sequential(op, BatchNorm(channels, affine=False)) if plugin.facts.supernet_bn else op
+
+
+def _begins_with_relu(op: nn.Module) -> bool:
+    return type(op) is nn.Sequential and isinstance(op[0], nn.ReLU)
+
+
+def _weighed(op: nn.Module, x: Tensor, rectified: Tensor, weight: Tensor) -> Tensor:
+    """weight * op(x). A last BN without weights takes the factor as its weight: no passes of its own."""
+    parts = list(op) if type(op) is nn.Sequential else [op]
+    if _begins_with_relu(op):
+        x, parts = rectified, parts[1:]
+    norm = parts.pop() if parts and isinstance(parts[-1], BatchNorm) and not parts[-1].affine else None
+    for part in parts:
+        x = part(x)
+    return weight * x if norm is None else batch_norm(norm, x, weight)  # type: ignore[arg-type]
 
 
 def _by_column(ops: nn.Module) -> dict[int, nn.Module]:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from registry.norm import BatchNorm, held_statistics
+from registry.norm import BatchNorm, batch_norm, held_statistics
 
 
 def trained_norm(affine=True):
@@ -30,6 +30,21 @@ def test_it_normalises_vectors_and_maps_like_torch(shape):
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match=r"expected \[N, C\] or \[N, C, H, W\], got \[2, 3, 4\]"):
         BatchNorm(3)(torch.zeros(2, 3, 4))
+
+
+@pytest.mark.parametrize("state", ["training", "held", "evaluation"])
+def test_a_factor_is_as_good_as_multiplying_afterwards(state):
+    x = torch.randn(6, 3, 5, 4).contiguous(memory_format=torch.channels_last)
+    results = []
+    for apart in (True, False):
+        norm, factors = trained_norm(affine=False), torch.tensor([0.3, -2.0]).requires_grad_()
+        norm.train(state != "evaluation")
+        norm.hold_statistics = state == "held"
+        a = x.clone().requires_grad_()
+        out = factors[1] * norm(a) if apart else batch_norm(norm, a, factors[1])
+        results.append([out, *torch.autograd.grad(out.square().sum() + out[:, 0].sum(), [a, factors]), *norm.buffers()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("affine", [True, False])

@@ -1,8 +1,8 @@
 """From a `.cpp` beside this file to a loaded library: compiled for this processor, cached by what it depends on.
 
 The sources include no torch header, so they compile in seconds and fit every torch; tensors are passed as pointers.
-A library's name holds a hash of its source, the compiler and the processor: a cold and a warm start run the same
-machine code.
+A library's name holds a hash of its source, the headers, the compiler and the processor: a cold and a warm start run the
+same machine code.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _built(name: str) -> Path:
         raise FileNotFoundError("no C++ compiler: install g++ or clang++, or name one in CXX")
     source = Path(__file__).with_name(f"{name}.cpp")
     version = subprocess.run([program, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
-    parts = [source.read_bytes(), version, " ".join(FLAGS).encode(), _processor()]
+    sources = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
+    parts = [*sources, version, " ".join(FLAGS).encode(), _processor()]
     key = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
     target = cache_folder() / "kernels" / f"{name}-{key}.so"
     if not target.exists():

@@ -1,0 +1,69 @@
+// Sums over an image, and over the batch.
+#pragma once
+
+#include "vectors.h"
+
+namespace {
+
+// Mean and sum of squared distances of one image's map, per channel.
+template <class T>
+void image_statistics(const Vec<T> *y, const Layout<T> &l, long pixels, T *mean, T *squares) {
+    for (int block = 0; block < l.blocks; ++block, y += pixels) {
+        Vec<T> sums[4] = {}, parts[4] = {};
+        for (long p = 0; p < pixels; ++p) sums[p & 3] += y[p];
+        const Vec<T> m = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / T(pixels);
+        for (long p = 0; p < pixels; ++p) parts[p & 3] += (y[p] - m) * (y[p] - m);
+        reinterpret_cast<Vec<T> *>(mean)[block] = m;
+        reinterpret_cast<Vec<T> *>(squares)[block] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+    }
+}
+
+// Chan's combination of the images' statistics: mean and biased variance of the batch.
+template <class T>
+void batch_statistics(const T *means, const T *squares, const Layout<T> &l, long pixels, double *mean, double *variance) {
+    for (int c = 0; c < l.channels; ++c) {
+        double m = 0, v = 0;
+        for (int n = 0; n < l.num; ++n) m += means[long(n) * l.padded() + c];
+        m /= l.num;
+        for (int n = 0; n < l.num; ++n) {
+            const double away = means[long(n) * l.padded() + c] - m;
+            v += squares[long(n) * l.padded() + c] + pixels * away * away;
+        }
+        mean[c] = m;
+        variance[c] = v / (double(l.num) * pixels);
+    }
+}
+
+// The sum of g and of g * (y - centre) over one image and block: in runs of pixels, these added in double.
+template <class T>
+void add_products(const Vec<T> *g, const Vec<T> *y, Vec<T> centre, long pixels, double factor, double *sum, double *dot) {
+    constexpr long RUN = 32;
+    using Wide = typename WideOf<T>::type;
+    Wide total = {}, product = {};
+    for (long begin = 0; begin < pixels; begin += RUN) {
+        const long end = std::min(pixels, begin + RUN);
+        Vec<T> sums[4] = {}, dots[4] = {};
+        long p = begin;
+        for (; p + 4 <= end; p += 4)
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k) {
+                sums[k] += g[p + k];
+                dots[k] += g[p + k] * (y[p + k] - centre);
+            }
+        for (; p < end; ++p) sums[0] += g[p], dots[0] += g[p] * (y[p] - centre);
+        total += __builtin_convertvector((sums[0] + sums[1]) + (sums[2] + sums[3]), Wide);
+        product += __builtin_convertvector((dots[0] + dots[1]) + (dots[2] + dots[3]), Wide);
+    }
+    for (int lane = 0; lane < LANES<T>; ++lane) sum[lane] = total[lane] * factor, dot[lane] = product[lane] * factor;
+}
+
+template <class T>
+void add_images(const double *parts, const Layout<T> &l, void *total) {  // [N][padded] -> [C]
+    for (int c = 0; c < l.channels; ++c) {
+        double sum = 0;
+        for (int n = 0; n < l.num; ++n) sum += parts[long(n) * l.padded() + c];
+        static_cast<double *>(total)[c] = sum;
+    }
+}
+
+}  // namespace

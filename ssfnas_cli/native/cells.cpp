@@ -15,6 +15,7 @@
 // not depend on how many threads there are, nor on which of them was faster.
 
 #include "fan.h"
+#include "project.h"
 #include "sums.h"
 
 extern "C" {
@@ -27,6 +28,10 @@ int vector_bytes() { return VECTOR_BYTES; }
     }                                                                                                                   \
     void groups_backward_##SUFFIX(const Shape *s, int g, const Group *gs, int i, const Item *is, const Upstream *us) {  \
         groups_backward<T>(*s, g, gs, i, is, us);                                                                       \
+    }                                                                                                                   \
+    void project_forward_##SUFFIX(const Shape *s, const Projection *p, const Item *i) { project_forward<T>(*s, *p, *i); } \
+    void project_backward_##SUFFIX(const Shape *s, const Projection *p, const Item *i, const Upstream *us) {            \
+        project_backward<T>(*s, *p, *i, us);                                                                            \
     }                                                                                                                   \
     void mix_forward_##SUFFIX(const Shape *s, int n, const Term *ts, int k, void *const *outs, const int *add) {        \
         mix_forward<T>(*s, n, ts, k, outs, add);                                                                        \

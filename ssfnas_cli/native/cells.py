@@ -47,6 +47,17 @@ class Group(ctypes.Structure):
     ]
 
 
+class Projection(ctypes.Structure):
+    """ReLU and 1x1 convolutions on the pixels of one grid or of two."""
+
+    _fields_ = [
+        ("x", c_void_p),
+        *((name, c_int) for name in ("in_channels", "taps", "first_channels")),
+        *((name, c_void_p * 2) for name in ("weights", "d_weights")),
+        ("dx", c_void_p),
+    ]
+
+
 class Term(ctypes.Structure):
     """One summand of a node."""
 
@@ -66,6 +77,8 @@ class CellKernels:
         self.lanes = cdll.vector_bytes() // dtype.itemsize
         self._groups_forward = getattr(cdll, f"groups_forward_{suffix}")
         self._groups_backward = getattr(cdll, f"groups_backward_{suffix}")
+        self._project_forward = getattr(cdll, f"project_forward_{suffix}")
+        self._project_backward = getattr(cdll, f"project_backward_{suffix}")
         self._mix_forward = getattr(cdll, f"mix_forward_{suffix}")
         self._mix_sums = getattr(cdll, f"mix_sums_{suffix}")
 
@@ -84,6 +97,14 @@ class CellKernels:
         """Every group's dx, and the items' weight gradients where wanted."""
         counts = (len(groups), _array(groups), len(items), _array(items))
         self._groups_backward(ctypes.byref(shape), *counts, _array(upstreams))
+
+    def project_forward(self, shape: Shape, job: Projection, result: Item) -> None:
+        """The result's y, and its statistics where wanted; the shape's channels are those made."""
+        self._project_forward(ctypes.byref(shape), ctypes.byref(job), ctypes.byref(result))
+
+    def project_backward(self, shape: Shape, job: Projection, result: Item, upstreams: Sequence[Upstream]) -> None:
+        """The job's dx, and its weight gradients where wanted."""
+        self._project_backward(ctypes.byref(shape), ctypes.byref(job), ctypes.byref(result), _array(upstreams))
 
     def mix_forward(self, shape: Shape, terms: Sequence[Term], outs: Sequence[Tensor], add: Sequence[bool]) -> None:
         """Each target's sum of terms, put into or added to `outs`."""

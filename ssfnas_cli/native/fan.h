@@ -7,6 +7,7 @@
 #include "pointwise.h"
 #include "pools.h"
 #include "statistics.h"
+#include "upstream.h"
 
 namespace {
 
@@ -118,29 +119,6 @@ struct Workspace {
             ops.forward(first_tap(item, block), pitch, l.out_height, l.out_width,
                         weights + long(block) * item.kernel * item.kernel, middle + block * l.out_pixels());
     }
-    // The gradient by an operation's result y -> result, in one pass over each of what it is made of.
-    void upstream_gradient(const Item &item, const Upstream *upstreams, int n) {
-        for (int block = 0; block < l.blocks; ++block) {
-            Vec<T> *to = result + block * l.out_pixels();
-            for (int k = 0; k < item.num_upstream; ++k) {
-                const Upstream &up = upstreams[item.first_upstream + k];
-                const T sample = up.sample == nullptr ? T(1) : static_cast<const T *>(up.sample)[n];
-                const Vec<T> scale = channel_vector<T>(up.scale, block, l.channels) * sample;
-                const auto each = [&](auto visit) { each_of_block<T>(up.g, up.blocked, l, l.out_pixels(), n, block, visit); };
-                if (k > 0) {
-                    each([to, scale](long p, Vec<T> g) { to[p] += scale * g; });
-                } else if (item.slope == nullptr) {
-                    each([to, scale](long p, Vec<T> g) { to[p] = scale * g; });
-                } else {
-                    const Vec<T> *y = block_of<T>(item.y, l, l.out_pixels(), n, block);
-                    const Vec<T> centre = channel_vector<T>(item.centre, block, l.channels);
-                    const Vec<T> slope = channel_vector<T>(item.slope, block, l.channels);
-                    const Vec<T> offset = channel_vector<T>(item.offset, block, l.channels);
-                    each([=](long p, Vec<T> g) { to[p] = scale * g + (slope * (y[p] - centre) + offset); });
-                }
-            }
-        }
-    }
 
 private:
     Vec<T> *room, *gradient_room;
@@ -230,7 +208,7 @@ void separable_backward(Workspace<T> &w, const Item &item, const Vec<T> *depthwi
                      w.gradient_origin(0) + long(i) * w.gradient_pitch, w.gradient_padded_pixels);
     if (d_matrix != nullptr) {
         w.convolve(item, depthwise);
-        pointwise_weights<T>(w.middle, w.result, l, l.out_pixels(), d_matrix);
+        pointwise_weights<T>(w.middle, l.out_pixels(), l.padded(), w.result, l.out_pixels(), l.blocks, l.out_pixels(), d_matrix);
     }
     for (int block = 0; block < l.blocks; ++block) {
         const Vec<T> *dt = w.gradient_origin(block);
@@ -255,7 +233,7 @@ void finish_group(Workspace<T> &w, const Group &group, const Item *items, const 
     for (int k = group.first_item; k < group.first_item + group.num_items; ++k) {
         const Item &item = items[k];
         if (item.kind == SEPARABLE) continue;
-        w.upstream_gradient(item, upstreams, n);
+        upstream_gradient<T>(l, item, upstreams, n, w.result);
         if (item.kind == IDENTITY)
             for (long v = 0; v < l.blocks * l.pixels(); ++v) w.gradient[v] += w.result[v];
         else
@@ -290,7 +268,7 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
                 for (int k = groups[g].first_item; k < groups[g].first_item + groups[g].num_items; ++k) {
                     const Item &item = items[k];
                     if (item.kind != SEPARABLE) continue;
-                    w.upstream_gradient(item, upstreams, n);
+                    upstream_gradient<T>(l, item, upstreams, n, w.result);
                     const bool wanted = item.d_depthwise != nullptr;
                     separable_backward<T>(w, item, packed.store.data() + packed.depthwise[k],
                                           packed.store.data() + packed.transposed[k],

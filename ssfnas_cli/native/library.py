@@ -1,8 +1,8 @@
 """From a `.cpp` beside this file to a loaded library: compiled for this processor, cached by what it depends on.
 
 The sources include no torch header, so they compile in seconds and fit every torch; tensors are passed as pointers.
-A library's name holds a hash of its source, the headers, the compiler and the processor: a cold and a warm start run the
-same machine code.
+A library's name holds a hash of its source, the headers, the compiler and the processor: a cold and a warm start run
+the same machine code.
 """
 
 from __future__ import annotations

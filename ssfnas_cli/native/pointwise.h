@@ -44,16 +44,16 @@ void pointwise(const Vec<T> *in, long in_block, const Vec<T> *matrix, int blocks
 
 // dm[k][o-block] += sum over pixels of t[k][p] * dy[o-block][p]
 template <class T, int O>
-void pointwise_weights_tile(const Vec<T> *t, const Vec<T> *dy, long block, int k, int blocks, long pixels, Vec<T> *dm) {
+void pointwise_weights_tile(const Vec<T> *t, long t_block, const Vec<T> *dy, long dy_block, int k, int blocks, long pixels, Vec<T> *dm) {
     constexpr int ROWS = LANES<T> < 8 ? LANES<T> : 8;
     constexpr long RUN = 64;  // pixels summed at a time: long sums in float lose digits
-    const T *values = reinterpret_cast<const T *>(t + (k / LANES<T>) * block) + k % LANES<T>;
+    const T *values = reinterpret_cast<const T *>(t + (k / LANES<T>) * t_block) + k % LANES<T>;
     for (long begin = 0; begin < pixels; begin += RUN) {
         Vec<T> sums[ROWS][O] = {};
         for (long p = begin; p < std::min(pixels, begin + RUN); ++p) {
 #pragma GCC unroll 8
             for (int o = 0; o < O; ++o) {
-                const Vec<T> d = dy[o * block + p];
+                const Vec<T> d = dy[o * dy_block + p];
 #pragma GCC unroll 8
                 for (int r = 0; r < ROWS; ++r) sums[r][o] += values[p * LANES<T> + r] * d;
             }
@@ -65,13 +65,15 @@ void pointwise_weights_tile(const Vec<T> *t, const Vec<T> *dy, long block, int k
     }
 }
 
+// For `rows` values of k, a multiple of the lanes.
 template <class T>
-void pointwise_weights(const Vec<T> *t, const Vec<T> *dy, const Layout<T> &l, long pixels, Vec<T> *dm) {
+void pointwise_weights(const Vec<T> *t, long t_block, int rows, const Vec<T> *dy, long dy_block, int blocks, long pixels, Vec<T> *dm) {
     constexpr int ROWS = LANES<T> < 8 ? LANES<T> : 8;
-    for (int k = 0; k < l.padded(); k += ROWS)
-        for (int o = 0; o < l.blocks; o += 2) {
-            if (o + 2 <= l.blocks) pointwise_weights_tile<T, 2>(t, dy + o * pixels, pixels, k, l.blocks, pixels, dm + o);
-            else pointwise_weights_tile<T, 1>(t, dy + o * pixels, pixels, k, l.blocks, pixels, dm + o);
+    for (int k = 0; k < rows; k += ROWS)
+        for (int o = 0; o < blocks; o += 2) {
+            const Vec<T> *d = dy + o * dy_block;
+            if (o + 2 <= blocks) pointwise_weights_tile<T, 2>(t, t_block, d, dy_block, k, blocks, pixels, dm + o);
+            else pointwise_weights_tile<T, 1>(t, t_block, d, dy_block, k, blocks, pixels, dm + o);
         }
 }
 

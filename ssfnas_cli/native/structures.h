@@ -31,6 +31,14 @@ struct Group {  // operations that share an input
     const void *centre;  // then also: sum of dx, and of dx * (x - centre) [C]
     void *sum, *dot;
 };
+struct Projection {  // ReLU and 1x1 convolutions of pixels (s*i + tap, s*j + tap), each making channels of its own
+    const void *x;           // NHWC
+    int in_channels, taps;   // 1 or 2
+    int first_channels;      // how many the first makes; the second makes the rest
+    const void *weights[2];  // [made, in_channels]
+    void *d_weights[2];      // gradients, or null
+    void *dx;
+};
 struct Term {  // one summand of a node: sample[n] * (scale[c] * (y - centre[c]) + shift[c])
     const void *y;
     const void *scale, *centre, *shift;  // [C]; centre and shift may be null

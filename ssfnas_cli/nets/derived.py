@@ -14,6 +14,7 @@ from registry import OPS
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.fanout import Branch, FanOut, Use, recognise
+from ssfnas_cli.nets.projection import with_kernels
 from ssfnas_cli.nets.skeleton import (
     AnyCell,
     CellInputs,
@@ -79,17 +80,19 @@ class DerivedCell(AnyCell):
         self.exempt: list[bool] = []
         self.edges_from = {n: [k for k, edge in enumerate(live.edges) if edge.source == n] for n in (0, 1, *live.nodes)}
         self.targets = [edge.target for edge in live.edges]
-        self.fans: dict[int, NodeFan] = {}
         for edge in live.edges:
             stride = 2 if spec.reduction and edge.source < 2 else 1
             plugin = OPS.get(edge.op)
             op = plugin.factory(spec.channels, stride, True, plugin.parse_options(genotype.op_options.get(edge.op)))
             self.ops.append(op)
             self.exempt.append(plugin.facts.drop_path_exempt and stride == 1)
+        self.compile_with(None)
 
     def compile_with(self, kernels: CellKernels | None) -> None:
         """Have compiled kernels run the ops they know; None: torch runs all of them."""
-        self.fans = {}
+        self.inputs.compile_with(kernels)
+        self.run = [with_kernels(op, kernels) for op in self.ops]
+        self.fans: dict[int, NodeFan] = {}
         for source, edges in self.edges_from.items():
             branches = {k: branch for k in edges if kernels and (branch := recognise(self.ops[k])) is not None}
             if kernels and branches:
@@ -110,7 +113,7 @@ class DerivedCell(AnyCell):
             for k in edges:
                 if compiled and fan is not None and k in fan.edges:
                     continue
-                result, target = self.ops[k](x), self.targets[k]
+                result, target = self.run[k](x), self.targets[k]
                 if k in edge_factors:
                     result = result * edge_factors[k]
                 plain[target] = plain[target] + result if target in plain else result

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.depthwise import DepthwiseConv
-from registry.norm import BatchNorm, record_statistics
+from registry.norm import BatchNorm
 from ssfnas_cli.native.cells import (
     AVG_POOL,
     IDENTITY,
@@ -32,6 +32,7 @@ from ssfnas_cli.native.cells import (
     Term,
     Upstream,
 )
+from ssfnas_cli.nets.normalisation import can_run, settle, through
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,8 @@ class FanOut:
         self.inner_norms = [branches[k].stages[0].norm for k in self.doubled]
 
     def can_run(self, x: Tensor) -> bool:
-        """Whether the kernels take this input here and now; they know no autocast, and evaluation without gradients."""
-        training = any(norm is not None and norm.training for norm in self.norms)
-        return (
-            x.device.type == "cpu"
-            and x.dtype == self.kernels.dtype
-            and not torch.is_autocast_enabled("cpu")
-            and (training or not torch.is_grad_enabled())
-        )
+        """Whether the kernels take this input here and now."""
+        return can_run(self.kernels, self.norms, x)
 
     def __call__(
         self,
@@ -308,19 +303,13 @@ class _Pass:
         return item
 
     def _close_statistics(self, indices: range) -> None:
-        """The batch's statistics in training, which the running ones record; else the running ones."""
+        """Of these maps, as their norms use them."""
         rows = [k for k in indices if self.fan.norms[k] is not None]
         norms = [norm for norm in (self.fan.norms[k] for k in rows) if norm is not None]
-        if not norms:
-            return
-        if norms[0].training:
-            record_statistics(
-                norms, self.mean[rows].to(self.x.dtype), self.variance[rows].to(self.x.dtype), self.num_pixels
-            )
-        else:
-            self.mean[rows] = torch.stack([norm.running_mean for norm in norms]).double()  # type: ignore[misc]
-            self.variance[rows] = torch.stack([norm.running_var for norm in norms]).double()  # type: ignore[misc]
-        self.inverse[rows] = (self.variance[rows] + norms[0].eps).rsqrt()
+        if norms:
+            mean, variance = self.mean[rows], self.variance[rows]
+            self.inverse[rows] = settle(norms, mean, variance, self.num_pixels, self.x.dtype)
+            self.mean[rows] = mean
 
     def _inner_affine(self, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         """The BN between two stages as scale and shift [doubled, C], in float64."""
@@ -392,10 +381,10 @@ class _Pass:
 
         dy = upstream + slope * (y - mean) + offset; several uses of one map add up.
         """
-        inverse = self.inverse[indices]
         add_up = torch.zeros(len(self.mean), len(indices), dtype=torch.float64)
-        add_up[indices, range(len(indices))] = -1 / self.num_pixels
-        return self._rounded(add_up @ (inverse**3 * dots)), self._rounded(add_up @ (inverse * sums))
+        add_up[indices, range(len(indices))] = 1
+        slope, offset = through(self.inverse[indices], sums, dots, self.num_pixels)
+        return self._rounded(add_up @ slope), self._rounded(add_up @ offset)
 
     def through_second_stages(
         self, gamma: Tensor | None, beta: Tensor | None, upstreams: _Upstreams

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from registry.norm import BatchNorm
 from registry.ops import FactorizedReduce, ReLUConvBN
+from ssfnas_cli.native.cells import CellKernels
+from ssfnas_cli.nets.projection import with_kernels
 
 STEM_MULTIPLIER = 3
 
@@ -64,9 +66,14 @@ class CellInputs(nn.Module):
         older = FactorizedReduce if spec.reduction_prev else ReLUConvBN
         self.preprocess0 = older(spec.prev_prev_channels, spec.channels, affine)
         self.preprocess1 = ReLUConvBN(spec.prev_channels, spec.channels, affine)
+        self.compile_with(None)
+
+    def compile_with(self, kernels: CellKernels | None) -> None:
+        """Have compiled kernels run them; None: torch runs them."""
+        self.run = [with_kernels(module, kernels) for module in (self.preprocess0, self.preprocess1)]
 
     def forward(self, older: Tensor, newer: Tensor) -> tuple[Tensor, Tensor]:
-        return self.preprocess0(older), self.preprocess1(newer)
+        return self.run[0](older), self.run[1](newer)
 
 
 def concatenate(nodes: Sequence[Tensor]) -> Tensor:

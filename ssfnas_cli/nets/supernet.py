@@ -18,6 +18,7 @@ from registry import OPS, Plugin
 from registry.norm import BatchNorm, batch_norm
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.fanout import Branch, FanOut, Use, recognise
+from ssfnas_cli.nets.projection import with_kernels
 from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, concatenate, pool
 
 NUM_NODES = 4
@@ -61,6 +62,7 @@ class Supernet(nn.Module):
         """Have compiled kernels run the ops they know; None: torch runs all of them."""
         for cell in self.cells:
             assert isinstance(cell, SearchCell)
+            cell.inputs.compile_with(kernels)
             for fan in cell.leaving:
                 fan.compile_with(kernels)
 
@@ -141,6 +143,7 @@ class Leaving:
                 branches[candidate.op] = branch
         self.known = [candidate for candidate in self.candidates if candidate.op in branches]
         self.others = [candidate for candidate in self.candidates if candidate.op not in branches]
+        self.run = {candidate.op: with_kernels(candidate.op, kernels) for candidate in self.candidates}
         self.first_target = min((candidate.target for candidate in self.known), default=0)
         self.fan: FanOut | None = None
         if kernels and self.known:
@@ -164,10 +167,13 @@ class Leaving:
         """Op by op; the ReLU that convolutions begin with, and an op that several edges share, are run once."""
         rectified = F.relu(x) if any(_begins_with_relu(c.op) for c in candidates) else x
         uses = Counter(c.op for c in candidates)
-        shared = {op: op(x) for op, count in uses.items() if count > 1}
+        shared = {op: self.run[op](x) for op, count in uses.items() if count > 1}
         for edge, column, target, op in candidates:
             weight, total = weights[edge, column], sums[target]
-            term = weight * shared[op] if op in shared else _weighed(op, x, rectified, weight)
+            if op in shared or self.run[op] is not op:
+                term = weight * (shared[op] if op in shared else self.run[op](x))
+            else:
+                term = _weighed(op, x, rectified, weight)
             sums[target] = term if total is None else total + term
 
 

@@ -1,0 +1,150 @@
+"""ReLU, 1x1 convolutions and BN as one autograd function over compiled kernels: what brings a map to a cell's width.
+
+`Projection` knows `ReLUConvBN` and `FactorizedReduce`. The convolutions read x through the ReLU, so the forward pass
+writes nothing of x's width; it keeps x and the convolutions' result before its BN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from registry.norm import BatchNorm
+from registry.ops import FactorizedReduce, ReLUConvBN
+from ssfnas_cli.native import cells
+from ssfnas_cli.native.cells import CellKernels, Item, Shape, Term, Upstream
+from ssfnas_cli.nets.normalisation import can_run, settle, through
+
+
+def with_kernels(module: nn.Module, kernels: CellKernels | None) -> Callable[[Tensor], Tensor]:
+    """The module, or what computes the same by compiled kernels where there are some and they know it."""
+    if kernels is not None and type(module) is ReLUConvBN:
+        return Projection(kernels, module, [module[1]], module[2], stride=1)
+    if kernels is not None and type(module) is FactorizedReduce:
+        return Projection(kernels, module, [module.even, module.odd], module.norm, stride=2)
+    return module
+
+
+class Projection:
+    """A projection by compiled kernels.
+
+    Args:
+        module: computes it where the kernels cannot (under autocast, on another device).
+        convolutions: the second one, if any, reads the pixels one to the right and below.
+        norm: over the convolutions' channels, one after the other.
+    """
+
+    def __init__(self, kernels: CellKernels, module: nn.Module, convolutions: Any, norm: Any, stride: int):
+        self.kernels, self.module, self.stride = kernels, module, stride
+        self.convolutions: list[nn.Conv2d] = list(convolutions)
+        self.norm: BatchNorm = norm
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[N, C_in, H, W] -> [N, C, H/stride, W/stride], rounded up."""
+        if not can_run(self.kernels, [self.norm], x):
+            return self.module(x)
+        x = x.contiguous(memory_format=torch.channels_last)
+        weights = [convolution.weight for convolution in self.convolutions]
+        return _ProjectionFunction.apply(self, x, self.norm.weight, self.norm.bias, *weights)
+
+
+class _ProjectionFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, projection: Projection, x: Tensor, gamma: Tensor | None, beta: Tensor | None, *weights: Tensor
+    ) -> Tensor:
+        work = _Pass(projection, x, weights)
+        y, mean, inverse = work.convolve()
+        out = work.normalise(y, mean, inverse if gamma is None else inverse * gamma, beta)
+        ctx.projection = projection
+        ctx.save_for_backward(x, y, mean, inverse, gamma, *weights)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, y, mean, inverse, gamma, *weights = ctx.saved_tensors
+        work = _Pass(ctx.projection, x, weights)
+        g = gradients[0].contiguous(memory_format=torch.channels_last)
+        sums, dots = work.sums(y, mean, g)
+        dx, d_weights = work.backward(y, mean, inverse, gamma, g, sums, dots, any(ctx.needs_input_grad[4:]))
+        d_gamma, d_beta = (None, None) if gamma is None else ((dots * inverse).to(x.dtype), sums.to(x.dtype))
+        return None, dx, d_gamma, d_beta, *d_weights
+
+
+class _Pass:
+    """One run of a projection, forward or backward; mean, inverse deviation and sums are [C], in float64."""
+
+    def __init__(self, projection: Projection, x: Tensor, weights: Sequence[Tensor]):
+        self.projection, self.kernels, self.x, self.weights = projection, projection.kernels, x, weights
+        num, in_channels, height, width = x.shape
+        channels, stride, threads = sum(map(len, weights)), projection.stride, torch.get_num_threads()
+        self.shape = Shape(num, height, width, channels, stride, threads)
+        self.out_shape = Shape(num, -(-height // stride), -(-width // stride), channels, 1, threads)
+        self.num_pixels = num * self.out_shape.height * self.out_shape.width
+        self.job = cells.Projection(x.data_ptr(), in_channels, len(weights), len(weights[0]))
+        for tap, weight in enumerate(weights):
+            self.job.weights[tap] = weight.data_ptr()
+
+    def convolve(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The convolutions' result, blocked, its mean and inverse deviation."""
+        norm, shape = self.projection.norm, self.out_shape
+        y = self.kernels.new_map(shape.num, shape.channels, shape.height, shape.width)
+        mean, variance = self.x.new_empty(2, 1, shape.channels, dtype=torch.float64).unbind()
+        item = Item(y=y.data_ptr())
+        if norm.training:
+            item.mean, item.variance = mean.data_ptr(), variance.data_ptr()
+        self.kernels.project_forward(self.shape, self.job, item)
+        return y, mean[0], settle([norm], mean, variance, self.num_pixels, self.x.dtype)[0]
+
+    def _term(self, y: Tensor, centre: Tensor) -> Term:
+        return Term(y=y.data_ptr(), centre=centre.data_ptr(), blocked=1)
+
+    def normalise(self, y: Tensor, mean: Tensor, scale: Tensor, beta: Tensor | None) -> Tensor:
+        """scale * (y - mean) + beta, [N, C, H, W]."""
+        shape, dtype = self.out_shape, self.x.dtype
+        sides = (shape.num, shape.channels, shape.height, shape.width)
+        out = torch.empty(sides, dtype=dtype, memory_format=torch.channels_last)
+        centre, scale = mean.to(dtype), scale.to(dtype)
+        term = self._term(y, centre)
+        term.scale, term.shift = scale.data_ptr(), None if beta is None else beta.data_ptr()
+        self.kernels.mix_forward(shape, [term], [out], [False])
+        return out
+
+    def sums(self, y: Tensor, mean: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Over the batch: of g, the gradient by the result, and of g * (y - mean)."""
+        centre = mean.to(self.x.dtype)
+        sums, dots = torch.empty_like(mean), torch.empty_like(mean)
+        term = self._term(y, centre)
+        term.sum, term.dot = sums.data_ptr(), dots.data_ptr()
+        self.kernels.mix_sums(self.out_shape, [term], [g])
+        return sums, dots
+
+    def backward(
+        self,
+        y: Tensor,
+        mean: Tensor,
+        inverse: Tensor,
+        gamma: Tensor | None,
+        g: Tensor,
+        sums: Tensor,
+        dots: Tensor,
+        want_weights: bool,
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients by x and by the weights."""
+        factor = torch.ones_like(inverse) if gamma is None else gamma.double()
+        slope, offset = through(inverse, factor * sums, factor * dots, self.num_pixels)
+        rows = torch.stack([mean, slope, offset, factor * inverse]).to(self.x.dtype)
+        centre, slope, offset, scale = rows.unbind()
+        item = Item(y=y.data_ptr(), num_upstream=1)
+        item.centre, item.slope, item.offset = centre.data_ptr(), slope.data_ptr(), offset.data_ptr()
+        dx = torch.empty_like(self.x)
+        self.job.dx = dx.data_ptr()
+        d_weights = [torch.empty_like(weight) if want_weights else None for weight in self.weights]
+        for tap, d_weight in enumerate(d_weights):
+            self.job.d_weights[tap] = None if d_weight is None else d_weight.data_ptr()
+        upstream = Upstream(g=g.data_ptr(), scale=scale.data_ptr())
+        self.kernels.project_backward(self.shape, self.job, item, [upstream])
+        return dx, d_weights

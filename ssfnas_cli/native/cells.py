@@ -1,12 +1,12 @@
-"""The structures and functions of cells.cpp, as ctypes sees them; what they mean stands there."""
+"""The structures and functions of the cells' library, as Python sees them; what they mean stands in structures.h."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
 from ctypes import c_int, c_void_p
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,36 +15,43 @@ from ssfnas_cli.native import library
 SEPARABLE, MAX_POOL, AVG_POOL, IDENTITY = range(4)
 
 
+def _structure(*fields: tuple[type, str]) -> np.dtype:
+    return np.dtype([(name, kind) for kind, names in fields for name in names.split()], align=True)
+
+
+# Arrays of structures, with their fields as columns.
+UPSTREAM = _structure((np.uintp, "g scale sample"), (np.intc, "blocked"))
+ITEM = _structure(
+    (np.intc, "kind kernel dilation first_upstream num_upstream"),
+    (np.uintp, "depthwise pointwise y mean variance centre slope offset d_depthwise d_pointwise"),
+)
+GROUP = _structure(
+    (np.uintp, "x scale shift"), (np.intc, "first_item num_items blocked"), (np.uintp, "dx centre sum dot")
+)
+TERM = _structure((np.uintp, "y scale centre shift sample"), (np.intc, "target blocked"), (np.uintp, "sum dot"))
+
+
+def structures(kind: np.dtype, count: int) -> np.ndarray:
+    """An array of them, all zero."""
+    return np.zeros(count, kind)
+
+
+def addresses(tensors: Sequence[Tensor]) -> np.ndarray:
+    """Where their elements begin."""
+    return np.array([tensor.data_ptr() for tensor in tensors], dtype=np.uintp)
+
+
+def rows(matrix: Tensor) -> np.ndarray:
+    """Addresses of a matrix's rows."""
+    assert matrix.is_contiguous()
+    step = matrix.shape[1] * matrix.element_size()
+    return np.arange(len(matrix), dtype=np.uintp) * step + matrix.data_ptr()
+
+
 class Shape(ctypes.Structure):
     """Of a group's input: batch, map, channels, the stride of its operations; and how many threads compute."""
 
     _fields_ = [(name, c_int) for name in ("num", "height", "width", "channels", "stride", "threads")]
-
-
-class Upstream(ctypes.Structure):
-    """A gradient that arrives at an operation's result."""
-
-    _fields_ = [("g", c_void_p), ("scale", c_void_p), ("sample", c_void_p), ("blocked", c_int)]
-
-
-class Item(ctypes.Structure):
-    """One operation on a group's input."""
-
-    _fields_ = [
-        *((name, c_int) for name in ("kind", "kernel", "dilation", "first_upstream", "num_upstream")),
-        *((name, c_void_p) for name in ("depthwise", "pointwise", "y", "mean", "variance")),
-        *((name, c_void_p) for name in ("centre", "slope", "offset", "d_depthwise", "d_pointwise")),
-    ]
-
-
-class Group(ctypes.Structure):
-    """Operations that share an input."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("x", "scale", "shift")),
-        *((name, c_int) for name in ("first_item", "num_items", "blocked")),
-        *((name, c_void_p) for name in ("dx", "centre", "sum", "dot")),
-    ]
 
 
 class Projection(ctypes.Structure):
@@ -58,18 +65,8 @@ class Projection(ctypes.Structure):
     ]
 
 
-class Term(ctypes.Structure):
-    """One summand of a node."""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("y", "scale", "centre", "shift", "sample")),
-        *((name, c_int) for name in ("target", "blocked")),
-        *((name, c_void_p) for name in ("sum", "dot")),
-    ]
-
-
 class CellKernels:
-    """The functions, for tensors of one kind of float."""
+    """The functions, for tensors of one kind of float. Arrays are of the structures they are named for."""
 
     def __init__(self, cdll: ctypes.CDLL, dtype: torch.dtype):
         suffix = {torch.float32: "float", torch.float64: "double"}[dtype]
@@ -87,35 +84,31 @@ class CellKernels:
         padded = -(-channels // self.lanes) * self.lanes
         return torch.empty(num * padded * height * width, dtype=self.dtype)
 
-    def groups_forward(self, shape: Shape, groups: Sequence[Group], items: Sequence[Item]) -> None:
+    def groups_forward(self, shape: Shape, groups: np.ndarray, items: np.ndarray) -> None:
         """Every item's y, and its statistics where wanted."""
-        self._groups_forward(ctypes.byref(shape), len(groups), _array(groups), len(items), _array(items))
+        self._groups_forward(ctypes.byref(shape), *_counted(groups), *_counted(items))
 
-    def groups_backward(
-        self, shape: Shape, groups: Sequence[Group], items: Sequence[Item], upstreams: Sequence[Upstream]
-    ) -> None:
+    def groups_backward(self, shape: Shape, groups: np.ndarray, items: np.ndarray, upstreams: np.ndarray) -> None:
         """Every group's dx, and the items' weight gradients where wanted."""
-        counts = (len(groups), _array(groups), len(items), _array(items))
-        self._groups_backward(ctypes.byref(shape), *counts, _array(upstreams))
+        self._groups_backward(ctypes.byref(shape), *_counted(groups), *_counted(items), _pointer(upstreams))
 
-    def project_forward(self, shape: Shape, job: Projection, result: Item) -> None:
+    def project_forward(self, shape: Shape, job: Projection, result: np.ndarray) -> None:
         """The result's y, and its statistics where wanted; the shape's channels are those made."""
-        self._project_forward(ctypes.byref(shape), ctypes.byref(job), ctypes.byref(result))
+        self._project_forward(ctypes.byref(shape), ctypes.byref(job), _pointer(result))
 
-    def project_backward(self, shape: Shape, job: Projection, result: Item, upstreams: Sequence[Upstream]) -> None:
+    def project_backward(self, shape: Shape, job: Projection, result: np.ndarray, upstreams: np.ndarray) -> None:
         """The job's dx, and its weight gradients where wanted."""
-        self._project_backward(ctypes.byref(shape), ctypes.byref(job), ctypes.byref(result), _array(upstreams))
+        self._project_backward(ctypes.byref(shape), ctypes.byref(job), _pointer(result), _pointer(upstreams))
 
-    def mix_forward(self, shape: Shape, terms: Sequence[Term], outs: Sequence[Tensor], add: Sequence[bool]) -> None:
+    def mix_forward(self, shape: Shape, terms: np.ndarray, outs: Sequence[Tensor], add: Sequence[bool]) -> None:
         """Each target's sum of terms, put into or added to `outs`."""
-        pointers = (c_void_p * len(outs))(*(out.data_ptr() for out in outs))
-        flags = (c_int * len(outs))(*add)
-        self._mix_forward(ctypes.byref(shape), len(terms), _array(terms), len(outs), pointers, flags)
+        pointers, flags = addresses(outs), np.array(add, dtype=np.intc)
+        self._mix_forward(ctypes.byref(shape), *_counted(terms), *_counted(pointers), _pointer(flags))
 
-    def mix_sums(self, shape: Shape, terms: Sequence[Term], gradients: Sequence[Tensor]) -> None:
+    def mix_sums(self, shape: Shape, terms: np.ndarray, gradients: Sequence[Tensor]) -> None:
         """Each term's sums over its target's gradient."""
-        pointers = (c_void_p * len(gradients))(*(g.data_ptr() for g in gradients))
-        self._mix_sums(ctypes.byref(shape), len(terms), _array(terms), pointers)
+        pointers = addresses(gradients)
+        self._mix_sums(ctypes.byref(shape), *_counted(terms), _pointer(pointers))
 
 
 def load(dtype: torch.dtype = torch.float32) -> CellKernels | None:
@@ -124,6 +117,11 @@ def load(dtype: torch.dtype = torch.float32) -> CellKernels | None:
     return None if cdll is None else CellKernels(cdll, dtype)
 
 
-def _array(structures: Sequence[Any]) -> Any:
-    kind = type(structures[0]) if structures else Upstream
-    return (kind * max(len(structures), 1))(*structures)
+def _pointer(array: np.ndarray) -> c_void_p:
+    """Of an array that the caller holds on to."""
+    assert array.flags.c_contiguous
+    return c_void_p(array.ctypes.data)
+
+
+def _counted(array: np.ndarray) -> tuple[int, c_void_p]:
+    return len(array), _pointer(array)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from registry import OPS
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native.cells import CellKernels
-from ssfnas_cli.nets.fanout import Branch, FanOut, Use, recognise
+from ssfnas_cli.nets.branches import Branch, recognise
+from ssfnas_cli.nets.fanout import FanOut, Use
 from ssfnas_cli.nets.projection import with_kernels
 from ssfnas_cli.nets.skeleton import (
     AnyCell,

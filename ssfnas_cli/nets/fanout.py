@@ -7,104 +7,39 @@
 In a supernet `scale_o` is the edge's mixing weight; in a derived network it and `shift_o` are the weights of the op's
 own batch normalisation, and `sample_o` is drop path. Statistics are of the batch in training, running in evaluation.
 The forward pass keeps x, each convolution's result before its BN, and nothing else.
+
+There are hundreds of passes in a step, so what never changes about a fan is put into arrays when it is made, and a pass
+only fills in addresses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from registry.depthwise import DepthwiseConv
 from registry.norm import BatchNorm
 from ssfnas_cli.native.cells import (
-    AVG_POOL,
+    GROUP,
     IDENTITY,
-    MAX_POOL,
+    ITEM,
     SEPARABLE,
+    TERM,
+    UPSTREAM,
     CellKernels,
-    Group,
-    Item,
     Shape,
-    Term,
-    Upstream,
+    addresses,
+    rows,
+    structures,
 )
+from ssfnas_cli.nets.branches import Branch
 from ssfnas_cli.nets.normalisation import can_run, settle, through
 
 
-@dataclass(frozen=True)
-class Stage:
-    """ReLU, depthwise and pointwise convolution, BN."""
-
-    depthwise: nn.Conv2d
-    pointwise: nn.Conv2d
-    norm: BatchNorm
-
-
-@dataclass(frozen=True)
-class Branch:
-    """An op as the kernels know it: one or two stages, a pool or the identity; `norm` is its last BN, if any."""
-
-    kind: int
-    stages: tuple[Stage, ...] = ()
-    norm: BatchNorm | None = None
-
-
-def recognise(op: nn.Module) -> Branch | None:
-    """The op as a branch; None where the kernels do not know it and it must run as the module it is."""
-    if isinstance(op, nn.Identity):
-        return Branch(IDENTITY)
-    if isinstance(op, nn.MaxPool2d | nn.AvgPool2d):
-        return _pool(op, None)
-    if not isinstance(op, nn.Sequential):
-        return None
-    parts = list(op)
-    if len(parts) == 2 and isinstance(parts[1], BatchNorm) and isinstance(parts[0], nn.MaxPool2d | nn.AvgPool2d):
-        return _pool(parts[0], parts[1]) if not parts[1].affine else None
-    if len(parts) not in (4, 8):
-        return None
-    stages = [_stage(parts[at : at + 4]) for at in range(0, len(parts), 4)]
-    if any(stage is None for stage in stages) or any(stage.depthwise.stride != (1, 1) for stage in stages[1:]):  # type: ignore[union-attr]
-        return None
-    return Branch(SEPARABLE, tuple(stages), stages[-1].norm)  # type: ignore[arg-type, union-attr]
-
-
-def _stage(parts: Sequence[nn.Module]) -> Stage | None:
-    relu, depthwise, pointwise, norm = parts
-    if not (
-        isinstance(relu, nn.ReLU)
-        and isinstance(depthwise, nn.Conv2d)
-        and isinstance(pointwise, nn.Conv2d)
-        and isinstance(norm, BatchNorm)
-    ):
-        return None
-    kernel, dilation, channels = depthwise.kernel_size[0], depthwise.dilation[0], depthwise.in_channels
-    known = (kernel, dilation) in ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2)) and depthwise.stride in ((1, 1), (2, 2))
-    with torch.device("meta"):
-        wanted = (
-            DepthwiseConv(channels, kernel, depthwise.stride[0], dilation),
-            nn.Conv2d(channels, channels, 1, bias=False),
-        )
-    same = all(
-        one.extra_repr() == other.extra_repr() for one, other in zip((depthwise, pointwise), wanted, strict=True)
-    )
-    return Stage(depthwise, pointwise, norm) if known and same else None
-
-
-def _pool(pool: nn.MaxPool2d | nn.AvgPool2d, norm: BatchNorm | None) -> Branch | None:
-    largest = isinstance(pool, nn.MaxPool2d)
-    for stride in (1, 2):
-        plain = nn.MaxPool2d(3, stride, 1) if largest else nn.AvgPool2d(3, stride, 1, count_include_pad=False)
-        if vars(plain).items() <= vars(pool).items():
-            return Branch(MAX_POOL if largest else AVG_POOL, norm=norm)
-    return None
-
-
-@dataclass(frozen=True)
-class Use:
+class Use(NamedTuple):
     """A branch's place in a node's sum."""
 
     branch: int
@@ -121,21 +56,53 @@ class FanOut:
         stride: of every branch.
 
     Its maps are numbered: the result of every branch's first stage (of a pool or the identity: of all of it), then
-    those of the second stages that some branches have.
+    those of the second stages that some branches have. All that is [maps, C] has a row for each.
     """
 
     def __init__(self, kernels: CellKernels, branches: Sequence[Branch], uses: Sequence[Use], stride: int):
-        self.kernels, self.branches, self.uses, self.stride = kernels, list(branches), list(uses), stride
+        self.kernels, self.stride, self.num_first = kernels, stride, len(branches)
         self.doubled = [k for k, branch in enumerate(branches) if len(branch.stages) == 2]
-        second = {branch: len(branches) + place for place, branch in enumerate(self.doubled)}
-        self.last_map = [second.get(use.branch, use.branch) for use in uses]
+        second = {branch: self.num_first + place for place, branch in enumerate(self.doubled)}
+        kinds = [branch.kind for branch in branches] + [SEPARABLE] * len(self.doubled)
         self.stages = [branch.stages[0] if branch.stages else None for branch in branches]
         self.stages += [branches[k].stages[1] for k in self.doubled]
-        self.norms = [
+        self.norms: list[BatchNorm | None] = [
             stage.norm if stage else branch.norm for stage, branch in zip(self.stages, branches, strict=False)
         ]
         self.norms += [branches[k].norm for k in self.doubled]
         self.inner_norms = [branches[k].stages[0].norm for k in self.doubled]
+        self.made = [k for k, kind in enumerate(kinds) if kind != IDENTITY]
+        self.convolved = [k for k, stage in enumerate(self.stages) if stage]
+        self._keep_items(kinds)
+        self._keep_uses(uses, [second.get(use.branch, use.branch) for use in uses])
+
+    def _keep_items(self, kinds: list[int]) -> None:
+        self.items = structures(ITEM, len(kinds))
+        self.items["kind"] = kinds
+        self.items["kernel"][self.convolved] = [s.depthwise.kernel_size[0] for s in self.stages if s]
+        self.items["dilation"][self.convolved] = [s.depthwise.dilation[0] for s in self.stages if s]
+        self.normed = np.array([k for k, norm in enumerate(self.norms) if norm is not None], dtype=int)
+        first = self.normed < self.num_first
+        self.first_normed, self.second_normed = self.normed[first], self.normed[~first]
+        self.first_made = np.array([k for k in self.made if k < self.num_first], dtype=int)
+
+    def _keep_uses(self, uses: Sequence[Use], last_map: list[int]) -> None:
+        """How results come to the targets, and their gradients back: the latter by map, then the inner ones."""
+        self.last_map = np.array(last_map)
+        self.terms = structures(TERM, len(uses))
+        self.terms["target"] = [use.target for use in uses]
+        self.terms["blocked"] = self.items["kind"][self.last_map] != IDENTITY
+        self.of_identity = self.terms["blocked"] == 0
+        self.by_target = np.argsort(self.terms["target"], kind="stable")
+        self.by_map = np.argsort(self.last_map, kind="stable")
+        self.upstreams = structures(UPSTREAM, len(uses) + len(self.doubled))
+        self.upstreams["blocked"][len(uses) :] = 1
+        counts = np.bincount(self.last_map, minlength=len(self.items))
+        self.items["num_upstream"], self.items["first_upstream"] = counts, np.cumsum(counts) - counts
+        self.items["num_upstream"][self.doubled] = 1
+        self.items["first_upstream"][self.doubled] = len(uses) + np.arange(len(self.doubled))
+        self.add_up = torch.zeros(len(self.items), len(uses), dtype=torch.float64)
+        self.add_up[last_map, range(len(uses))] = 1
 
     def can_run(self, x: Tensor) -> bool:
         """Whether the kernels take this input here and now."""
@@ -182,9 +149,9 @@ class _FanOutFunction(torch.autograd.Function):
         beta: Tensor | None,
         *rest: Tensor | None,
     ) -> Any:
-        num_targets = len(rest) - 2 * sum(stage is not None for stage in fan.stages)
+        num_targets = len(rest) - 2 * len(fan.convolved)
         sums, weights = rest[:num_targets], rest[num_targets:]
-        work = _Pass(fan, x, [weight for weight in weights if weight is not None])
+        work = _Forward(fan, x, weights)  # type: ignore[arg-type]
         work.first_stages()
         work.second_stages(gamma, beta)
         outs = work.mix(scale, shift, sample, sums)
@@ -197,36 +164,33 @@ class _FanOutFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         fan: FanOut = ctx.fan
         x, scale, sample, gamma, beta, mean, inverse, *rest = ctx.saved_tensors
-        maps, weights = rest[: len(fan.stages)], rest[len(fan.stages) :]
-        work = _Pass(fan, x, weights, maps, mean, inverse)
-        if any(ctx.needs_input_grad[len(ctx.needs_input_grad) - len(weights) :]):
-            work.want_weight_gradients()
+        maps, weights = rest[: len(fan.made)], rest[len(fan.made) :]
+        want_weights = any(ctx.needs_input_grad[len(ctx.needs_input_grad) - len(weights) :])
+        work = _Backward(fan, x, weights, maps, mean, inverse, want_weights)
         gs = [g.contiguous(memory_format=torch.channels_last) for g in gradients]
-        d_scale, d_shift, upstreams = work.through_mix(gs, scale, sample)
-        d_gamma, d_beta = work.through_second_stages(gamma, beta, upstreams)
-        dx = work.through_first_stages(upstreams)
+        d_scale, d_shift = work.through_mix(gs, scale, sample)
+        d_gamma: Tensor | None = None
+        d_beta: Tensor | None = None
+        dx: Tensor | None = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[5] or want_weights:  # not where an alpha step begins
+            d_gamma, d_beta = work.through_second_stages(gamma, beta)
+            dx = work.through_first_stages()
         d_sums = [g if added else None for g, added in zip(gradients, ctx.added_to, strict=True)]
-        return (
-            None,
-            dx,
-            d_scale,
-            d_shift if ctx.needs_input_grad[3] else None,
-            None,
-            d_gamma,
-            d_beta,
-            *d_sums,
-            *work.weight_gradients(),
-        )
+        d_shift = d_shift if ctx.needs_input_grad[3] else None
+        return (None, dx, d_scale, d_shift, None, d_gamma, d_beta, *d_sums, *work.d_weights)
 
 
 class _Pass:
-    """One run of a `FanOut`, forward or backward: its maps, and their statistics [maps, C].
+    """One run of a fan: its maps, and their statistics [maps, C].
 
     A map without a BN has mean 0 and inverse deviation 1. Statistics, and sums over the batch, are in float64: what is
     added up over channels cancels.
     """
 
-    def __init__(self, fan: FanOut, x: Tensor, weights: Sequence[Tensor], *saved: Any):
+    mean: Tensor
+    inverse: Tensor
+
+    def __init__(self, fan: FanOut, x: Tensor, weights: Sequence[Tensor], maps: Sequence[Tensor] | None = None):
         self.fan, self.kernels, self.x = fan, fan.kernels, x
         num, channels, height, width = x.shape
         out = [-(-side // fan.stride) for side in (height, width)]
@@ -234,89 +198,86 @@ class _Pass:
         self.shape = Shape(num, height, width, channels, fan.stride, threads)
         self.out_shape = Shape(num, *out, channels, 1, threads)
         self.num_pixels = num * out[0] * out[1]
-        pairs = iter(zip(weights[::2], weights[1::2], strict=True))
-        self.weights = [next(pairs) if stage else None for stage in fan.stages]
-        self.gradients: list[tuple[Tensor, Tensor] | None] = [None] * len(fan.stages)
-        if saved:
-            self.maps, self.mean, self.inverse = saved
-            return
-        self.maps = [self._new_map() if kind != IDENTITY else x.new_empty(0) for kind in self._kinds()]
-        self.mean, self.variance = x.new_zeros(2, len(fan.stages), channels, dtype=torch.float64).unbind()
-        self.inverse = torch.ones_like(self.mean)
+        self.maps = self.new_maps(len(fan.made)) if maps is None else maps
+        self.items = fan.items.copy()
+        self.items["y"][fan.made] = addresses(self.maps)
+        self.items["depthwise"][fan.convolved] = addresses(weights[::2])
+        self.items["pointwise"][fan.convolved] = addresses(weights[1::2])
+        self.kept: list[Any] = []  # what structures only point at
 
-    def _kinds(self) -> list[int]:
-        return [branch.kind for branch in self.fan.branches] + [SEPARABLE] * len(self.fan.doubled)
-
-    def _rounded(self, values: Tensor) -> Tensor:
-        """As the kernels take them."""
-        return values.to(self.x.dtype).contiguous()
-
-    def _centres(self) -> list[int]:
-        self._centre = self._rounded(self.mean)
-        return _rows(self._centre)
-
-    def _new_map(self) -> Tensor:
+    def new_maps(self, count: int) -> list[Tensor]:
+        """Memory for blocked maps of the output's size."""
         shape = self.out_shape
-        return self.kernels.new_map(shape.num, shape.channels, shape.height, shape.width)
+        return [self.kernels.new_map(shape.num, shape.channels, shape.height, shape.width) for _ in range(count)]
 
-    def _item(self, index: int, kind: int) -> Item:
-        item = Item(kind=kind, y=self.maps[index].data_ptr())
-        stage, weights, gradients = self.fan.stages[index], self.weights[index], self.gradients[index]
-        if stage is not None and weights is not None:
-            item.kernel, item.dilation = stage.depthwise.kernel_size[0], stage.depthwise.dilation[0]
-            item.depthwise, item.pointwise = (weight.data_ptr() for weight in weights)
-        if gradients is not None:
-            item.d_depthwise, item.d_pointwise = (gradient.data_ptr() for gradient in gradients)
-        return item
+    def rows_of(self, matrix: Tensor) -> np.ndarray:
+        """Addresses of a matrix's rows, rounded as the kernels take them."""
+        rounded = matrix.to(self.x.dtype).contiguous()
+        self.kept.append(rounded)
+        return rows(rounded)
 
-    # Forward
-
-    def first_stages(self) -> None:
-        """Every branch's first convolutions or pool, on the same input."""
-        items = [
-            self._measured(k, branch.kind) for k, branch in enumerate(self.fan.branches) if branch.kind != IDENTITY
-        ]
-        group = Group(x=self.x.data_ptr(), first_item=0, num_items=len(items))
-        if items:
-            self.kernels.groups_forward(self.shape, [group], items)
-        self._close_statistics(range(len(self.fan.branches)))
-
-    def second_stages(self, gamma: Tensor | None, beta: Tensor | None) -> None:
-        """Of separable convolutions: each on its own first stage's result, normalised."""
-        if not self.fan.doubled:
-            return
-        begin = len(self.fan.branches)
-        scale, shift = map(self._rounded, self._inner_affine(gamma, beta))
-        groups, items = [], []
-        for place, (branch, a, b) in enumerate(zip(self.fan.doubled, _rows(scale), _rows(shift), strict=True)):
-            x = self.maps[branch].data_ptr()
-            groups.append(Group(x=x, scale=a, shift=b, first_item=place, num_items=1, blocked=1))
-            items.append(self._measured(begin + place, SEPARABLE))
-        self.kernels.groups_forward(self.out_shape, groups, items)
-        self._close_statistics(range(begin, begin + len(items)))
-
-    def _measured(self, index: int, kind: int) -> Item:
-        item = self._item(index, kind)
-        norm = self.fan.norms[index]
-        if norm is not None and norm.training:
-            item.mean, item.variance = self.mean[index].data_ptr(), self.variance[index].data_ptr()
-        return item
-
-    def _close_statistics(self, indices: range) -> None:
-        """Of these maps, as their norms use them."""
-        rows = [k for k in indices if self.fan.norms[k] is not None]
-        norms = [norm for norm in (self.fan.norms[k] for k in rows) if norm is not None]
-        if norms:
-            mean, variance = self.mean[rows], self.variance[rows]
-            self.inverse[rows] = settle(norms, mean, variance, self.num_pixels, self.x.dtype)
-            self.mean[rows] = mean
-
-    def _inner_affine(self, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    def inner_affine(self, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor]:
         """The BN between two stages as scale and shift [doubled, C], in float64."""
         mean, inverse = self.mean[self.fan.doubled], self.inverse[self.fan.doubled]
         scale = inverse if gamma is None else gamma * inverse
         shift = -mean * scale if beta is None else beta - mean * scale
         return scale, shift
+
+    def inner_groups(self, scale: Tensor, shift: Tensor) -> np.ndarray:
+        """A group for each second stage: its input is the first stage's result, normalised."""
+        groups = structures(GROUP, len(self.fan.doubled))
+        groups["x"] = self.items["y"][self.fan.doubled]
+        groups["scale"], groups["shift"] = self.rows_of(scale), self.rows_of(shift)
+        groups["first_item"], groups["num_items"] = np.arange(len(groups)), 1
+        groups["blocked"] = 1
+        return groups
+
+    def terms(self, sample: Tensor | None) -> np.ndarray:
+        """The summands of the targets: the maps' results about their means."""
+        terms = self.fan.terms.copy()
+        terms["y"] = self.items["y"][self.fan.last_map]
+        terms["y"][self.fan.of_identity] = self.x.data_ptr()
+        terms["centre"] = self.rows_of(self.mean)[self.fan.last_map]
+        if sample is not None:
+            terms["sample"] = rows(sample)
+        return terms
+
+
+class _Forward(_Pass):
+    """Forward."""
+
+    def __init__(self, fan: FanOut, x: Tensor, weights: Sequence[Tensor]):
+        super().__init__(fan, x, weights)
+        statistics = x.new_zeros(2, len(fan.items), x.shape[1], dtype=torch.float64)
+        self.mean, self.variance = statistics.unbind()
+        self.inverse = torch.ones_like(self.mean)
+        measured = [k for k in fan.normed if fan.norms[k].training]
+        self.items["mean"][measured] = rows(self.mean)[measured]
+        self.items["variance"][measured] = rows(self.variance)[measured]
+
+    def first_stages(self) -> None:
+        """Every branch's first convolutions or pool, on the same input."""
+        items = self.items[self.fan.first_made]
+        group = structures(GROUP, 1)
+        group["x"], group["num_items"] = self.x.data_ptr(), len(items)
+        if len(items):
+            self.kernels.groups_forward(self.shape, group, items)
+        self._settle(self.fan.first_normed)
+
+    def second_stages(self, gamma: Tensor | None, beta: Tensor | None) -> None:
+        """Of separable convolutions: each on its own first stage's result, normalised."""
+        if self.fan.doubled:
+            groups = self.inner_groups(*self.inner_affine(gamma, beta))
+            self.kernels.groups_forward(self.out_shape, groups, self.items[self.fan.num_first :])
+            self._settle(self.fan.second_normed)
+
+    def _settle(self, maps: np.ndarray) -> None:
+        """These maps' statistics, as their norms use them."""
+        if len(maps):
+            norms = [self.fan.norms[k] for k in maps]
+            mean, variance = self.mean[maps], self.variance[maps]
+            self.inverse[maps] = settle(norms, mean, variance, self.num_pixels, self.x.dtype)
+            self.mean[maps] = mean
 
     def mix(
         self, scale: Tensor, shift: Tensor | None, sample: Tensor | None, sums: Sequence[Tensor | None]
@@ -327,149 +288,82 @@ class _Pass:
             torch.empty(shape, dtype=self.x.dtype, memory_format=torch.channels_last) if total is None else total
             for total in sums
         ]
-        scale = self._rounded(scale * self.inverse[self.fan.last_map])
-        shift = None if shift is None else shift.contiguous()
-        terms = self._terms(sample)
-        for term, a, b in zip(terms, _rows(scale), _rows(shift, len(terms)), strict=True):
-            term.scale, term.shift = a, b
+        terms = self.terms(sample)
+        terms["scale"] = self.rows_of(scale * self.inverse[self.fan.last_map])
+        if shift is not None:
+            terms["shift"] = self.rows_of(shift)
         self.kernels.mix_forward(self.out_shape, terms, outs, [total is not None for total in sums])
         return outs
 
-    def _terms(self, sample: Tensor | None) -> list[Term]:
-        means, samples = self._centres(), _rows(sample, len(self.fan.uses))
-        terms = []
-        for use, index, factor in zip(self.fan.uses, self.fan.last_map, samples, strict=True):
-            identity = self.fan.branches[use.branch].kind == IDENTITY
-            y = self.x if identity else self.maps[index]
-            blocked = int(not identity)
-            terms.append(Term(y=y.data_ptr(), centre=means[index], sample=factor, target=use.target, blocked=blocked))
-        return terms
 
-    # Backward
-
-    def want_weight_gradients(self) -> None:
-        """Have the stages' backward passes compute them."""
-        self.gradients = [
-            None if weights is None else (torch.empty_like(weights[0]), torch.empty_like(weights[1]))
-            for weights in self.weights
-        ]
-
-    def weight_gradients(self) -> list[Tensor | None]:
-        """In the order of the function's inputs."""
-        pairs = [(None, None) if g is None else g for g, w in zip(self.gradients, self.weights, strict=True) if w]
-        return [gradient for pair in pairs for gradient in pair]
-
-    def through_mix(
-        self, gs: Sequence[Tensor], scale: Tensor, sample: Tensor | None
-    ) -> tuple[Tensor, Tensor, _Upstreams]:
-        """Gradients by scale and shift, and what goes on to the branches from the targets' gradients."""
-        num_uses, channels = len(self.fan.uses), self.x.shape[1]
-        sums, dots = self.x.new_empty(2, num_uses, channels, dtype=torch.float64).unbind()
-        terms = self._terms(sample)
-        for term, a, b in zip(terms, _rows(sums), _rows(dots), strict=True):
-            term.sum, term.dot = a, b
-        # The terms of one target side by side: its gradient is read once.
-        self.kernels.mix_sums(self.out_shape, sorted(terms, key=lambda term: term.target), gs)
-        inverse = self.inverse[self.fan.last_map]
-        slope, offset = self._through_norm(self.fan.last_map, scale * sums, scale * dots)
-        upstreams = _Upstreams(self.fan, gs, self._rounded(scale * inverse), sample, slope, offset)
-        d_scale = (dots * inverse).sum_to_size(scale.shape)
-        return self._rounded(d_scale), self._rounded(sums), upstreams
-
-    def _through_norm(self, indices: Sequence[int], sums: Tensor, dots: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope and offset [maps, C] of the gradient by a BN's input, from sums over the gradient of its output.
-
-        dy = upstream + slope * (y - mean) + offset; several uses of one map add up.
-        """
-        add_up = torch.zeros(len(self.mean), len(indices), dtype=torch.float64)
-        add_up[indices, range(len(indices))] = 1
-        slope, offset = through(self.inverse[indices], sums, dots, self.num_pixels)
-        return self._rounded(add_up @ slope), self._rounded(add_up @ offset)
-
-    def through_second_stages(
-        self, gamma: Tensor | None, beta: Tensor | None, upstreams: _Upstreams
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Gradients by gamma and beta; leaves in `upstreams` what goes on to the first stages."""
-        fan, begin = self.fan, len(self.fan.branches)
-        if not fan.doubled:
-            return None, None
-        scale, shift = self._inner_affine(gamma, beta)
-        sums, dots = torch.empty_like(scale), torch.empty_like(scale)
-        scale, shift = self._rounded(scale), self._rounded(shift)
-        means = self._centres()
-        inner = [self._new_map() for _ in fan.doubled]
-        groups, items = [], []
-        columns = zip(fan.doubled, _rows(scale), _rows(shift), _rows(sums), _rows(dots), strict=True)
-        for place, (branch, a, b, total, dot) in enumerate(columns):
-            group = Group(x=self.maps[branch].data_ptr(), scale=a, shift=b, first_item=place, num_items=1, blocked=1)
-            group.dx, group.centre, group.sum, group.dot = inner[place].data_ptr(), means[branch], total, dot
-            groups.append(group)
-            items.append(upstreams.arrive(self._item(begin + place, SEPARABLE), begin + place, means))
-        self.kernels.groups_backward(self.out_shape, groups, items, upstreams.structures)
-        d_gamma, d_beta = self._rounded(dots * self.inverse[fan.doubled]), self._rounded(sums)
-        if gamma is not None:
-            sums, dots = gamma * sums, gamma * dots
-        upstreams.go_on(inner, scale, *self._through_norm(fan.doubled, sums, dots))
-        return (None, None) if gamma is None else (d_gamma, d_beta)
-
-    def through_first_stages(self, upstreams: _Upstreams) -> Tensor:
-        """Gradient by x."""
-        dx = torch.empty_like(self.x, memory_format=torch.channels_last)
-        means = self._centres()
-        items = [upstreams.arrive(self._item(k, branch.kind), k, means) for k, branch in enumerate(self.fan.branches)]
-        group = Group(x=self.x.data_ptr(), first_item=0, num_items=len(items), dx=dx.data_ptr())
-        self.kernels.groups_backward(self.shape, [group], items, upstreams.structures)
-        return dx
-
-
-class _Upstreams:
-    """The gradients that arrive at each map: from the targets it is used in, or from the stage behind it."""
+class _Backward(_Pass):
+    """Backward: from the targets' gradients to the second stages, from those to the first, from those to x."""
 
     def __init__(
-        self, fan: FanOut, gs: Sequence[Tensor], scale: Tensor, sample: Tensor | None, slope: Tensor, offset: Tensor
+        self,
+        fan: FanOut,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        maps: Sequence[Tensor],
+        mean: Tensor,
+        inverse: Tensor,
+        want_weights: bool,
     ):
-        self.fan = fan
-        self._kept = [gs, scale, sample]  # the structures only point at them
-        self._set_norms(slope, offset)
-        by_map: dict[int, list[Upstream]] = {}
-        for use, index, a, s in zip(fan.uses, fan.last_map, _rows(scale), _rows(sample, len(fan.uses)), strict=True):
-            by_map.setdefault(index, []).append(Upstream(g=gs[use.target].data_ptr(), scale=a, sample=s))
-        self._set(by_map)
+        super().__init__(fan, x, weights, maps)
+        self.mean, self.inverse = mean, inverse
+        self.d_weights: list[Tensor] | list[None] = [None] * len(weights)
+        if want_weights:
+            made = self.d_weights = [torch.empty_like(weight) for weight in weights]
+            self.items["d_depthwise"][fan.convolved] = addresses(made[::2])
+            self.items["d_pointwise"][fan.convolved] = addresses(made[1::2])
+        self.items["centre"][fan.normed] = self.rows_of(mean)[fan.normed]
+        self.upstreams = fan.upstreams.copy()
 
-    def _set(self, by_map: dict[int, list[Upstream]]) -> None:
-        self.place: dict[int, tuple[int, int]] = {}
-        self.structures: list[Upstream] = []
-        for index, structures in by_map.items():
-            self.place[index] = (len(self.structures), len(structures))
-            self.structures += structures
+    def through_mix(self, gs: Sequence[Tensor], scale: Tensor, sample: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gradients by scale and shift; leaves what arrives at the branches' last maps."""
+        fan, num_uses = self.fan, len(self.fan.terms)
+        sums, dots = self.x.new_empty(2, num_uses, self.x.shape[1], dtype=torch.float64).unbind()
+        terms = self.terms(sample)
+        terms["sum"], terms["dot"] = rows(sums), rows(dots)
+        # The terms of one target side by side: its gradient is read once.
+        self.kernels.mix_sums(self.out_shape, terms[fan.by_target], gs)
+        inverse = self.inverse[fan.last_map]
+        upstreams = self.upstreams[:num_uses]
+        upstreams["g"] = addresses(gs)[terms["target"][fan.by_map]]
+        upstreams["scale"] = self.rows_of(scale * inverse)[fan.by_map]
+        upstreams["sample"] = terms["sample"][fan.by_map]
+        slope, offset = through(inverse, scale * sums, scale * dots, self.num_pixels)
+        self.slope, self.offset = ((fan.add_up @ part).to(self.x.dtype) for part in (slope, offset))
+        self.items["slope"][fan.normed] = rows(self.slope)[fan.normed]
+        self.items["offset"][fan.normed] = rows(self.offset)[fan.normed]
+        self.kept += [gs, sample]
+        d_scale = (dots * inverse).sum_to_size(scale.shape)
+        return d_scale.to(self.x.dtype), sums.to(self.x.dtype)
 
-    def _set_norms(self, slope: Tensor, offset: Tensor) -> None:
-        self.slope, self.offset = slope, offset
-        self._slopes, self._offsets = _rows(slope), _rows(offset)
+    def through_second_stages(self, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients by gamma and beta; leaves what arrives at the first stages before them."""
+        fan = self.fan
+        if not fan.doubled:
+            return None, None
+        scale, shift = self.inner_affine(gamma, beta)
+        sums, dots = torch.empty_like(scale), torch.empty_like(scale)
+        inner = self.new_maps(len(fan.doubled))
+        groups = self.inner_groups(scale, shift)
+        groups["dx"], groups["centre"] = addresses(inner), self.items["centre"][fan.doubled]
+        groups["sum"], groups["dot"] = rows(sums), rows(dots)
+        self.kernels.groups_backward(self.out_shape, groups, self.items[fan.num_first :], self.upstreams)
+        upstreams = self.upstreams[len(fan.terms) :]
+        upstreams["g"], upstreams["scale"] = addresses(inner), groups["scale"]
+        inverse, factor = self.inverse[fan.doubled], 1 if gamma is None else gamma
+        slope, offset = through(inverse, factor * sums, factor * dots, self.num_pixels)
+        self.slope[fan.doubled], self.offset[fan.doubled] = slope.to(self.x.dtype), offset.to(self.x.dtype)
+        self.kept.append(inner)
+        return (None, None) if gamma is None else ((dots * inverse).to(self.x.dtype), sums.to(self.x.dtype))
 
-    def arrive(self, item: Item, index: int, means: Sequence[int]) -> Item:
-        """Tell an item what arrives at its map."""
-        item.first_upstream, item.num_upstream = self.place[index]
-        if self.fan.norms[index] is not None:
-            item.centre, item.slope, item.offset = means[index], self._slopes[index], self._offsets[index]
-        return item
-
-    def go_on(self, inner: Sequence[Tensor], scale: Tensor, slope: Tensor, offset: Tensor) -> None:
-        """To the first stages: what the second ones pass back by the BN before them, `inner`, blocked."""
-        by_map: dict[int, list[Upstream]] = {
-            index: self.structures[begin : begin + count] for index, (begin, count) in self.place.items()
-        }
-        for branch, g, a in zip(self.fan.doubled, inner, _rows(scale), strict=True):
-            by_map[branch] = [Upstream(g=g.data_ptr(), scale=a, blocked=1)]
-        self._kept += [inner, scale]
-        self._set_norms(self.slope + slope, self.offset + offset)
-        self._set(by_map)
-
-
-def _rows(matrix: Tensor | None, count: int = 0) -> list[int]:
-    """Addresses of a matrix's rows; zeros where there is none."""
-    if matrix is None:
-        return [0] * count
-    assert matrix.is_contiguous()
-    step = matrix.shape[1] * matrix.element_size()
-    return [matrix.data_ptr() + k * step for k in range(len(matrix))]
+    def through_first_stages(self) -> Tensor:
+        """Gradient by x."""
+        dx = torch.empty_like(self.x, memory_format=torch.channels_last)
+        group = structures(GROUP, 1)
+        group["x"], group["num_items"], group["dx"] = self.x.data_ptr(), self.fan.num_first, dx.data_ptr()
+        self.kernels.groups_backward(self.shape, group, self.items[: self.fan.num_first], self.upstreams)
+        return dx

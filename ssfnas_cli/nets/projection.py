@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from registry.norm import BatchNorm
 from registry.ops import FactorizedReduce, ReLUConvBN
 from ssfnas_cli.native import cells
-from ssfnas_cli.native.cells import CellKernels, Item, Shape, Term, Upstream
+from ssfnas_cli.native.cells import ITEM, TERM, UPSTREAM, CellKernels, Shape, structures
 from ssfnas_cli.nets.normalisation import can_run, settle, through
 
 
@@ -93,14 +94,17 @@ class _Pass:
         norm, shape = self.projection.norm, self.out_shape
         y = self.kernels.new_map(shape.num, shape.channels, shape.height, shape.width)
         mean, variance = self.x.new_empty(2, 1, shape.channels, dtype=torch.float64).unbind()
-        item = Item(y=y.data_ptr())
+        item = structures(ITEM, 1)
+        item["y"] = y.data_ptr()
         if norm.training:
-            item.mean, item.variance = mean.data_ptr(), variance.data_ptr()
+            item["mean"], item["variance"] = mean.data_ptr(), variance.data_ptr()
         self.kernels.project_forward(self.shape, self.job, item)
         return y, mean[0], settle([norm], mean, variance, self.num_pixels, self.x.dtype)[0]
 
-    def _term(self, y: Tensor, centre: Tensor) -> Term:
-        return Term(y=y.data_ptr(), centre=centre.data_ptr(), blocked=1)
+    def _term(self, y: Tensor, centre: Tensor) -> np.ndarray:
+        term = structures(TERM, 1)
+        term["y"], term["centre"], term["blocked"] = y.data_ptr(), centre.data_ptr(), 1
+        return term
 
     def normalise(self, y: Tensor, mean: Tensor, scale: Tensor, beta: Tensor | None) -> Tensor:
         """scale * (y - mean) + beta, [N, C, H, W]."""
@@ -109,8 +113,8 @@ class _Pass:
         out = torch.empty(sides, dtype=dtype, memory_format=torch.channels_last)
         centre, scale = mean.to(dtype), scale.to(dtype)
         term = self._term(y, centre)
-        term.scale, term.shift = scale.data_ptr(), None if beta is None else beta.data_ptr()
-        self.kernels.mix_forward(shape, [term], [out], [False])
+        term["scale"], term["shift"] = scale.data_ptr(), 0 if beta is None else beta.data_ptr()
+        self.kernels.mix_forward(shape, term, [out], [False])
         return out
 
     def sums(self, y: Tensor, mean: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,8 +122,8 @@ class _Pass:
         centre = mean.to(self.x.dtype)
         sums, dots = torch.empty_like(mean), torch.empty_like(mean)
         term = self._term(y, centre)
-        term.sum, term.dot = sums.data_ptr(), dots.data_ptr()
-        self.kernels.mix_sums(self.out_shape, [term], [g])
+        term["sum"], term["dot"] = sums.data_ptr(), dots.data_ptr()
+        self.kernels.mix_sums(self.out_shape, term, [g])
         return sums, dots
 
     def backward(
@@ -138,13 +142,14 @@ class _Pass:
         slope, offset = through(inverse, factor * sums, factor * dots, self.num_pixels)
         rows = torch.stack([mean, slope, offset, factor * inverse]).to(self.x.dtype)
         centre, slope, offset, scale = rows.unbind()
-        item = Item(y=y.data_ptr(), num_upstream=1)
-        item.centre, item.slope, item.offset = centre.data_ptr(), slope.data_ptr(), offset.data_ptr()
+        item, upstream = structures(ITEM, 1), structures(UPSTREAM, 1)
+        item["y"], item["num_upstream"] = y.data_ptr(), 1
+        item["centre"], item["slope"], item["offset"] = centre.data_ptr(), slope.data_ptr(), offset.data_ptr()
+        upstream["g"], upstream["scale"] = g.data_ptr(), scale.data_ptr()
         dx = torch.empty_like(self.x)
         self.job.dx = dx.data_ptr()
         d_weights = [torch.empty_like(weight) if want_weights else None for weight in self.weights]
         for tap, d_weight in enumerate(d_weights):
             self.job.d_weights[tap] = None if d_weight is None else d_weight.data_ptr()
-        upstream = Upstream(g=g.data_ptr(), scale=scale.data_ptr())
-        self.kernels.project_backward(self.shape, self.job, item, [upstream])
+        self.kernels.project_backward(self.shape, self.job, item, upstream)
         return dx, d_weights

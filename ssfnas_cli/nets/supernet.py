@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from registry import OPS, Plugin
 from registry.norm import BatchNorm, batch_norm
 from ssfnas_cli.native.cells import CellKernels
-from ssfnas_cli.nets.fanout import Branch, FanOut, Use, recognise
+from ssfnas_cli.nets.branches import Branch, recognise
+from ssfnas_cli.nets.fanout import FanOut, Use
 from ssfnas_cli.nets.projection import with_kernels
 from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, concatenate, pool
 

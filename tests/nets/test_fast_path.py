@@ -10,7 +10,8 @@ from registry import OPS
 from registry.norm import BatchNorm, held_statistics
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native import cells
-from ssfnas_cli.nets.fanout import FanOut, Use, recognise
+from ssfnas_cli.nets.branches import recognise
+from ssfnas_cli.nets.fanout import FanOut, Use
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import PAPER_OPS

@@ -62,11 +62,11 @@ def dry_run(settings: SearchSettings, output: Path | None, force: bool) -> dict[
         **{name: getattr(settings, name) for name in ("order", "epochs", "batch_size", "channels", "layers")},
         "num_params": sum(weight.numel() for weight in phase.weights),
         **figures,
-        "device": str(device.torch),
         "computed_by": _computed_by(phase),
         "workers": settings.workers,
         "precision": settings.precision,
         **environment(),
+        **device.facts(),
     }
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from registry import OPS
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native.cells import CellKernels
-from ssfnas_cli.nets.branches import Branch, recognise
-from ssfnas_cli.nets.fanout import FanOut, Use
+from ssfnas_cli.nets.fanout import FanOut, divide
 from ssfnas_cli.nets.projection import with_kernels
 from ssfnas_cli.nets.skeleton import (
     AnyCell,
@@ -93,12 +92,12 @@ class DerivedCell(AnyCell):
         """Have compiled kernels run the ops they know; None: torch runs all of them."""
         self.inputs.compile_with(kernels)
         self.run = [with_kernels(op, kernels) for op in self.ops]
-        self.fans: dict[int, NodeFan] = {}
+        self.fans: dict[int, tuple[FanOut, list[int]]] = {}  # by source: the fan and its edges
         for source, edges in self.edges_from.items():
-            branches = {k: branch for k in edges if kernels and (branch := recognise(self.ops[k])) is not None}
-            if kernels and branches:
-                stride = 2 if self.reduction and source < 2 else 1
-                self.fans[source] = NodeFan(kernels, branches, self.targets, stride)
+            stride = 2 if self.reduction and source < 2 else 1
+            fan, known = divide(kernels, [(self.ops[k], self.targets[k]) for k in edges], stride)
+            if fan is not None:
+                self.fans[source] = fan, [edges[place] for place in known]
 
     def forward(self, older: Tensor, newer: Tensor, drop_rate: float) -> Tensor:
         """Two cells' outputs -> [N, len(concat) * C, H, W]; drop path per op (DARTS) or per node (FairDARTS)."""
@@ -109,16 +108,31 @@ class DerivedCell(AnyCell):
         for source, edges in self.edges_from.items():
             if source >= 2:
                 states[source] = _node(fused.get(source), plain.get(source), node_factors.get(source))
-            x, fan = states[source], self.fans.get(source)
-            compiled = fan is not None and fan.add_to(fused, x, edge_factors)
+            x = states[source]
+            compiled = self._add_compiled(source, fused, x, edge_factors)
             for k in edges:
-                if compiled and fan is not None and k in fan.edges:
+                if k in compiled:
                     continue
                 result, target = self.run[k](x), self.targets[k]
                 if k in edge_factors:
                     result = result * edge_factors[k]
                 plain[target] = plain[target] + result if target in plain else result
         return concatenate([states[node] for node in self.concat])
+
+    def _add_compiled(self, source: int, sums: dict[int, Tensor], x: Tensor, factors: dict[int, Tensor]) -> list[int]:
+        """Add a node's edges to the sums by compiled kernels; which edges were added, none where that cannot be."""
+        fan, edges = self.fans.get(source, (None, []))
+        if fan is None or not fan.can_run(x):
+            return []
+        one, zero, all_kept = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]), x.new_ones(x.shape[0])
+        norms = [fan.norms[k] for k in fan.last_map]
+        scale = torch.stack([one if norm is None else norm.weight for norm in norms])
+        shift = torch.stack([zero if norm is None else norm.bias for norm in norms])
+        sample = None
+        if any(k in factors for k in edges):
+            sample = torch.stack([factors[k].flatten() if k in factors else all_kept for k in edges])
+        fan.add_to(sums, x, scale, shift, sample)
+        return edges
 
     def _drop_factors(self, x: Tensor, rate: float) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
         """Drop path's factors [N, 1, 1, 1] by edge or by node, drawn in the nodes' order whatever computes them."""
@@ -130,39 +144,6 @@ class DerivedCell(AnyCell):
             else:
                 edges |= {k: drop_path_factors(x, rate) for k in self.edges_into[node] if not self.exempt[k]}
         return edges, nodes
-
-
-class NodeFan:
-    """The edges from one node that compiled kernels run.
-
-    Args:
-        branches: by the edge's number.
-        targets: of every edge of the cell.
-    """
-
-    def __init__(self, kernels: CellKernels, branches: dict[int, Branch], targets: list[int], stride: int):
-        self.edges = list(branches)
-        self.targets = sorted({targets[k] for k in branches})
-        self.norms = [branch.norm for branch in branches.values()]
-        uses = [Use(place, self.targets.index(targets[k])) for place, k in enumerate(branches)]
-        self.fan = FanOut(kernels, list(branches.values()), uses, stride)
-
-    def add_to(self, sums: dict[int, Tensor], x: Tensor, factors: dict[int, Tensor]) -> bool:
-        """Add the edges' results on x [N, C, H, W] to their nodes' sums; false, and nothing added, if it cannot."""
-        if not self.fan.can_run(x):
-            return False
-        one, zero = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1])
-        scale = torch.stack([one if norm is None else norm.weight for norm in self.norms])
-        shift = torch.stack([zero if norm is None else norm.bias for norm in self.norms])
-        all_kept = x.new_ones(x.shape[0])
-        dropped = any(k in factors for k in self.edges)
-        sample = (
-            torch.stack([factors[k].flatten() if k in factors else all_kept for k in self.edges]) if dropped else None
-        )
-        sums.update(
-            zip(self.targets, self.fan(x, [sums.get(t) for t in self.targets], scale, shift, sample), strict=True)
-        )
-        return True
 
 
 def _node(fused: Tensor | None, plain: Tensor | None, factor: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from registry.norm import BatchNorm
 from ssfnas_cli.native.cells import (
@@ -35,12 +35,34 @@ from ssfnas_cli.native.cells import (
     rows,
     structures,
 )
-from ssfnas_cli.nets.branches import Branch
+from ssfnas_cli.nets.branches import Branch, recognise
 from ssfnas_cli.nets.normalisation import can_run, settle, through
 
 
+def divide(
+    kernels: CellKernels | None, ops: Sequence[tuple[nn.Module, int]], stride: int
+) -> tuple[FanOut | None, list[int]]:
+    """A fan of those ops on one map that the kernels know, and their places.
+
+    Args:
+        kernels: None where there are none.
+        ops: each with the node whose sum it adds to; one that stands there for several nodes is run once.
+        stride: of all of them.
+    """
+    branches: dict[nn.Module, Branch] = {}
+    for op in {op: None for op, _ in ops} if kernels else ():
+        if (branch := recognise(op)) is not None:
+            branches[op] = branch
+    if kernels is None or not branches:
+        return None, []
+    number = {op: k for k, op in enumerate(branches)}
+    known = [place for place, (op, _) in enumerate(ops) if op in branches]
+    uses = [Use(number[op], target) for op, target in ops if op in branches]
+    return FanOut(kernels, list(branches.values()), uses, stride), known
+
+
 class Use(NamedTuple):
-    """A branch's place in a node's sum."""
+    """A branch's place in the sum of a node, the target."""
 
     branch: int
     target: int
@@ -74,6 +96,7 @@ class FanOut:
         self.made = [k for k, kind in enumerate(kinds) if kind != IDENTITY]
         self.convolved = [k for k, stage in enumerate(self.stages) if stage]
         self._keep_items(kinds)
+        self.targets = sorted({use.target for use in uses})
         self._keep_uses(uses, [second.get(use.branch, use.branch) for use in uses])
 
     def _keep_items(self, kinds: list[int]) -> None:
@@ -90,7 +113,7 @@ class FanOut:
         """How results come to the targets, and their gradients back: the latter by map, then the inner ones."""
         self.last_map = np.array(last_map)
         self.terms = structures(TERM, len(uses))
-        self.terms["target"] = [use.target for use in uses]
+        self.terms["target"] = [self.targets.index(use.target) for use in uses]
         self.terms["blocked"] = self.items["kind"][self.last_map] != IDENTITY
         self.of_identity = self.terms["blocked"] == 0
         self.by_target = np.argsort(self.terms["target"], kind="stable")
@@ -108,20 +131,19 @@ class FanOut:
         """Whether the kernels take this input here and now."""
         return can_run(self.kernels, self.norms, x)
 
-    def __call__(
+    def add_to(
         self,
+        sums: dict[int, Tensor],
         x: Tensor,
-        sums: Sequence[Tensor | None],
         scale: Tensor,
         shift: Tensor | None = None,
         sample: Tensor | None = None,
-    ) -> list[Tensor]:
-        """The targets' sums with this node's ops added.
+    ) -> None:
+        """Add this node's ops to the targets' sums.
 
         Args:
+            sums: by target, what the nodes before added [N, C, H/s, W/s], which is changed in place.
             x: [N, C, H, W].
-            sums: for each target what the nodes before added [N, C, H/s, W/s], which is changed in place; None where
-                nothing did.
             scale: [uses, C], or [uses, 1].
             shift: [uses, C], or None.
             sample: [uses, N], a factor for every image, or None.
@@ -131,7 +153,9 @@ class FanOut:
         beta = torch.stack([norm.bias for norm in self.inner_norms]) if affine else None
         weights = [w for stage in self.stages if stage for w in (stage.depthwise.weight, stage.pointwise.weight)]
         x = x.contiguous(memory_format=torch.channels_last)
-        return list(_FanOutFunction.apply(self, x, scale, shift, sample, gamma, beta, *sums, *weights))
+        before = [sums.get(target) for target in self.targets]
+        after = _FanOutFunction.apply(self, x, scale, shift, sample, gamma, beta, *before, *weights)
+        sums.update(zip(self.targets, after, strict=True))
 
 
 class _FanOutFunction(torch.autograd.Function):
@@ -176,8 +200,8 @@ class _FanOutFunction(torch.autograd.Function):
             d_gamma, d_beta = work.through_second_stages(gamma, beta)
             dx = work.through_first_stages()
         d_sums = [g if added else None for g, added in zip(gradients, ctx.added_to, strict=True)]
-        d_shift = d_shift if ctx.needs_input_grad[3] else None
-        return (None, dx, d_scale, d_shift, None, d_gamma, d_beta, *d_sums, *work.d_weights)
+        shifts = ctx.needs_input_grad[3]
+        return (None, dx, d_scale, d_shift if shifts else None, None, d_gamma, d_beta, *d_sums, *work.d_weights)
 
 
 class _Pass:

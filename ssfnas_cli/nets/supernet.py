@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from registry import OPS, Plugin
 from registry.norm import BatchNorm, batch_norm
 from ssfnas_cli.native.cells import CellKernels
-from ssfnas_cli.nets.branches import Branch, recognise
-from ssfnas_cli.nets.fanout import FanOut, Use
+from ssfnas_cli.nets.fanout import divide
 from ssfnas_cli.nets.projection import with_kernels
 from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, concatenate, pool
 
@@ -100,7 +99,7 @@ class SearchCell(AnyCell):
 
     def _leaving(self, node: int, spec: CellSpec) -> Leaving:
         uses = [
-            Candidate(edge, column, target - 2, op)
+            Candidate(edge, column, target, op)
             for edge, (source, target) in enumerate(edge_list())
             if source == node
             for home in (self.of_node[node], self.of_edge[edge])
@@ -111,16 +110,16 @@ class SearchCell(AnyCell):
     def forward(self, older: Tensor, newer: Tensor, weights: Tensor) -> Tensor:
         """Two cells' outputs [N, C', H, W], weights [num_edges, num_ops] -> [N, 4C, H, W] (halved by a reduction)."""
         states: list[Tensor] = list(self.inputs(older, newer))
-        sums: list[Tensor | None] = [None] * NUM_NODES
+        sums: dict[int, Tensor] = {}  # by node
         for source, leaving in enumerate(self.leaving):
             if source >= 2:
-                states.append(_complete(sums[source - 2]))
+                states.append(sums[source])
             leaving.add_to(sums, states[source], weights)
-        return concatenate([_complete(total) for total in sums])
+        return concatenate([sums[node] for node in range(2, 2 + NUM_NODES)])
 
 
 class Candidate(NamedTuple):
-    """An op's place on an edge: the alphas' row and column, and the node it adds to, counted from 0."""
+    """An op's place on an edge: the alphas' row and column, and the node it adds to."""
 
     edge: int
     column: int
@@ -137,45 +136,35 @@ class Leaving:
 
     def compile_with(self, kernels: CellKernels | None) -> None:
         """Divide the candidates between compiled kernels and torch."""
-        branches: dict[nn.Module, Branch] = {}
-        for candidate in self.candidates if kernels else []:
-            branch = branches.get(candidate.op) or recognise(candidate.op)
-            if branch is not None:
-                branches[candidate.op] = branch
-        self.known = [candidate for candidate in self.candidates if candidate.op in branches]
-        self.others = [candidate for candidate in self.candidates if candidate.op not in branches]
+        self.fan, known = divide(kernels, [(c.op, c.target) for c in self.candidates], self.stride)
+        self.known = [self.candidates[place] for place in known]
+        self.others = [c for place, c in enumerate(self.candidates) if place not in known]
         self.run = {candidate.op: with_kernels(candidate.op, kernels) for candidate in self.candidates}
-        self.first_target = min((candidate.target for candidate in self.known), default=0)
-        self.fan: FanOut | None = None
-        if kernels and self.known:
-            place = {op: k for k, op in enumerate(branches)}
-            uses = [Use(place[c.op], c.target - self.first_target) for c in self.known]
-            self.fan = FanOut(kernels, list(branches.values()), uses, self.stride)
 
-    def add_to(self, sums: list[Tensor | None], x: Tensor, weights: Tensor) -> None:
+    def add_to(self, sums: dict[int, Tensor], x: Tensor, weights: Tensor) -> None:
         """Add to the sums of the nodes behind what the ops make of x [N, C, H, W]."""
         others = self.candidates
         if self.fan is not None and self.fan.can_run(x):
             mixing = weights[[c.edge for c in self.known], [c.column for c in self.known]]
-            sums[self.first_target :] = self.fan(x, sums[self.first_target :], mixing[:, None].to(x.dtype))
+            self.fan.add_to(sums, x, mixing[:, None].to(x.dtype))
             others = self.others
         if others:
             self._add_by_torch(others, sums, x, weights)
 
     def _add_by_torch(
-        self, candidates: Sequence[Candidate], sums: list[Tensor | None], x: Tensor, weights: Tensor
+        self, candidates: Sequence[Candidate], sums: dict[int, Tensor], x: Tensor, weights: Tensor
     ) -> None:
         """Op by op; the ReLU that convolutions begin with, and an op that several edges share, are run once."""
         rectified = F.relu(x) if any(_begins_with_relu(c.op) for c in candidates) else x
         uses = Counter(c.op for c in candidates)
         shared = {op: self.run[op](x) for op, count in uses.items() if count > 1}
         for edge, column, target, op in candidates:
-            weight, total = weights[edge, column], sums[target]
+            weight = weights[edge, column]
             if op in shared or self.run[op] is not op:
                 term = weight * (shared[op] if op in shared else self.run[op](x))
             else:
                 term = _weighed(op, x, rectified, weight)
-            sums[target] = term if total is None else total + term
+            sums[target] = sums[target] + term if target in sums else term
 
 
 def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.Module:
@@ -201,8 +190,3 @@ def _weighed(op: nn.Module, x: Tensor, rectified: Tensor, weight: Tensor) -> Ten
 def _by_column(ops: nn.Module) -> dict[int, nn.Module]:
     """The ops of a node or edge, by their column of the alphas."""
     return {int(column): op for column, op in ops.items()}  # type: ignore[operator]
-
-
-def _complete(total: Tensor | None) -> Tensor:
-    assert total is not None, "every node has an edge and every edge an op"
-    return total

@@ -10,8 +10,7 @@ from registry import OPS
 from registry.norm import BatchNorm, held_statistics
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native import cells
-from ssfnas_cli.nets.branches import recognise
-from ssfnas_cli.nets.fanout import FanOut, Use
+from ssfnas_cli.nets.fanout import divide
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import PAPER_OPS
@@ -51,8 +50,11 @@ def by_modules(ops, x, scale, push):
 def by_kernels(ops, x, scale, push, stride):
     x = x.detach().clone().requires_grad_()
     scale = scale.detach().clone().requires_grad_()
-    fan = FanOut(cells.load(x.dtype), [recognise(op) for op in ops], [Use(k, 0) for k in range(len(ops))], stride)
-    (total,) = fan(x, [None], scale[:, None])
+    fan, known = divide(cells.load(x.dtype), [(op, 2) for op in ops], stride)
+    assert known == list(range(len(ops)))
+    sums = {}
+    fan.add_to(sums, x, scale[:, None])
+    total = sums[2]
     weights = [weight for op in ops for weight in op.parameters()]
     return [total.detach(), *torch.autograd.grad((total * push).sum(), [x, scale, *weights])]
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry.core import OPS, OpFacts, Options
-from registry.depthwise import DepthwiseConv
 from registry.norm import BatchNorm
+from registry.separable import SeparableConvs
 
 
 class Zero(nn.Module):
@@ -59,23 +59,6 @@ class ReLUConvBN(nn.Sequential):
         )
 
 
-def depthwise_separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
-    """ReLU, depthwise kxk, pointwise, BN."""
-    return [
-        nn.ReLU(),
-        DepthwiseConv(channels, kernel, stride, dilation),
-        nn.Conv2d(channels, channels, 1, bias=False),
-        BatchNorm(channels, affine=affine),
-    ]
-
-
-def _sep_conv(channels: int, kernel: int, stride: int, affine: bool) -> nn.Module:
-    return nn.Sequential(
-        *depthwise_separable(channels, kernel, stride, 1, affine),
-        *depthwise_separable(channels, kernel, 1, 1, affine),
-    )
-
-
 @OPS.register("none", facts=OpFacts(is_none=True, parameter_free=True))
 def none(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
     """No connection: zeros."""
@@ -103,31 +86,31 @@ def skip_connect(channels: int, stride: int, affine: bool, options: Options) -> 
 @OPS.register("sep_conv_3x3")
 def sep_conv_3x3(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
     """Separable 3x3 convolution, applied twice."""
-    return _sep_conv(channels, 3, stride, affine)
+    return SeparableConvs(channels, (3, 3), stride, 1, affine)
 
 
 @OPS.register("sep_conv_5x5")
 def sep_conv_5x5(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
     """Separable 5x5 convolution, applied twice."""
-    return _sep_conv(channels, 5, stride, affine)
+    return SeparableConvs(channels, (5, 5), stride, 1, affine)
 
 
 @OPS.register("sep_conv_7x7")
 def sep_conv_7x7(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
     """Separable 7x7 convolution, applied twice."""
-    return _sep_conv(channels, 7, stride, affine)
+    return SeparableConvs(channels, (7, 7), stride, 1, affine)
 
 
 @OPS.register("dil_conv_3x3")
 def dil_conv_3x3(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
     """Separable 3x3 convolution with dilation 2."""
-    return nn.Sequential(*depthwise_separable(channels, 3, stride, 2, affine))
+    return SeparableConvs(channels, (3,), stride, 2, affine)
 
 
 @OPS.register("dil_conv_5x5")
 def dil_conv_5x5(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
     """Separable 5x5 convolution with dilation 2."""
-    return nn.Sequential(*depthwise_separable(channels, 5, stride, 2, affine))
+    return SeparableConvs(channels, (5,), stride, 2, affine)
 
 
 @OPS.register("conv_7x1_1x7")

@@ -1,4 +1,5 @@
-// The candidate operations that leave one node of a cell, for all edges at once.
+// The cells of a network: the candidate operations that leave one node, for all edges at once (fan.h), the sums they
+// are added to (sums.h), and what brings a cell's input to the cell's width (project.h).
 //
 // What is fast here, and why (measured by benchmarks/search_step.py, docs/performance.md):
 //   - One image of one operation fits into the second-level cache, so ReLU, depthwise and pointwise convolution run
@@ -7,6 +8,7 @@
 //     gradient hold a row of pixels, or all taps, in registers; the channels of one vector lie side by side.
 //   - The weighted sum over operations, each with its batch normalisation, is one linear combination per channel.
 //   - The depthwise results are computed again in the backward pass instead of being kept: cheaper than the traffic.
+//   - A map is read and written where it lies, and in as few passes as its statistics allow.
 //
 // Layouts. Tensors of torch are NHWC ("channels last"). Maps of our own are "blocked": [N][blocks][H][W][lanes], a
 // block being as many channels as a vector has lanes, the last one filled up with zeros.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from registry.depthwise import DepthwiseConv
 from registry.norm import BatchNorm
+from registry.separable import depthwise_conv
 from ssfnas_cli.native.cells import AVG_POOL, IDENTITY, MAX_POOL, SEPARABLE
 
 
@@ -63,7 +63,7 @@ def _stage(parts: Sequence[nn.Module]) -> Stage | None:
     known = (kernel, dilation) in ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2)) and depthwise.stride in ((1, 1), (2, 2))
     with torch.device("meta"):
         wanted = (
-            DepthwiseConv(channels, kernel, depthwise.stride[0], dilation),
+            depthwise_conv(channels, kernel, depthwise.stride[0], dilation),
             nn.Conv2d(channels, channels, 1, bias=False),
         )
     same = all(

@@ -19,8 +19,8 @@ from ssfnas_cli.nets.skeleton import (
     AnyCell,
     CellInputs,
     CellSpec,
+    Stem,
     build_cells,
-    build_stem,
     concatenate,
     pool,
     reduction_layers,
@@ -40,7 +40,7 @@ class DerivedEncoder(nn.Module):
     def __init__(self, genotype: Genotype, in_channels: int, channels: int, layers: int):
         super().__init__()
         self.drop_path = 0.0
-        self.stem = build_stem(in_channels, channels)
+        self.stem = Stem(in_channels, channels)
         cells = build_cells(layers, channels, lambda spec: DerivedCell(genotype, spec))
         self.cells = nn.ModuleList(cells)
         self.aux_layer = reduction_layers(layers)[1]

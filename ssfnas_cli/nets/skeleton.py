@@ -31,10 +31,19 @@ def reduction_layers(layers: int) -> tuple[int, int]:
     return layers // 3, 2 * layers // 3
 
 
-def build_stem(in_channels: int, channels: int) -> nn.Sequential:
-    """3x3 convolution to three times the width, and BN: [N, in, H, W] -> [N, 3*channels, H, W]."""
-    width = STEM_MULTIPLIER * channels
-    return nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), BatchNorm(width))
+class Stem(nn.Sequential):
+    """3x3 convolution to three times the cells' width, and BN: [N, in, H, W] -> [N, 3*channels, H, W]."""
+
+    def __init__(self, in_channels: int, channels: int):
+        width = STEM_MULTIPLIER * channels
+        super().__init__(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), BatchNorm(width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self[0](images)
+        if not (x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)):
+            return self[1](x)
+        # torch adds up channels-last maps pixel by pixel, which costs digits; the other layout keeps them.
+        return self[1](x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
 def build_cells(layers: int, channels: int, make_cell: Callable[[CellSpec], AnyCell]) -> list[AnyCell]:

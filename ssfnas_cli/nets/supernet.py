@@ -2,7 +2,11 @@
 
 A cell is run source by source: a node's map is complete when all nodes before it have added their ops to it. What
 leaves a node goes through compiled kernels where there are some and they know the op (nets/fanout.py), else through
-the op's own module; an op without parameters is run once for all edges from a node either way.
+the op's own module. Either way an op without parameters is run once for all edges from a node, and `none` never.
+
+What is fast where torch computes (benchmarks/search_step.py, cases `-torch`), beside registry/separable.py: the ReLU
+that convolutions begin with is run once a node, an op's mixing weight rides on its BN, and no batch normalisation
+meets the gradient of a concatenation, whose slices it is slow on (nets/skeleton.py).
 """
 
 from __future__ import annotations
@@ -15,11 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry import OPS, Plugin
-from registry.norm import BatchNorm, batch_norm
+from registry.norm import BatchNorm
+from registry.separable import SeparableConvs
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.fanout import divide
 from ssfnas_cli.nets.projection import with_kernels
-from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, build_stem, concatenate, pool
+from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, Stem, build_cells, concatenate, pool
 
 NUM_NODES = 4
 
@@ -53,7 +58,7 @@ class Supernet(nn.Module):
         options = {
             name: plugin.parse_options((op_options or {}).get(name)) for name, plugin in zip(ops, plugins, strict=True)
         }
-        self.stem = build_stem(in_channels, channels)
+        self.stem = Stem(in_channels, channels)
         cells = build_cells(layers, channels, lambda spec: SearchCell(spec, plugins, options))
         self.cells = nn.ModuleList(cells)
         self.num_features = cells[-1].out_channels
@@ -155,36 +160,21 @@ class Leaving:
         self, candidates: Sequence[Candidate], sums: dict[int, Tensor], x: Tensor, weights: Tensor
     ) -> None:
         """Op by op; the ReLU that convolutions begin with, and an op that several edges share, are run once."""
-        rectified = F.relu(x) if any(_begins_with_relu(c.op) for c in candidates) else x
+        rectified = F.relu(x) if any(isinstance(c.op, SeparableConvs) for c in candidates) else x
         uses = Counter(c.op for c in candidates)
         shared = {op: self.run[op](x) for op, count in uses.items() if count > 1}
         for edge, column, target, op in candidates:
             weight = weights[edge, column]
-            if op in shared or self.run[op] is not op:
-                term = weight * (shared[op] if op in shared else self.run[op](x))
+            if isinstance(op, SeparableConvs):
+                term = op.after_relu(rectified, weight)
             else:
-                term = _weighed(op, x, rectified, weight)
-            sums[target] = sums[target] + term if target in sums else term
+                term = weight * (shared[op] if op in shared else self.run[op](x))
+            sums[target] = sums[target].add_(term) if target in sums else term
 
 
 def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.Module:
     op = plugin.factory(channels, stride, False, options)
     return nn.Sequential(op, BatchNorm(channels, affine=False)) if plugin.facts.supernet_bn else op
-
-
-def _begins_with_relu(op: nn.Module) -> bool:
-    return type(op) is nn.Sequential and isinstance(op[0], nn.ReLU)
-
-
-def _weighed(op: nn.Module, x: Tensor, rectified: Tensor, weight: Tensor) -> Tensor:
-    """weight * op(x). A last BN without weights takes the factor as its weight: no passes of its own."""
-    parts = list(op) if type(op) is nn.Sequential else [op]
-    if _begins_with_relu(op):
-        x, parts = rectified, parts[1:]
-    norm = parts.pop() if parts and isinstance(parts[-1], BatchNorm) and not parts[-1].affine else None
-    for part in parts:
-        x = part(x)
-    return weight * x if norm is None else batch_norm(norm, x, weight)  # type: ignore[arg-type]
 
 
 def _by_column(ops: nn.Module) -> dict[int, nn.Module]:

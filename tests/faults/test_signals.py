@@ -11,6 +11,8 @@ import time
 import pytest
 from faults_support import RETRAIN, SEARCH, SHORT, assert_same_end, script, wait_for
 
+from ssfnas_cli.artifacts.checkpoint import list_checkpoints, load_checkpoint
+
 NAMES = ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"]
 
 
@@ -35,6 +37,8 @@ def test_a_signal_in_a_step_stops_after_it_and_the_rest_is_exact(zygote, world, 
     last = result.err.splitlines()[-1]
     assert name in last and "epoch 2, step 3" in last and "the same command goes on" in last
     assert status(place / "run")["state"] == "stopped"
+    saved = load_checkpoint(list_checkpoints(place / "run" / "checkpoints")[-1]).state
+    assert (saved["epoch"], saved["step"]) == (1, 3), "the step the signal came in is kept"
     assert not (place / "run" / "lock.json").exists()
     assert zygote.run(seldom, place).code == 0
     assert_same_end(place / "run", world / "search")
@@ -45,8 +49,6 @@ def test_a_signal_in_a_save_lets_it_finish(zygote, place, name):
     fault = {"signals_at_file_event": [number(name), 1, "state.json"]}
     result = zygote.run([*SEARCH, "-o", "run"], place, fault)
     assert result.code == code(name), result.err
-    from ssfnas_cli.artifacts.checkpoint import list_checkpoints, load_checkpoint
-
     kept = [load_checkpoint(path) for path in list_checkpoints(place / "run" / "checkpoints")]
     assert kept[-1].state["step"] == status(place / "run")["step"] == len(kept)
 

@@ -1,0 +1,156 @@
+"""Separable convolutions, with gradients of our own for CPUs, where the library's are many times slower than need be.
+
+Slow there are the gradients of dilated depthwise kernels, worst of all with stride 2, the weight gradient of kernels
+above 3x3, and whatever writes maps that do not stay in the caches (benchmarks/search_step.py, cases `-torch`). So
+
+- a data gradient is a forward convolution of the output's gradient with the mirrored kernel; at stride 2 zeros are put
+  between the gradient's pixels first;
+- with dilation 2 every tap meets pixels of one parity only: on the grids of one parity the kernel is a plain one;
+- a kxk kernel's weight gradient is covered by 3x3 ones, which the library is fast at;
+- the depthwise result is not kept for the pointwise weights' gradient but computed again, and nothing is kept at all
+  where no weight's gradient is wanted (an alpha step).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from registry.norm import BatchNorm, batch_norm
+
+
+class SeparableConvs(nn.Sequential):
+    """ReLU, depthwise kxk (k odd), pointwise, BN: once for every kernel; [N, C, H, W] -> [N, C, H/stride, W/stride].
+
+    Args:
+        kernels: the sides k; the first convolution has the stride, sides are rounded up.
+        affine: whether the BNs have weights.
+    """
+
+    def __init__(self, channels: int, kernels: tuple[int, ...], stride: int, dilation: int, affine: bool):
+        parts: list[nn.Module] = []
+        for number, kernel in enumerate(kernels):
+            parts.append(nn.ReLU())
+            parts.append(depthwise_conv(channels, kernel, 1 if number else stride, dilation))
+            parts.append(nn.Conv2d(channels, channels, 1, bias=False))
+            parts.append(BatchNorm(channels, affine=affine))
+        super().__init__(*parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after_relu(F.relu(x))
+
+    def after_relu(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Of an x that has been through the first ReLU; times `weight`, a number, where the BNs have none."""
+        parts: Any = list(self)
+        for begin in range(0, len(parts), 4):
+            _, depthwise, pointwise, norm = parts[begin : begin + 4]
+            x = separable(F.relu_(x) if begin else x, depthwise, pointwise)
+            x = norm(x) if begin + 4 < len(parts) else batch_norm(norm, x, weight)
+        return x
+
+
+def depthwise_conv(channels: int, kernel: int, stride: int, dilation: int) -> nn.Conv2d:
+    """A depthwise kxk convolution without bias that keeps the side (divided by the stride, rounded up)."""
+    padding = dilation * (kernel - 1) // 2
+    return nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+
+
+def separable(x: Tensor, depthwise: nn.Conv2d, pointwise: nn.Conv2d) -> Tensor:
+    """pointwise(depthwise(x))."""
+    if x.is_cpu and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        return _SeparableFunction.apply(
+            x, depthwise.weight, pointwise.weight, depthwise.stride[0], depthwise.dilation[0]
+        )
+    return pointwise(depthwise(x))
+
+
+class _SeparableFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: int, dilation: int) -> Tensor:
+        want_weights = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        ctx.save_for_backward(x if want_weights else None, depthwise, pointwise)
+        ctx.sides, ctx.stride, ctx.dilation = x.shape[2:], stride, dilation
+        return F.conv2d(_convolve(x, depthwise, stride, dilation), pointwise)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (g,), (x, depthwise, pointwise) = gradients, ctx.saved_tensors
+        dx = d_depthwise = d_pointwise = None
+        middle = F.conv2d(g, pointwise.transpose(0, 1))
+        if ctx.needs_input_grad[0]:
+            dx = data_gradient(middle, ctx.sides, depthwise, ctx.stride, ctx.dilation)
+        if x is not None:
+            d_depthwise = weight_gradient(middle, x, depthwise, ctx.stride, ctx.dilation)
+            again = _convolve(x, depthwise, ctx.stride, ctx.dilation)
+            d_pointwise = _library(g, again, pointwise, 1, 1, [False, True, False], groups=1)[1]
+        return dx, d_depthwise, d_pointwise, None, None
+
+
+def _convolve(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    return F.conv2d(x, weight, None, stride, _padding(weight, dilation), dilation, len(weight))
+
+
+def data_gradient(g: Tensor, sides: torch.Size, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """A depthwise convolution's gradient by x [N, C, *sides], from that by its result, g [N, C, H/stride, W/stride]."""
+    if stride > 1:
+        apart = g.new_zeros(g.shape[0], *sides, g.shape[1]).permute(0, 3, 1, 2)
+        apart[:, :, ::stride, ::stride] = g
+        g = apart
+    return _convolve(g, weight.flip(2, 3), 1, dilation)
+
+
+def weight_gradient(g: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    """Its gradient by the weight [C, 1, k, k]."""
+    kernel = weight.shape[2]
+    if dilation > 2 or stride > 2 or (dilation == 1 and (kernel == 3 or stride == 2)):
+        return _library(g, x, weight, stride, dilation, [False, True, False])[1]
+    padding = _padding(weight, dilation)
+    if dilation == 1:
+        return _of_plain_kernel(g, F.pad(x, (padding,) * 4), kernel)
+    if stride == 2:  # every tap of every output: the even pixels
+        return _of_plain_kernel(g, F.pad(x, (padding,) * 4)[:, :, ::2, ::2], kernel)
+    down, right = (side % 2 for side in x.shape[2:])
+    g = F.pad(g, (0, right, 0, down))
+    x = F.pad(x, (padding, padding + right, padding, padding + down))
+    return _of_plain_kernel(_by_parity(g), _by_parity(x), kernel)
+
+
+def _by_parity(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [4N, C, H/2, W/2]: the grids of even and odd rows and columns; sides are even."""
+    num, channels, height, width = x.shape
+    grids = x.permute(0, 2, 3, 1).reshape(num, height // 2, 2, width // 2, 2, channels).permute(2, 4, 0, 1, 3, 5)
+    return grids.reshape(4 * num, height // 2, width // 2, channels).permute(0, 3, 1, 2)
+
+
+def _of_plain_kernel(g: Tensor, x: Tensor, kernel: int) -> Tensor:
+    """The weight gradient at stride and dilation 1, x with its border: from 3x3 kernels that cover the kxk one."""
+    dw = g.new_empty(g.shape[1], 1, kernel, kernel)
+    part = g.new_empty(g.shape[1], 1, 3, 3)
+    height, width = g.shape[2] + 2, g.shape[3] + 2
+    for a in range(0, kernel - 2, 2):
+        for b in range(0, kernel - 2, 2):
+            under = x[:, :, a : a + height, b : b + width].contiguous(memory_format=torch.channels_last)
+            dw[:, :, a : a + 3, b : b + 3] = _library(g, under, part, 1, 1, [False, True, False], padding=0)[1]
+    return dw
+
+
+def _library(
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    dilation: int,
+    wanted: list[bool],
+    padding: int | None = None,
+    groups: int | None = None,
+) -> Any:
+    pad = _padding(weight, dilation) if padding is None else padding
+    plain = ([stride] * 2, [pad] * 2, [dilation] * 2, False, [0, 0], len(weight) if groups is None else groups)
+    return torch.ops.aten.convolution_backward(g, x, weight, None, *plain, wanted)
+
+
+def _padding(weight: Tensor, dilation: int) -> int:
+    return dilation * (weight.shape[2] - 1) // 2

@@ -140,7 +140,7 @@ def test_loss_and_gradients_of_the_products_supernet(loss):
 def test_in_float32_every_gradient_is_about_as_far_from_float64_as_the_direct_one(path, times):
     """In each tensor's best draw: in others a side takes the other of a pool's or a ReLU's nearly equal values.
 
-    torch's own BN adds up channels-last maps pixel by pixel, in float32: its path has a few more of the last digits wrong.
+    torch's own BN adds up channels-last maps pixel by pixel, in float32, which costs its path some of the last digits.
     """
     kernels = cells.load() if path == "compiled" else None
     if path == "compiled" and kernels is None:

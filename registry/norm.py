@@ -32,15 +32,20 @@ def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tens
     """The only place where batch statistics are taken and running statistics move.
 
     Args:
-        weight: a factor of the result, one number, where the norm has no weights of its own; it costs no pass over x.
+        weight: a factor of the result, one number; it costs no pass over x.
     """
     if norm.training and not norm.hold_statistics and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     still = norm.training and norm.hold_statistics
     mean, variance = (None, None) if still else (norm.running_mean, norm.running_var)
-    gamma = norm.weight if weight is None else weight.expand(norm.num_features).contiguous()  # strides are not read
+    gamma: Tensor | None = norm.weight
+    beta: Tensor | None = norm.bias
+    if weight is not None and norm.affine:
+        gamma, beta = weight * norm.weight, weight * norm.bias
+    elif weight is not None:
+        gamma = weight.expand(norm.num_features).contiguous()  # its strides are not read
     assert norm.momentum is not None, "a cumulative average is not used here"
-    return F.batch_norm(x, mean, variance, gamma, norm.bias, norm.training, norm.momentum, norm.eps)
+    return F.batch_norm(x, mean, variance, gamma, beta, norm.training, norm.momentum, norm.eps)
 
 
 @torch.no_grad()

@@ -85,7 +85,7 @@ class _SeparableFunction(torch.autograd.Function):
         if x is not None:
             d_depthwise = weight_gradient(middle, x, depthwise, ctx.stride, ctx.dilation)
             again = _convolve(x, depthwise, ctx.stride, ctx.dilation)
-            d_pointwise = _library(g, again, pointwise, 1, 1, [False, True, False], groups=1)[1]
+            d_pointwise = _library(g, again, pointwise)
         return dx, d_depthwise, d_pointwise, None, None
 
 
@@ -104,10 +104,9 @@ def data_gradient(g: Tensor, sides: torch.Size, weight: Tensor, stride: int, dil
 
 def weight_gradient(g: Tensor, x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     """Its gradient by the weight [C, 1, k, k]."""
-    kernel = weight.shape[2]
+    kernel, padding = weight.shape[2], _padding(weight, dilation)
     if dilation > 2 or stride > 2 or (dilation == 1 and (kernel == 3 or stride == 2)):
-        return _library(g, x, weight, stride, dilation, [False, True, False])[1]
-    padding = _padding(weight, dilation)
+        return _library(g, x, weight, stride, padding, dilation, groups=len(weight))
     if dilation == 1:
         return _of_plain_kernel(g, F.pad(x, (padding,) * 4), kernel)
     if stride == 2:  # every tap of every output: the even pixels
@@ -133,23 +132,16 @@ def _of_plain_kernel(g: Tensor, x: Tensor, kernel: int) -> Tensor:
     for a in range(0, kernel - 2, 2):
         for b in range(0, kernel - 2, 2):
             under = x[:, :, a : a + height, b : b + width].contiguous(memory_format=torch.channels_last)
-            dw[:, :, a : a + 3, b : b + 3] = _library(g, under, part, 1, 1, [False, True, False], padding=0)[1]
+            dw[:, :, a : a + 3, b : b + 3] = _library(g, under, part, groups=len(part))
     return dw
 
 
 def _library(
-    g: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: int,
-    dilation: int,
-    wanted: list[bool],
-    padding: int | None = None,
-    groups: int | None = None,
-) -> Any:
-    pad = _padding(weight, dilation) if padding is None else padding
-    plain = ([stride] * 2, [pad] * 2, [dilation] * 2, False, [0, 0], len(weight) if groups is None else groups)
-    return torch.ops.aten.convolution_backward(g, x, weight, None, *plain, wanted)
+    g: Tensor, x: Tensor, weight: Tensor, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> Tensor:
+    """The weight gradient by the library's own pass."""
+    plain = ([stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], groups)
+    return torch.ops.aten.convolution_backward(g, x, weight, None, *plain, [False, True, False])[1]
 
 
 def _padding(weight: Tensor, dilation: int) -> int:

@@ -334,6 +334,7 @@ def load_settings(
         layers.append(known[preset])
     if config is not None:
         layers.append(_read_toml(config))
+        _check_keys(model, layers[-1], f"--config {config}: ")
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     command_line = [*(_parse_set(text) for text in sets), given]
     layers += [_plugin_names(command_line, set(model.PLUGIN_KINDS)), *command_line]
@@ -398,11 +399,11 @@ def _plugin_names(layers: Sequence[Mapping[str, Any]], sections: set[str]) -> di
     return names
 
 
-def _check_keys(model: type[Settings], layer: Mapping[str, Any]) -> None:
+def _check_keys(model: type[Settings], layer: Mapping[str, Any], where: str = "") -> None:
     known = sorted(model.model_fields)
     for key in layer:
         if key not in known:
-            raise UsageError(f"unknown setting '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}")
+            raise UsageError(f"{where}unknown setting '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}")
 
 
 def _merge(low: dict[str, Any], high: Mapping[str, Any], sections: set[str]) -> dict[str, Any]:

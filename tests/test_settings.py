@@ -141,7 +141,10 @@ def test_wrong_plugins_and_options_are_named(sets, flags, message):
     ("key", "suggestion"), [("epoch", "epochs"), ("batchsize", "batch_size"), ("view", "views"), ("lambda", "")]
 )
 def test_an_unknown_setting_gets_a_suggestion(key, suggestion, toml):
-    for text in (refused(f"{key}=1"), refused(config=toml(f"{key} = 1")), refused(f"{key}.x=1")):
+    file = toml(f"{key} = 1")
+    in_file = refused(config=file)
+    assert in_file.startswith(f"--config {file}: ")
+    for text in (refused(f"{key}=1"), in_file.removeprefix(f"--config {file}: "), refused(f"{key}.x=1")):
         assert text.startswith(f"unknown setting '{key}'.")
         assert ("Did you mean" in text) == bool(suggestion) and suggestion in text
 

@@ -8,12 +8,14 @@ path, and where the genotype came from.
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from registry import OPS, PluginError
+from registry.core import did_you_mean
 from ssfnas_cli.artifacts.files import dump_json, invalid, parse_json, read_bytes
 from ssfnas_cli.errors import InputError
 
@@ -141,6 +143,8 @@ def parse_genotype(data: bytes, where: str) -> Genotype:
     """
     if len(data) > MAX_GENOTYPE_BYTES:
         raise InputError(f"{where}: {len(data):,} bytes is more than a genotype can have ({MAX_GENOTYPE_BYTES:,})")
+    if re.match(rb"\s*(\w+\s*=\s*)?Genotype\(", data):
+        raise InputError(f"{where}: is a published genotype's text, not JSON: import it with 'ssfnas import-genotype'")
     value = parse_json(data, where)
     if not isinstance(value, dict):
         raise InputError(f"{where}: is not a genotype: expected an object with a 'schema'")
@@ -191,12 +195,14 @@ def parse_published(text: str, where: str, name: str | None = None) -> Genotype:
         call = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         call = None
-    if isinstance(call, ast.expr) and not isinstance(call, ast.Call):
-        call = None
+    if not isinstance(call, ast.Call):
+        assigned = _assigned_calls(text)
+        if name is not None and assigned and name not in assigned:
+            hint = did_you_mean(name, list(assigned))
+            raise InputError(f"{where}: holds no genotype named '{name}'.{hint} It names {', '.join(assigned)}")
+        call = assigned.get(name or next(reversed(assigned), ""))
     if call is None:
-        call = _assigned_call(text, name)
-    if call is None:
-        raise InputError(f"{where}: holds no 'Genotype(normal=[...], ...)'" + (f" named '{name}'" if name else ""))
+        raise InputError(f"{where}: holds no 'Genotype(normal=[...], ...)'")
     try:
         fields = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
         cells = {kind: _published_cell(fields[kind], fields[f"{kind}_concat"]) for kind in ("normal", "reduce")}
@@ -211,19 +217,17 @@ def parse_published(text: str, where: str, name: str | None = None) -> Genotype:
         raise InputError(f"{where}: {error}") from None
 
 
-def _assigned_call(text: str, name: str | None) -> ast.Call | None:
-    """The call in `NAME = Genotype(...)`: that of `name`, or the last one of a whole genotypes.py."""
+def _assigned_calls(text: str) -> dict[str, ast.Call]:
+    """The calls in `NAME = Genotype(...)` of a whole genotypes.py, by name."""
     try:
         tree = ast.parse(text.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    found = None
+        return {}
+    found: dict[str, ast.Call] = {}
     for statement in tree.body:
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
-            names = [target.id for target in statement.targets if isinstance(target, ast.Name)]
-            is_genotype = any(keyword.arg == "normal" for keyword in statement.value.keywords)
-            if is_genotype and (name is None or name in names):
-                found = statement.value
+        call = statement.value if isinstance(statement, ast.Assign) else None
+        if isinstance(call, ast.Call) and any(keyword.arg == "normal" for keyword in call.keywords):
+            found |= {target.id: call for target in statement.targets if isinstance(target, ast.Name)}  # type: ignore[attr-defined]
     return found
 
 

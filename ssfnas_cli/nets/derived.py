@@ -95,7 +95,7 @@ class DerivedCell(AnyCell):
         self.fans: dict[int, tuple[FanOut, list[int]]] = {}  # by source: the fan and its edges
         for source, edges in self.edges_from.items():
             stride = 2 if self.reduction and source < 2 else 1
-            fan, known = divide(kernels, [(self.ops[k], self.targets[k]) for k in edges], stride)
+            fan, known = divide(kernels, [(self.ops[k], self.targets[k]) for k in edges], stride, True)
             if fan is not None:
                 self.fans[source] = fan, [edges[place] for place in known]
 
@@ -126,8 +126,8 @@ class DerivedCell(AnyCell):
             return []
         one, zero, all_kept = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]), x.new_ones(x.shape[0])
         norms = [fan.norms[k] for k in fan.last_map]
-        scale = torch.stack([one if norm is None else norm.weight for norm in norms])
-        shift = torch.stack([zero if norm is None else norm.bias for norm in norms])
+        scale = torch.stack([norm.weight if norm is not None and norm.affine else one for norm in norms])
+        shift = torch.stack([norm.bias if norm is not None and norm.affine else zero for norm in norms])
         sample = None
         if any(k in factors for k in edges):
             sample = torch.stack([factors[k].flatten() if k in factors else all_kept for k in edges])

@@ -40,7 +40,7 @@ from ssfnas_cli.nets.normalisation import can_run, settle, through
 
 
 def divide(
-    kernels: CellKernels | None, ops: Sequence[tuple[nn.Module, int]], stride: int
+    kernels: CellKernels | None, ops: Sequence[tuple[nn.Module, int]], stride: int, affine: bool
 ) -> tuple[FanOut | None, list[int]]:
     """A fan of those ops on one map that the kernels know, and their places.
 
@@ -48,10 +48,13 @@ def divide(
         kernels: None where there are none.
         ops: each with the node whose sum it adds to; one that stands there for several nodes is run once.
         stride: of all of them.
+        affine: whether the fan's scale and shift will hold the weights of the ops' last BNs; else ops that have some
+            are left out.
     """
     branches: dict[nn.Module, Branch] = {}
     for op in {op: None for op, _ in ops} if kernels else ():
-        if (branch := recognise(op)) is not None:
+        branch = recognise(op)
+        if branch is not None and (affine or branch.norm is None or not branch.norm.affine):
             branches[op] = branch
     if kernels is None or not branches:
         return None, []

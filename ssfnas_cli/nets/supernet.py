@@ -141,7 +141,7 @@ class Leaving:
 
     def compile_with(self, kernels: CellKernels | None) -> None:
         """Divide the candidates between compiled kernels and torch."""
-        self.fan, known = divide(kernels, [(c.op, c.target) for c in self.candidates], self.stride)
+        self.fan, known = divide(kernels, [(c.op, c.target) for c in self.candidates], self.stride, False)
         self.known = [self.candidates[place] for place in known]
         self.others = [c for place, c in enumerate(self.candidates) if place not in known]
         self.run = {candidate.op: with_kernels(candidate.op, kernels) for candidate in self.candidates}

@@ -331,8 +331,15 @@ def test_a_single_assignment_needs_no_name():
 
 
 def test_a_name_that_is_not_there_is_an_error():
-    with pytest.raises(InputError, match=r"genotypes\.py: holds no 'Genotype\(.*' named 'THREE'"):
+    with pytest.raises(InputError, match=r"genotypes\.py: holds no genotype named 'THREE'\. It names ") as refusal:
         parse_published(FILE, "genotypes.py", "THREE")
+    assert all(name in str(refusal.value) for name in re.findall(r"^(\w+) = Genotype", FILE, re.MULTILINE))
+
+
+@pytest.mark.parametrize("text", [DARTS_V1, f"  DARTS_V1 = {DARTS_V1}"])
+def test_a_published_text_where_json_is_asked_for_names_the_command_that_imports_it(text):
+    with pytest.raises(InputError, match=r"cells\.txt: is a published .* 'ssfnas import-genotype'"):
+        parse_genotype(text.encode(), "cells.txt")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def by_modules(ops, x, scale, push):
 def by_kernels(ops, x, scale, push, stride):
     x = x.detach().clone().requires_grad_()
     scale = scale.detach().clone().requires_grad_()
-    fan, known = divide(cells.load(x.dtype), [(op, 2) for op in ops], stride)
+    fan, known = divide(cells.load(x.dtype), [(op, 2) for op in ops], stride, affine=False)
     assert known == list(range(len(ops)))
     sums = {}
     fan.add_to(sums, x, scale[:, None])
@@ -95,6 +95,12 @@ def test_in_float32_nothing_is_further_from_the_truth_than_twice_torchs_own_dist
     for part in judged:
         ours, theirs = (torch.tensor([draw[part] for draw in draws]) for draws in (mine, own))
         assert ours.norm() <= 2 * theirs.norm(), (part, ours, theirs)
+
+
+def test_an_op_whose_last_norm_has_weights_is_left_to_torch_where_the_scale_does_not_hold_them():
+    ops = [build("sep_conv_3x3", 4, 1, affine=True), build("dil_conv_3x3", 4, 1)]
+    for affine, known in ((False, [1]), (True, [0, 1])):
+        assert divide(cells.load(), [(op, 2) for op in ops], 1, affine)[1] == known
 
 
 @pytest.mark.parametrize("side", [8, 9])

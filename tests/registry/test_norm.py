@@ -32,12 +32,13 @@ def test_other_shapes_are_refused():
         BatchNorm(3)(torch.zeros(2, 3, 4))
 
 
+@pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("state", ["training", "held", "evaluation"])
-def test_a_factor_is_as_good_as_multiplying_afterwards(state):
+def test_a_factor_is_as_good_as_multiplying_afterwards(state, affine):
     x = torch.randn(6, 3, 5, 4).contiguous(memory_format=torch.channels_last)
     results = []
     for apart in (True, False):
-        norm, factors = trained_norm(affine=False), torch.tensor([0.3, -2.0]).requires_grad_()
+        norm, factors = trained_norm(affine), torch.tensor([0.3, -2.0]).requires_grad_()
         norm.train(state != "evaluation")
         norm.hold_statistics = state == "held"
         a = x.clone().requires_grad_()

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the program itself does, before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the program itself does, before torch is imported
 
 import numpy as np
 import report

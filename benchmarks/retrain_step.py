@@ -68,7 +68,7 @@ CASES = {
     for name in PUBLISHED
 }
 # The program's own choice (ssfnas_cli/main.py). The direct side keeps torch's default, with which it is faster here.
-ENVIRON = {"OMP_WAIT_POLICY": "passive"}
+ENVIRON = {"GOMP_SPINCOUNT": "2000"}
 
 
 # The two sides

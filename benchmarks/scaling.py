@@ -57,7 +57,7 @@ TOLERANCE = 0.1  # of an exponent, beyond the noise: cells are not all alike, an
 NUM_RESAMPLES = 300  # of the measurements, for the noise of an exponent
 FLAT = 0.1  # relative growth over a whole sweep below which it is none
 FIGURE = report.PAGE.with_name("performance") / "scaling"
-ENVIRON = {"OMP_WAIT_POLICY": "passive"}  # the program's own choice (ssfnas_cli/main.py)
+ENVIRON = {"GOMP_SPINCOUNT": "2000"}  # the program's own choice (ssfnas_cli/main.py)
 
 Point = dict[str, int]  # like BASE
 

@@ -55,7 +55,7 @@ FULL = {"channels": 16, "layers": 8, "image_size": 32}
 QUICK = {"channels": 4, "layers": 3, "image_size": 16}
 START_UP, SMALL_BATCH = "start-up", Case("softmax", "ce", 1, 8)
 # The program's own choice (ssfnas_cli/main.py). The direct side keeps torch's default, with which it is faster here.
-ENVIRON = {"OMP_WAIT_POLICY": "passive"}
+ENVIRON = {"GOMP_SPINCOUNT": "2000"}
 
 
 # The two sides

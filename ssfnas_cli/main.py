@@ -74,8 +74,10 @@ def _app(
 
 def run() -> NoReturn:
     """The console script."""
-    # Threads that spin while they wait for each other crawl on a busy machine; torch reads this when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # How often a thread that waits for another looks before it sleeps, read by libgomp with torch. Without a limit two
+    # searches on one machine crawl; with none at all a small one is slowed by waking threads, on an idle machine, too.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     if isinstance(sys.stdout, io.TextIOWrapper):  # help and tables may hold what an ASCII locale lacks; data is bytes
         sys.stdout.reconfigure(errors="replace")
     try:

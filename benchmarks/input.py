@@ -17,7 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the program itself does, before torch is imported
+from ssfnas_cli.main import WAITING
+
+os.environ.setdefault(*WAITING)  # as the program itself does, before torch is imported
 
 import numpy as np
 import report

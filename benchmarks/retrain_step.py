@@ -67,8 +67,6 @@ CASES = {
     for size, shape in {"16x8": (16, 8, 64), "36x20": (36, 20, 96)}.items()
     for name in PUBLISHED
 }
-# The program's own choice (ssfnas_cli/main.py). The direct side keeps torch's default, with which it is faster here.
-ENVIRON = {"GOMP_SPINCOUNT": "2000"}
 
 
 # The two sides
@@ -160,7 +158,7 @@ def measure(name: str, options: argparse.Namespace, results: paired.Results) -> 
         num_steps = prepare(folder, case.genotype, flags)
         sides = {
             "direct": paired.Side(build_direct, (folder, case.genotype, flags, num_steps)),
-            "ssfnas": paired.Side(build_product, (folder, case.genotype, flags), ENVIRON),
+            "ssfnas": paired.Side(build_product, (folder, case.genotype, flags), paired.OURS),
         }
         paired.compare(name, facts_of(case, options.quick), sides, options.pairs, results)
 

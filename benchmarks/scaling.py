@@ -57,7 +57,6 @@ TOLERANCE = 0.1  # of an exponent, beyond the noise: cells are not all alike, an
 NUM_RESAMPLES = 300  # of the measurements, for the noise of an exponent
 FLAT = 0.1  # relative growth over a whole sweep below which it is none
 FIGURE = report.PAGE.with_name("performance") / "scaling"
-ENVIRON = {"GOMP_SPINCOUNT": "2000"}  # the program's own choice (ssfnas_cli/main.py)
 
 Point = dict[str, int]  # like BASE
 
@@ -88,7 +87,7 @@ def measure(point: Point, num_steps: int) -> dict[str, Any]:
         folder = Path(scratch)
         num_train = max(2 * NUM_BATCHES * point["batch size"], 2 * point["classes"])
         paired.random_images(folder, num_train, point["image side"], point["classes"])
-        worker = paired.Worker(paired.Side(build, (folder, point), ENVIRON))
+        worker = paired.Worker(paired.Side(build, (folder, point), paired.OURS))
         steps = [worker.step(number) for number in range(WARM_UP + num_steps)]
         worker.close()
     seconds = [step["seconds"] for step in steps[WARM_UP:]]

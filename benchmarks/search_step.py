@@ -54,8 +54,6 @@ CASES |= {f"{name}-torch": case._replace(kernels="torch") for name, case in CASE
 FULL = {"channels": 16, "layers": 8, "image_size": 32}
 QUICK = {"channels": 4, "layers": 3, "image_size": 16}
 START_UP, SMALL_BATCH = "start-up", Case("softmax", "ce", 1, 8)
-# The program's own choice (ssfnas_cli/main.py). The direct side keeps torch's default, with which it is faster here.
-ENVIRON = {"GOMP_SPINCOUNT": "2000"}
 
 
 # The two sides
@@ -152,7 +150,7 @@ def measure(name: str, options: argparse.Namespace, results: paired.Results) -> 
         num_steps = prepare(folder, flags, shape_of(options.quick)["image_size"])
         sides = {
             "direct": paired.Side(build_direct, (folder, flags, num_steps)),
-            "ssfnas": paired.Side(build_product, (folder, flags), ENVIRON),
+            "ssfnas": paired.Side(build_product, (folder, flags), paired.OURS),
         }
         paired.compare(name, facts_of(case, options.quick), sides, options.pairs, results)
 
@@ -168,7 +166,7 @@ def measure_start_up(options: argparse.Namespace, results: paired.Results) -> No
         prepare(folder, flags, shape_of(options.quick)["image_size"])
         caches = {"XDG_CACHE_HOME": str(folder / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
         for state in ("cold", "warm"):
-            worker = paired.Worker(paired.Side(build_product, (folder, flags), ENVIRON | caches))
+            worker = paired.Worker(paired.Side(build_product, (folder, flags), paired.OURS | caches))
             first, *later = [worker.step(number) for number in range(4)]
             worker.close()
             beyond = first["build_seconds"] + first["seconds"] - min(step["seconds"] for step in later)

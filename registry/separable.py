@@ -43,7 +43,7 @@ class SeparableConvs(nn.Sequential):
         return self.after_relu(F.relu(x))
 
     def after_relu(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Of an x that has been through the first ReLU; times `weight`, a number, where the BNs have none."""
+        """Of an x that has been through the first ReLU; times `weight`, a number, if one is given."""
         parts: Any = list(self)
         for begin in range(0, len(parts), 4):
             _, depthwise, pointwise, norm = parts[begin : begin + 4]

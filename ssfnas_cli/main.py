@@ -26,6 +26,10 @@ from ssfnas_cli.commands import (
 )
 from ssfnas_cli.errors import SsfnasError
 
+# How often a thread that waits for another looks before it sleeps, read by libgomp when torch loads it. Without a limit
+# two searches on one machine crawl; with none at all a small one is slowed by waking threads, on an idle machine, too.
+WAITING = ("GOMP_SPINCOUNT", "2000")
+
 app = typer.Typer(
     name="ssfnas",
     no_args_is_help=True,
@@ -74,10 +78,8 @@ def _app(
 
 def run() -> NoReturn:
     """The console script."""
-    # How often a thread that waits for another looks before it sleeps, read by libgomp with torch. Without a limit two
-    # searches on one machine crawl; with none at all a small one is slowed by waking threads, on an idle machine, too.
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+        os.environ.setdefault(*WAITING)
     if isinstance(sys.stdout, io.TextIOWrapper):  # help and tables may hold what an ASCII locale lacks; data is bytes
         sys.stdout.reconfigure(errors="replace")
     try:

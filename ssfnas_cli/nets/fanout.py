@@ -264,7 +264,7 @@ class _Pass:
         terms = self.fan.terms.copy()
         terms["y"] = self.items["y"][self.fan.last_map]
         terms["y"][self.fan.of_identity] = self.x.data_ptr()
-        terms["centre"] = self.rows_of(self.mean)[self.fan.last_map]
+        terms["centre"] = self.items["centre"][self.fan.last_map]
         if sample is not None:
             terms["sample"] = rows(sample)
         return terms
@@ -315,6 +315,7 @@ class _Forward(_Pass):
             torch.empty(shape, dtype=self.x.dtype, memory_format=torch.channels_last) if total is None else total
             for total in sums
         ]
+        self.items["centre"] = self.rows_of(self.mean)
         terms = self.terms(sample)
         terms["scale"] = self.rows_of(scale * self.inverse[self.fan.last_map])
         if shift is not None:

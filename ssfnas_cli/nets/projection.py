@@ -57,29 +57,38 @@ class _ProjectionFunction(torch.autograd.Function):
     def forward(
         ctx: Any, projection: Projection, x: Tensor, gamma: Tensor | None, beta: Tensor | None, *weights: Tensor
     ) -> Tensor:
-        work = _Pass(projection, x, weights)
-        y, mean, inverse = work.convolve()
-        out = work.normalise(y, mean, inverse if gamma is None else inverse * gamma, beta)
+        work = _Pass(projection, x, gamma, weights)
+        work.convolve()
         ctx.projection = projection
-        ctx.save_for_backward(x, y, mean, inverse, gamma, *weights)
-        return out
+        ctx.save_for_backward(x, gamma, work.y, work.mean, work.inverse, *weights)
+        return work.normalise(beta)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        x, y, mean, inverse, gamma, *weights = ctx.saved_tensors
-        work = _Pass(ctx.projection, x, weights)
+        x, gamma, y, mean, inverse, *weights = ctx.saved_tensors
+        work = _Pass(ctx.projection, x, gamma, weights)
+        work.know(y, mean, inverse)
         g = gradients[0].contiguous(memory_format=torch.channels_last)
-        sums, dots = work.sums(y, mean, g)
-        dx, d_weights = work.backward(y, mean, inverse, gamma, g, sums, dots, any(ctx.needs_input_grad[4:]))
+        sums, dots = work.sums(g)
+        dx, d_weights = work.backward(g, sums, dots, want_weights=any(ctx.needs_input_grad[4:]))
         d_gamma, d_beta = (None, None) if gamma is None else ((dots * inverse).to(x.dtype), sums.to(x.dtype))
         return None, dx, d_gamma, d_beta, *d_weights
 
 
 class _Pass:
-    """One run of a projection, forward or backward; mean, inverse deviation and sums are [C], in float64."""
+    """One run of a projection, forward or backward.
 
-    def __init__(self, projection: Projection, x: Tensor, weights: Sequence[Tensor]):
-        self.projection, self.kernels, self.x, self.weights = projection, projection.kernels, x, weights
+    `y` is the convolutions' result, blocked; `mean` and `inverse` deviation are [C], in float64, as sums over the
+    batch are.
+    """
+
+    y: Tensor
+    mean: Tensor
+    inverse: Tensor
+
+    def __init__(self, projection: Projection, x: Tensor, gamma: Tensor | None, weights: Sequence[Tensor]):
+        self.norm, self.kernels = projection.norm, projection.kernels
+        self.x, self.gamma, self.weights = x, gamma, weights
         num, in_channels, height, width = x.shape
         channels, stride, threads = sum(map(len, weights)), projection.stride, torch.get_num_threads()
         self.shape = Shape(num, height, width, channels, stride, threads)
@@ -89,62 +98,56 @@ class _Pass:
         for tap, weight in enumerate(weights):
             self.job.weights[tap] = weight.data_ptr()
 
-    def convolve(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The convolutions' result, blocked, its mean and inverse deviation."""
-        norm, shape = self.projection.norm, self.out_shape
+    def know(self, y: Tensor, mean: Tensor, inverse: Tensor) -> None:
+        """What the convolutions made."""
+        self.y, self.mean, self.inverse = y, mean, inverse
+        self.centre = mean.to(self.x.dtype)
+
+    def convolve(self) -> None:
+        """Make y and its statistics."""
+        shape = self.out_shape
         y = self.kernels.new_map(shape.num, shape.channels, shape.height, shape.width)
         mean, variance = self.x.new_empty(2, 1, shape.channels, dtype=torch.float64).unbind()
         item = structures(ITEM, 1)
         item["y"] = y.data_ptr()
-        if norm.training:
+        if self.norm.training:
             item["mean"], item["variance"] = mean.data_ptr(), variance.data_ptr()
         self.kernels.project_forward(self.shape, self.job, item)
-        return y, mean[0], settle([norm], mean, variance, self.num_pixels, self.x.dtype)[0]
+        inverse = settle([self.norm], mean, variance, self.num_pixels, self.x.dtype)
+        self.know(y, mean[0], inverse[0])
 
-    def _term(self, y: Tensor, centre: Tensor) -> np.ndarray:
+    def _term(self) -> np.ndarray:
         term = structures(TERM, 1)
-        term["y"], term["centre"], term["blocked"] = y.data_ptr(), centre.data_ptr(), 1
+        term["y"], term["centre"], term["blocked"] = self.y.data_ptr(), self.centre.data_ptr(), 1
         return term
 
-    def normalise(self, y: Tensor, mean: Tensor, scale: Tensor, beta: Tensor | None) -> Tensor:
-        """scale * (y - mean) + beta, [N, C, H, W]."""
+    def normalise(self, beta: Tensor | None) -> Tensor:
+        """gamma * (y - mean) / deviation + beta, [N, C, H, W]."""
         shape, dtype = self.out_shape, self.x.dtype
         sides = (shape.num, shape.channels, shape.height, shape.width)
         out = torch.empty(sides, dtype=dtype, memory_format=torch.channels_last)
-        centre, scale = mean.to(dtype), scale.to(dtype)
-        term = self._term(y, centre)
+        scale = (self.inverse if self.gamma is None else self.inverse * self.gamma).to(dtype)
+        term = self._term()
         term["scale"], term["shift"] = scale.data_ptr(), 0 if beta is None else beta.data_ptr()
         self.kernels.mix_forward(shape, term, [out], [False])
         return out
 
-    def sums(self, y: Tensor, mean: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Over the batch: of g, the gradient by the result, and of g * (y - mean)."""
-        centre = mean.to(self.x.dtype)
-        sums, dots = torch.empty_like(mean), torch.empty_like(mean)
-        term = self._term(y, centre)
+        sums, dots = torch.empty_like(self.mean), torch.empty_like(self.mean)
+        term = self._term()
         term["sum"], term["dot"] = sums.data_ptr(), dots.data_ptr()
         self.kernels.mix_sums(self.out_shape, term, [g])
         return sums, dots
 
-    def backward(
-        self,
-        y: Tensor,
-        mean: Tensor,
-        inverse: Tensor,
-        gamma: Tensor | None,
-        g: Tensor,
-        sums: Tensor,
-        dots: Tensor,
-        want_weights: bool,
-    ) -> tuple[Tensor, list[Tensor | None]]:
+    def backward(self, g: Tensor, sums: Tensor, dots: Tensor, want_weights: bool) -> tuple[Tensor, list[Tensor | None]]:
         """Gradients by x and by the weights."""
-        factor = torch.ones_like(inverse) if gamma is None else gamma.double()
-        slope, offset = through(inverse, factor * sums, factor * dots, self.num_pixels)
-        rows = torch.stack([mean, slope, offset, factor * inverse]).to(self.x.dtype)
-        centre, slope, offset, scale = rows.unbind()
+        factor = torch.ones_like(self.inverse) if self.gamma is None else self.gamma.double()
+        slope, offset = through(self.inverse, factor * sums, factor * dots, self.num_pixels)
+        slope, offset, scale = torch.stack([slope, offset, factor * self.inverse]).to(self.x.dtype).unbind()
         item, upstream = structures(ITEM, 1), structures(UPSTREAM, 1)
-        item["y"], item["num_upstream"] = y.data_ptr(), 1
-        item["centre"], item["slope"], item["offset"] = centre.data_ptr(), slope.data_ptr(), offset.data_ptr()
+        item["y"], item["centre"], item["num_upstream"] = self.y.data_ptr(), self.centre.data_ptr(), 1
+        item["slope"], item["offset"] = slope.data_ptr(), offset.data_ptr()
         upstream["g"], upstream["scale"] = g.data_ptr(), scale.data_ptr()
         dx = torch.empty_like(self.x)
         self.job.dx = dx.data_ptr()

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -143,6 +144,7 @@ class Leaving:
         """Divide the candidates between compiled kernels and torch."""
         self.fan, known = divide(kernels, [(c.op, c.target) for c in self.candidates], self.stride, False)
         self.known = [self.candidates[place] for place in known]
+        self.mixed = torch.tensor([c.edge for c in self.known]), torch.tensor([c.column for c in self.known])
         self.others = [c for place, c in enumerate(self.candidates) if place not in known]
         self.run = {candidate.op: with_kernels(candidate.op, kernels) for candidate in self.candidates}
 
@@ -150,8 +152,7 @@ class Leaving:
         """Add to the sums of the nodes behind what the ops make of x [N, C, H, W]."""
         others = self.candidates
         if self.fan is not None and self.fan.can_run(x):
-            mixing = weights[[c.edge for c in self.known], [c.column for c in self.known]]
-            self.fan.add_to(sums, x, mixing[:, None].to(x.dtype))
+            self.fan.add_to(sums, x, weights[self.mixed][:, None].to(x.dtype))
             others = self.others
         if others:
             self._add_by_torch(others, sums, x, weights)

@@ -1,14 +1,18 @@
-"""What can be plugged into ssfnas: candidate ops, relaxations of the architecture, training objectives.
+"""What can be plugged into ssfnas: ops, relaxations, losses, heads, samplers, networks and search strategies.
 
-Importing this package imports no torch. The three registries are `OPS`, `RELAXATIONS` and `LOSSES`; a
-plugin registers with a decorator and is found by an entry point (see CONTRIBUTING.md).
+Importing this package imports no torch. Each kind has a registry; a plugin registers with a decorator and is found by
+an entry point (see CONTRIBUTING.md).
 """
 
 from registry.core import (
+    HEADS,
     LOSSES,
+    NETWORKS,
     OPS,
     REGISTRIES,
     RELAXATIONS,
+    SAMPLERS,
+    STRATEGIES,
     OpFacts,
     Options,
     Plugin,
@@ -17,10 +21,14 @@ from registry.core import (
 )
 
 __all__ = [
+    "HEADS",
     "LOSSES",
+    "NETWORKS",
     "OPS",
     "REGISTRIES",
     "RELAXATIONS",
+    "SAMPLERS",
+    "STRATEGIES",
     "OpFacts",
     "Options",
     "Plugin",

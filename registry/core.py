@@ -214,4 +214,10 @@ RELAXATIONS: Registry[Any] = Registry(
     "relaxation", "ssfnas.relaxations", {"registry.relaxations": ("softmax", "sigmoid")}
 )
 LOSSES: Registry[Any] = Registry("loss", "ssfnas.losses", {"registry.losses": ("ce", "barlow")})
-REGISTRIES: dict[str, Registry[Any]] = {"op": OPS, "relaxation": RELAXATIONS, "loss": LOSSES}
+HEADS: Registry[Any] = Registry("head", "ssfnas.heads", {"registry.heads": ("linear", "projector")})
+SAMPLERS: Registry[Any] = Registry("sampler", "ssfnas.samplers", {"registry.samplers": ("instance",)})
+NETWORKS: Registry[Any] = Registry("network", "ssfnas.networks", {"registry.networks": ("resnet32",)})
+STRATEGIES: Registry[Any] = Registry("strategy", "ssfnas.strategies", {"registry.strategies.gradient": ("gradient",)})
+REGISTRIES: dict[str, Registry[Any]] = {
+    registry.kind: registry for registry in (OPS, RELAXATIONS, LOSSES, HEADS, SAMPLERS, NETWORKS, STRATEGIES)
+}

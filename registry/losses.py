@@ -1,42 +1,80 @@
-"""Training objectives: how many views of an image, which head on the pooled features, what loss.
+"""Training objectives: how many views of an image they need, which head, and the loss.
 
 An objective is built with its options, the number of classes and the class counts of the very split it trains
-on. Supervised objectives see one view and its labels; self-supervised ones two views and no labels.
+on. Supervised objectives see one view and its labels; self-supervised ones see two views and no labels.
 """
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
-from typing import ClassVar, Literal
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from registry.core import LOSSES, Options
-from registry.norm import BatchNorm
+from registry.core import HEADS, LOSSES, Options
 
 
 class Objective(abc.ABC):
     """Base of every training objective."""
 
     num_views: ClassVar[int] = 1  # 1: supervised; 2: self-supervised
-    head: ClassVar[Literal["classifier", "projector"]] = "classifier"
+    head: ClassVar[str] = "linear"  # its default head; "classifier" is an older name of "linear"
 
     def __init__(self, options: Options, num_classes: int, class_counts: Sequence[int]):
         self.options = options
         self.num_classes = num_classes
         self.class_counts = list(class_counts)
 
+    @property
+    def supervised(self) -> bool:
+        """Whether it reads labels, so that its head's outputs are scores of classes."""
+        return self.num_views == 1
+
+    def head_options(self) -> Mapping[str, Any]:
+        """Options of the default head that follow from this objective's own."""
+        return {}
+
     def build_head(self, num_features: int) -> nn.Module:
-        """The module from pooled features [N, num_features] to this objective's outputs."""
-        return nn.Linear(num_features, self.num_classes)
+        """The default head: a module from pooled features [N, num_features] to what `loss` reads."""
+        plugin = HEADS.get("linear" if self.head == "classifier" else self.head)
+        return plugin.factory(
+            plugin.parse_options(self.head_options()), num_features, self.num_classes, self.class_counts
+        )
 
     @abc.abstractmethod
-    def loss(self, outputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
-        """A scalar from the head's outputs, one [N, D] per view; `labels` [N] where supervised, else None."""
+    def loss(self, outputs: Sequence[Any], labels: Tensor | None, progress: float = 1.0) -> Tensor:
+        """A scalar from the head's outputs, one [N, D] per view.
+
+        Args:
+            outputs: in float32. A head that returns a tuple gives a tuple per view.
+            labels: [N] if supervised, else None.
+            progress: the share of the training that is done, from 0 to 1. A loss that needs none may leave it out of
+                its signature.
+        """
+
+    def __call__(self, outputs: Sequence[Any], labels: Tensor | None, progress: float) -> Tensor:
+        """`loss` of outputs of any precision; a self-supervised objective never sees the labels."""
+        seen = labels if self.supervised else None
+        exact = [_to_float32(output) for output in outputs]
+        if _takes_progress(type(self)):
+            return self.loss(exact, seen, progress=progress)
+        return self.loss(exact, seen)
+
+
+@functools.cache
+def _takes_progress(objective: type[Objective]) -> bool:
+    parameters = inspect.signature(objective.loss).parameters
+    return "progress" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+def _to_float32(output: Any) -> Any:
+    return tuple(part.float() for part in output) if isinstance(output, tuple) else output.float()
 
 
 class CrossEntropyOptions(Options):
@@ -51,7 +89,7 @@ class CrossEntropy(Objective):
 
     options: CrossEntropyOptions
 
-    def loss(self, outputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+    def loss(self, outputs: Sequence[Tensor], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         assert labels is not None, "a supervised objective needs labels"
         return F.cross_entropy(outputs[0], labels, label_smoothing=self.options.label_smoothing)
 
@@ -78,20 +116,10 @@ class BarlowTwins(Objective):
     head = "projector"
     options: BarlowOptions
 
-    def build_head(self, num_features: int) -> nn.Module:
-        """Linear-BN-ReLU twice, then linear, without biases."""
-        width = self.options.projector_dim
-        return nn.Sequential(
-            nn.Linear(num_features, width, bias=False),
-            BatchNorm(width),
-            nn.ReLU(),
-            nn.Linear(width, width, bias=False),
-            BatchNorm(width),
-            nn.ReLU(),
-            nn.Linear(width, width, bias=False),
-        )
+    def head_options(self) -> Mapping[str, Any]:
+        return {"width": self.options.projector_dim}
 
-    def loss(self, outputs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+    def loss(self, outputs: Sequence[Tensor], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         first, second = outputs
         correlation = cross_correlation(first, second, self.options.centred)
         diagonal = torch.diagonal(correlation)

@@ -1,18 +1,10 @@
-"""The settings of each command, and the one rule by which they are found.
-
-flags > `--set key=value` > `--config FILE.toml` > the preset > the defaults below. A plugin is a section: its
-`name` and its options, so that `--set loss.lambda=0.005` sits beside `--loss barlow`, and a section whose name a
-higher layer changes forgets the options of the lower ones.
-"""
+"""What can be set, for each command: names, defaults and bounds. `layers.py` says where the values come from."""
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
-import tomllib
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -20,16 +12,13 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
 
 from registry import OPS, REGISTRIES
 from registry.core import did_you_mean
-from ssfnas_cli.errors import InputError, UsageError
 
-_FORMS = {"float", "int", "bool", "str"}  # how pydantic names the forms of a union in an error's place
 Model = TypeVar("Model", bound="Settings")
 
 PAPER_OPS = (  # paper.md, IV-B
@@ -56,7 +45,8 @@ class PluginSection(BaseModel):
         return dict(self.model_extra or {})
 
 
-def _section(value: Any) -> Any:
+def as_section(value: Any) -> Any:
+    """A plugin's bare name as a section."""
     return {"name": value} if isinstance(value, str) else value
 
 
@@ -74,18 +64,17 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-Section = Annotated[PluginSection, BeforeValidator(_section)]
+Section = Annotated[PluginSection, BeforeValidator(as_section)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Settings(BaseModel):
-    """Base: unknown keys and non-finite numbers are refused; `identity` says what makes two runs the same."""
+    """Base of every command's settings: unknown keys and numbers that are not finite are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    NOT_IDENTITY: ClassVar[frozenset[str]] = frozenset()
     PLUGIN_KINDS: ClassVar[dict[str, str]] = {}  # section -> registry
 
     @field_validator("*", mode="after")
@@ -93,7 +82,9 @@ class Settings(BaseModel):
     def _plugin_is_known(cls, value: Any, info: ValidationInfo) -> Any:
         if not isinstance(value, PluginSection) or info.field_name not in cls.PLUGIN_KINDS:
             return value
-        if value.name == "none" and cls.model_fields[info.field_name].default.name == "none":
+        if is_placeholder(value):
+            if value.name != cls.model_fields[info.field_name].default.name:
+                REGISTRIES[cls.PLUGIN_KINDS[info.field_name]].get(value.name)  # raises: no plugin has that name
             if value.options():
                 raise ValueError(f"options without a plugin: name one with '--set {info.field_name}=NAME'")
             return value
@@ -107,15 +98,22 @@ class Settings(BaseModel):
         changes = {}
         for field, kind in self.PLUGIN_KINDS.items():
             section = getattr(self, field)
-            if section.name == "none":
+            if is_placeholder(section):
                 continue
             options = REGISTRIES[kind].get(section.name).parse_options(section.options())
             changes[field] = PluginSection(name=section.name, **options.model_dump(by_alias=True, mode="json"))
         return self.model_copy(update=changes)
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
-        return flatten(self.model_dump(mode="json", exclude=set(self.NOT_IDENTITY)))
+
+def is_placeholder(section: PluginSection) -> bool:
+    """Whether a section names no plugin: `none` leaves it out, `auto` leaves the choice to another setting."""
+    return section.name in ("none", "auto")
+
+
+def build_plugin(registry: Any, section: PluginSection, **context: Any) -> Any:
+    """The object that a section of the settings stands for."""
+    plugin = registry.get(section.name)
+    return plugin.factory(plugin.parse_options(section.options()), **context)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -149,7 +147,7 @@ class MakeDatasetSettings(Settings):
 
 
 class Execution(Settings):
-    """How a run is carried out: nothing here changes its results (up to the last bits)."""
+    """How a run is executed. Nothing here changes its results (up to the last bits), so none of it is identity."""
 
     data: str = Field("", description="data set folder; empty: the embedded one, or the genotype's")
     device: str = "auto"
@@ -162,20 +160,6 @@ class Execution(Settings):
     keep_checkpoints: int = Field(2, ge=1)
     log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
     max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
-
-    NOT_IDENTITY = frozenset(
-        {
-            "data",
-            "device",
-            "threads",
-            "workers",
-            "kernels",
-            "save_minutes",
-            "keep_checkpoints",
-            "log_seconds",
-            "max_time",
-        }
-    )
 
 
 class Views(Settings):
@@ -209,11 +193,28 @@ class Training(Execution):
     flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
     track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
     views: Views = Views()
+    head: Section = Field(PluginSection(name="auto"), description="what the loss is computed on; auto: the loss's own")
+    sampler: Section = Field(PluginSection(name="instance"), description="which images an epoch shows, in which order")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
+        return flatten(self.model_dump(mode="json", exclude=set(Execution.model_fields)))
+
+    def changed_identity(self) -> dict[str, Any]:
+        """What `identity` says beyond the defaults: it stays the same when a setting is added."""
+        names = {section: getattr(self, section).name for section in self.PLUGIN_KINDS}
+        default = type(self)(**names).resolve_plugins().identity()  # type: ignore[call-arg]
+        chosen = {f"{section}.name" for section in self.PLUGIN_KINDS} - {
+            f"{section}.name" for section, name in names.items() if name == type(self).model_fields[section].default.name
+        }
+        mine = self.resolve_plugins().identity()
+        return {key: value for key, value in mine.items() if key in chosen or default.get(key, ...) != value}
 
 
 class SearchSettings(Training):
     """A search. The defaults are the paper's (IV-B, IV-C), where it is silent those of DARTS."""
 
+    strategy: Section = Field(PluginSection(name="gradient"), description="what the architecture is searched with")
     relax: Section = PluginSection(name="softmax")
     loss: Section = PluginSection(name="ce")
     alpha_loss: Section = Field(PluginSection(name="none"), description="none: the alpha step uses `loss` too")
@@ -229,7 +230,14 @@ class SearchSettings(Training):
     warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the alphas stay fixed")
     probe_lr: Rate = Field(1e-3, description="Adam's, for the linear probe of a self-supervised search")
 
-    PLUGIN_KINDS = {"relax": "relaxation", "loss": "loss", "alpha_loss": "loss"}
+    PLUGIN_KINDS = {
+        "strategy": "strategy",
+        "relax": "relaxation",
+        "loss": "loss",
+        "alpha_loss": "loss",
+        "head": "head",
+        "sampler": "sampler",
+    }
 
     @field_validator("ops")
     @classmethod
@@ -277,162 +285,6 @@ class RetrainSettings(Training):
     drop_path: float = Field(0.2, ge=0, lt=1, description="probability at the last epoch; rises from 0")
     cutout: float = Field(0.5, ge=0, le=1, description="side of the erased square over the image's side")
 
-    PLUGIN_KINDS = {"loss": "loss", "pretrain": "loss"}
+    PLUGIN_KINDS = {"loss": "loss", "pretrain": "loss", "head": "head", "sampler": "sampler"}
 
 
-PRESETS: dict[type[Settings], dict[str, dict[str, Any]]] = {
-    SearchSettings: {
-        "paper": {"alpha_lr": 3e-4, "alpha_weight_decay": 1e-3},
-        "quick": {
-            "epochs": 12,
-            "batch_size": 64,
-            "channels": 8,
-            "layers": 4,
-            "alpha_lr": 0.03,
-            "views": {"min_scale": 0.5},
-        },
-    },
-    RetrainSettings: {
-        "paper": {},
-        "quick": {
-            "epochs": 12,
-            "pretrain_epochs": 6,
-            "batch_size": 32,
-            "channels": 12,
-            "layers": 5,
-            "drop_path": 0.0,
-            "cutout": 0.25,
-            "views": {"min_scale": 0.5},
-        },
-    },
-    MakeDatasetSettings: {},
-}
-
-
-def load_settings(
-    model: type[Model],
-    *,
-    preset: str | None = None,
-    config: Path | None = None,
-    sets: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> Model:
-    """Settings from their layers; `flags` whose value is None were not given.
-
-    Raises:
-        UsageError: an unknown preset or setting, or a value out of range, named as the user wrote it.
-        InputError: the TOML file is missing or broken.
-    """
-    layers: list[dict[str, Any]] = []
-    if preset is not None:
-        known = PRESETS.get(model, {})
-        if preset not in known:
-            raise UsageError(
-                f"--preset: unknown preset '{preset}'.{did_you_mean(preset, list(known))} "
-                f"Available: {', '.join(known) or 'none'}"
-            )
-        layers.append(known[preset])
-    if config is not None:
-        layers.append(_read_toml(config))
-        _check_keys(model, layers[-1], f"--config {config}: ")
-    given = {key: value for key, value in (flags or {}).items() if value is not None}
-    command_line = [*(_parse_set(text) for text in sets), given]
-    layers += [_plugin_names(command_line, set(model.PLUGIN_KINDS)), *command_line]
-    merged: dict[str, Any] = {
-        section: {"name": model.model_fields[section].default.name} for section in model.PLUGIN_KINDS
-    }
-    for layer in layers:
-        _check_keys(model, layer)
-        merged = _merge(merged, layer, set(model.PLUGIN_KINDS))
-    try:
-        return model.model_validate(merged)
-    except ValidationError as error:
-        raise UsageError(_explain(error, set(given))) from None
-
-
-def to_toml(settings: Settings) -> str:
-    """All settings as TOML that `--config` reads back."""
-    import tomli_w
-
-    return tomli_w.dumps(settings.model_dump(mode="json"))
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"--config {path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"--config {path}: is not TOML: {error}") from None
-
-
-def _parse_set(text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"--set {text}: should look like key=value")
-    try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value  # a bare word
-    if isinstance(parsed, (datetime.date, datetime.time)):
-        parsed = value  # 03:50:00 is a time of day to TOML, a duration to us
-    tree: Any = parsed
-    for part in reversed(key.strip().split(".")):
-        tree = {part: tree}
-    return tree
-
-
-def _plugin_names(layers: Sequence[Mapping[str, Any]], sections: set[str]) -> dict[str, Any]:
-    """The plugin of each section that the command line names, the last word if it names several.
-
-    `--set relax.zero_one=l2` belongs to the plugin of `--relax sigmoid` beside it, though the flag ranks higher: so
-    the names come before the options.
-    """
-    names: dict[str, Any] = {}
-    for layer in layers:
-        for key in sections & set(layer):
-            value = _section(layer[key])
-            if isinstance(value, Mapping) and "name" in value:
-                names[key] = {"name": value["name"]}
-    return names
-
-
-def _check_keys(model: type[Settings], layer: Mapping[str, Any], where: str = "") -> None:
-    known = sorted(model.model_fields)
-    for key in layer:
-        if key not in known:
-            raise UsageError(f"{where}unknown setting '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}")
-
-
-def _merge(low: dict[str, Any], high: Mapping[str, Any], sections: set[str]) -> dict[str, Any]:
-    """`high` over `low`; a plugin section whose name changes starts afresh."""
-    merged = dict(low)
-    for key, value in high.items():
-        if key in sections:
-            value, before = _section(value), merged[key]
-            if not isinstance(value, Mapping):  # neither a name nor a section: for the validation to refuse
-                return {**merged, key: value}
-            renamed = "name" in value and value["name"] != before.get("name", value["name"])
-            merged[key] = dict(value) if renamed else {**before, **value}
-        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value, set())
-        else:
-            merged[key] = value
-    return merged
-
-
-def _explain(error: ValidationError, flags: set[str]) -> str:
-    """One line for the first setting that is wrong; a setting of several forms names them all."""
-    first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else "settings"
-    key = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() and part not in _FORMS)
-    if first["type"] == "extra_forbidden":
-        return f"unknown setting '{key}'"
-    shown = f"--{name.replace('_', '-')}" if name in flags else f"setting '{key}'"
-    forms = [one for one in error.errors() if one["loc"][:1] == first["loc"][:1]]
-    messages = [one["msg"].removeprefix("Value error, ") for one in forms]
-    told = " or ".join(message.removeprefix("Input ") if place else message for place, message in enumerate(messages))
-    got = "" if isinstance(first["input"], Mapping | PluginSection) else f" (got {first['input']!r})"
-    return f"{shown}: {told}{got}"

@@ -1,0 +1,128 @@
+"""Search by gradients: alphas under a relaxation, and an alpha step before every weight step (DARTS, Algorithm 1)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from registry.core import STRATEGIES, Options
+from registry.space import CELL_TYPES, edge_list
+from registry.state import load_optimizer, optimizer_tensors
+from registry.strategies import bilevel
+from registry.strategies.base import Bench, SearchContext, Strategy
+
+
+@STRATEGIES.register("gradient")
+class Gradient(Strategy):
+    """DARTS and its kin: the alphas of a relaxation, learned by Adam on the alpha half's loss.
+
+    Attributes:
+        alphas: cell type -> leaf tensor [num_edges, num_ops].
+        history: cell type -> [epochs so far + 1, num_edges, num_ops].
+    """
+
+    def __init__(self, options: Options, context: SearchContext):
+        super().__init__(options, context)
+        self.relaxation = context.relaxation
+        self.default_rule = self.relaxation.default_rule
+        generator = torch.Generator().manual_seed(context.seed)
+        shape = (len(edge_list()), len(context.ops))
+        self.alphas = {
+            kind: self.relaxation.initial_alphas(*shape, generator).to(context.device).requires_grad_()
+            for kind in CELL_TYPES
+        }
+        self.history = {kind: alphas.detach().cpu().clone()[None] for kind, alphas in self.alphas.items()}
+        self.optimizer = torch.optim.Adam(
+            list(self.alphas.values()),
+            lr=context.alpha_lr,
+            betas=context.alpha_betas,
+            weight_decay=context.alpha_weight_decay,
+        )
+
+    def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """What the relaxation makes of the alphas; a sampled relaxation draws the same ones throughout a step."""
+        return {kind: self.relaxation.weights(alphas, progress, generator) for kind, alphas in self.alphas.items()}
+
+    def update(self, bench: Bench) -> dict[str, float]:
+        """The alpha step, unless the alphas are still warming up."""
+        if bench.epoch < self.context.warmup_epochs:
+            return {}
+        alphas = list(self.alphas.values())
+        gradients, loss = self._gradients(bench, alphas)
+        regulariser = self.relaxation.regulariser(self.alphas, bench.progress)
+        if regulariser.requires_grad:
+            pushes = torch.autograd.grad(regulariser, alphas)
+            gradients = [gradient + push for gradient, push in zip(gradients, pushes, strict=True)]
+        for values, gradient in zip(alphas, gradients, strict=True):
+            values.grad = gradient
+        self.optimizer.step()
+        self._check_alphas()
+        return {"alpha_loss": loss, "regulariser": regulariser.item()}
+
+    def _gradients(self, bench: Bench, alphas: list[Tensor]) -> tuple[list[Tensor], float]:
+        """The gradient of L_val with respect to the alphas, and L_val."""
+        mixing = lambda: self.mixing(bench.progress, bench.generator())
+        val_loss = lambda: bench.val_loss(mixing())
+        with bench.held_statistics():
+            if self.context.order == 1:
+                with _frozen(bench.weights):
+                    return bilevel.first_order(val_loss, alphas)
+            step = bench.weight_step()
+            return bilevel.second_order(
+                lambda: bench.train_loss(mixing()),
+                val_loss,
+                bench.weights,
+                alphas,
+                step.momenta,
+                lr=step.lr,
+                momentum=step.momentum,
+                weight_decay=step.weight_decay,
+            )
+
+    def _check_alphas(self) -> None:
+        for kind, values in self.alphas.items():
+            if not bool(torch.isfinite(values).all()):
+                raise FloatingPointError(f"an alpha of the {kind} cell is no longer finite")
+
+    def end_epoch(self) -> dict[str, float]:
+        """Record the alphas."""
+        for kind, alphas in self.alphas.items():
+            self.history[kind] = torch.cat([self.history[kind], alphas.detach().cpu()[None]])
+        return {"alpha_lr": self.optimizer.param_groups[0]["lr"]}
+
+    def record(self) -> dict[str, Tensor]:
+        """The alphas of every epoch."""
+        return self.history
+
+    def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
+        """The relaxation's mixing weights of recorded alphas, without noise."""
+        progress = epoch / self.context.epochs
+        return {kind: self.relaxation.weights(record[kind][epoch].double(), progress).numpy() for kind in CELL_TYPES}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Alphas, their history and their optimizer's state."""
+        named = {f"alphas.{kind}": alphas for kind, alphas in self.alphas.items()}
+        named |= {f"history.{kind}": history for kind, history in self.history.items()}
+        return named | optimizer_tensors("optimizer", self.optimizer)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        for kind in CELL_TYPES:
+            self.alphas[kind].data.copy_(tensors[f"alphas.{kind}"])
+            self.history[kind] = tensors[f"history.{kind}"].clone()
+        load_optimizer("optimizer", self.optimizer, tensors)
+
+
+@contextlib.contextmanager
+def _frozen(weights: list[nn.Parameter]) -> Iterator[None]:
+    """Within: no gradient of the weights is computed."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)

@@ -1,0 +1,186 @@
+"""The layers that settings come from: flags > `--set key=value` > `--config FILE.toml` > the preset > the defaults.
+
+A plugin is a section: its `name` and its options, so that `--set loss.lambda=0.005` sits beside `--loss barlow`. A
+section whose name a higher layer changes forgets the options of the lower layers.
+"""
+
+from __future__ import annotations
+
+import datetime
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from registry.core import did_you_mean
+from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.settings.models import (
+    MakeDatasetSettings,
+    Model,
+    PluginSection,
+    RetrainSettings,
+    SearchSettings,
+    Settings,
+    as_section,
+)
+
+_FORMS = {"float", "int", "bool", "str"}  # how pydantic names the forms of a union in an error's place
+
+PRESETS: dict[type[Settings], dict[str, dict[str, Any]]] = {
+    SearchSettings: {
+        "paper": {"alpha_lr": 3e-4, "alpha_weight_decay": 1e-3},
+        "quick": {
+            "epochs": 12,
+            "batch_size": 64,
+            "channels": 8,
+            "layers": 4,
+            "alpha_lr": 0.03,
+            "views": {"min_scale": 0.5},
+        },
+    },
+    RetrainSettings: {
+        "paper": {},
+        "quick": {
+            "epochs": 12,
+            "pretrain_epochs": 6,
+            "batch_size": 32,
+            "channels": 12,
+            "layers": 5,
+            "drop_path": 0.0,
+            "cutout": 0.25,
+            "views": {"min_scale": 0.5},
+        },
+    },
+    MakeDatasetSettings: {},
+}
+
+
+def load_settings(
+    model: type[Model],
+    *,
+    preset: str | None = None,
+    config: Path | None = None,
+    sets: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Model:
+    """Settings from their layers; `flags` whose value is None were not given.
+
+    Raises:
+        UsageError: an unknown preset or setting, or a value out of range, named as the user wrote it.
+        InputError: the TOML file is missing or broken.
+    """
+    layers: list[dict[str, Any]] = []
+    if preset is not None:
+        known = PRESETS.get(model, {})
+        if preset not in known:
+            raise UsageError(
+                f"--preset: unknown preset '{preset}'.{did_you_mean(preset, list(known))} "
+                f"Available: {', '.join(known) or 'none'}"
+            )
+        layers.append(known[preset])
+    if config is not None:
+        layers.append(_read_toml(config))
+        _check_keys(model, layers[-1], f"--config {config}: ")
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    command_line = [*(_parse_set(text) for text in sets), given]
+    layers += [_plugin_names(command_line, set(model.PLUGIN_KINDS)), *command_line]
+    merged: dict[str, Any] = {
+        section: {"name": model.model_fields[section].default.name} for section in model.PLUGIN_KINDS
+    }
+    for layer in layers:
+        _check_keys(model, layer)
+        merged = _merge(merged, layer, set(model.PLUGIN_KINDS))
+    try:
+        return model.model_validate(merged)
+    except ValidationError as error:
+        raise UsageError(_explain(error, set(given))) from None
+
+
+def to_toml(settings: Settings) -> str:
+    """All settings as TOML that `--config` reads back."""
+    import tomli_w
+
+    return tomli_w.dumps(settings.model_dump(mode="json"))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"--config {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"--config {path}: is not TOML: {error}") from None
+
+
+def _parse_set(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set {text}: should look like key=value")
+    try:
+        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value  # a bare word
+    if isinstance(parsed, (datetime.date, datetime.time)):
+        parsed = value  # 03:50:00 is a time of day to TOML, a duration to us
+    tree: Any = parsed
+    for part in reversed(key.strip().split(".")):
+        tree = {part: tree}
+    return tree
+
+
+def _plugin_names(layers: Sequence[Mapping[str, Any]], sections: set[str]) -> dict[str, Any]:
+    """The plugin of each section that the command line names, the last word if it names several.
+
+    `--set relax.zero_one=l2` belongs to the plugin of `--relax sigmoid` beside it, though the flag ranks higher: so
+    the names come before the options.
+    """
+    names: dict[str, Any] = {}
+    for layer in layers:
+        for key in sections & set(layer):
+            value = as_section(layer[key])
+            if isinstance(value, Mapping) and "name" in value:
+                names[key] = {"name": value["name"]}
+    return names
+
+
+def _check_keys(model: type[Settings], layer: Mapping[str, Any], where: str = "") -> None:
+    known = sorted(model.model_fields)
+    for key in layer:
+        if key not in known:
+            raise UsageError(f"{where}unknown setting '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}")
+
+
+def _merge(low: dict[str, Any], high: Mapping[str, Any], sections: set[str]) -> dict[str, Any]:
+    """`high` over `low`; a plugin section whose name changes starts afresh."""
+    merged = dict(low)
+    for key, value in high.items():
+        if key in sections:
+            value, before = as_section(value), merged[key]
+            if not isinstance(value, Mapping):  # neither a name nor a section: for the validation to refuse
+                return {**merged, key: value}
+            renamed = "name" in value and value["name"] != before.get("name", value["name"])
+            merged[key] = dict(value) if renamed else {**before, **value}
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = _merge(merged[key], value, set())
+        else:
+            merged[key] = value
+    return merged
+
+
+def _explain(error: ValidationError, flags: set[str]) -> str:
+    """One line for the first setting that is wrong; a setting of several forms names them all."""
+    first = error.errors()[0]
+    name = str(first["loc"][0]) if first["loc"] else "settings"
+    key = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() and part not in _FORMS)
+    if first["type"] == "extra_forbidden":
+        return f"unknown setting '{key}'"
+    shown = f"--{name.replace('_', '-')}" if name in flags else f"setting '{key}'"
+    forms = [one for one in error.errors() if one["loc"][:1] == first["loc"][:1]]
+    messages = [one["msg"].removeprefix("Value error, ") for one in forms]
+    told = " or ".join(message.removeprefix("Input ") if place else message for place, message in enumerate(messages))
+    got = "" if isinstance(first["input"], Mapping | PluginSection) else f" (got {first['input']!r})"
+    return f"{shown}: {told}{got}"

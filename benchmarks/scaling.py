@@ -28,11 +28,12 @@ import report
 import torch
 from torch import Tensor, nn
 
+from registry.space import CELL_TYPES, edge_list
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.search_phase import CELL_TYPES, SearchPhase
+from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.nets.count import count_macs
-from ssfnas_cli.nets.supernet import Supernet, edge_list
+from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import PAPER_OPS, SearchSettings, load_settings
 
 # Cells come in threes, so that each of the three resolutions has its share; channels fill vectors of 16.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from registry.space import count_nodes, edges_into_nodes
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.errors import InputError, UsageError
 
@@ -91,14 +92,14 @@ def derive(
 def best_per_node(weights: np.ndarray, ops: Sequence[str]) -> np.ndarray:
     """The best weight of an op other than `none` among each node's incoming edges [num_nodes]."""
     best = weights[:, [k for k, op in enumerate(ops) if op != "none"]].max(axis=1)
-    return np.array([best[edges].max() for edges in _edges_of_nodes(len(weights))])
+    return np.array([best[edges].max() for edges in edges_into_nodes(count_nodes(len(weights)))])
 
 
 def derive_cell(weights: np.ndarray, ops: Sequence[str], rule: Rule, threshold: float) -> tuple[Edge, ...]:
     """The edges of one cell. Ties go to the earlier edge and the earlier op; equality reaches the threshold."""
     candidates = [k for k, op in enumerate(ops) if rule.none_may_win or op != "none"]
     edges: list[Edge] = []
-    for node, rows in enumerate(_edges_of_nodes(len(weights)), start=2):
+    for node, rows in enumerate(edges_into_nodes(count_nodes(len(weights))), start=2):
         best = {row: max(weights[row, k] for k in candidates) for row in rows}
         ranked = sorted(rows, key=lambda row: -best[row])  # stable: the earlier edge first
         kept = sorted(ranked[: rule.edges_per_node])
@@ -112,20 +113,10 @@ def derive_cell(weights: np.ndarray, ops: Sequence[str], rule: Rule, threshold: 
     return tuple(edges)
 
 
-def _edges_of_nodes(num_edges: int) -> list[list[int]]:
-    """Rows of the alphas that lead into each intermediate node: 2, then 3, then 4, ..."""
-    nodes, start, width = [], 0, 2
-    while start < num_edges:
-        nodes.append(list(range(start, start + width)))
-        start, width = start + width, width + 1
-    assert start == num_edges, "rows of alphas that make no cell"
-    return nodes
-
-
 def _build(weights: Mapping[str, np.ndarray], ops: Sequence[str], rule: Rule, threshold: float) -> Genotype:
     cells = {}
     for kind, values in weights.items():
-        cell = _cell(derive_cell(values, ops, rule, threshold), len(_edges_of_nodes(len(values))))
+        cell = _cell(derive_cell(values, ops, rule, threshold), count_nodes(len(values)))
         if cell is None:
             raise InputError(_empty_cell_message(kind, weights, ops, rule, threshold))
         cells[kind] = cell

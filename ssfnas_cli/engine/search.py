@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from registry import RELAXATIONS
+from registry.space import CELL_TYPES, edge_list
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import sha256_bytes, write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, Provenance
@@ -20,10 +21,9 @@ from ssfnas_cli.data.embedded import open_embedded
 from ssfnas_cli.engine.derive import derive
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
-from ssfnas_cli.engine.search_phase import CELL_TYPES, SearchPhase, build_plugin
+from ssfnas_cli.engine.search_phase import SearchPhase, build_plugin
 from ssfnas_cli.engine.session import Body, carry_out, default_path
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.nets.supernet import edge_list
 from ssfnas_cli.settings import SearchSettings
 
 ALPHAS = "alphas.safetensors"

@@ -15,6 +15,7 @@ from registry import LOSSES, RELAXATIONS
 from registry.losses import Objective
 from registry.norm import held_statistics
 from registry.relaxations import Relaxation
+from registry.space import CELL_TYPES, edge_list
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.data.batches import (
     Batch,
@@ -31,10 +32,8 @@ from ssfnas_cli.engine import bilevel
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, load_module, load_optimizer, module_tensors, optimizer_tensors, set_lr
 from ssfnas_cli.nets.search_model import SearchModel
-from ssfnas_cli.nets.supernet import Supernet, edge_list
+from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import PluginSection, SearchSettings
-
-CELL_TYPES = ("normal", "reduce")
 
 
 class SearchPhase:

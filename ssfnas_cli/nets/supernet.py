@@ -22,17 +22,11 @@ from torch import Tensor, nn
 from registry import OPS, Plugin
 from registry.norm import BatchNorm
 from registry.separable import SeparableConvs
+from registry.space import NUM_NODES, edge_list
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.fanout import divide
 from ssfnas_cli.nets.projection import with_kernels
 from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, Stem, build_cells, concatenate, pool
-
-NUM_NODES = 4
-
-
-def edge_list(num_nodes: int = NUM_NODES) -> list[tuple[int, int]]:
-    """(from, to) of every edge in the order of the alphas' rows: all edges into node 2, then into node 3, ..."""
-    return [(source, target) for target in range(2, 2 + num_nodes) for source in range(target)]
 
 
 class Supernet(nn.Module):

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from registry.space import edge_list
 from ssfnas_cli.engine.derive import FAIRDARTS_THRESHOLD, best_per_node, derive
 from ssfnas_cli.errors import InputError, UsageError
-from ssfnas_cli.nets.supernet import edge_list
 
 OPS = ("none", "skip", "conv", "pool")  # what the ops do does not matter here...
 NAMES = dict(zip(OPS, ("none", "skip_connect", "sep_conv_3x3", "max_pool_3x3"), strict=True))

@@ -121,7 +121,10 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a search changes here, the record included, by name."""
+        """Everything that a search changes here, the record included, by name.
+
+        Names must not begin with `model.`, `optimizer.weights.` or `optimizer.probe.`, which are the supernet's.
+        """
 
     @abc.abstractmethod
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -107,13 +107,13 @@ class Gradient(Strategy):
         """Alphas, their history and their optimizer's state."""
         named = {f"alphas.{kind}": alphas for kind, alphas in self.alphas.items()}
         named |= {f"history.{kind}": history for kind, history in self.history.items()}
-        return named | optimizer_tensors("optimizer", self.optimizer)
+        return named | optimizer_tensors("optimizer.alphas", self.optimizer)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         for kind in CELL_TYPES:
             self.alphas[kind].data.copy_(tensors[f"alphas.{kind}"])
             self.history[kind] = tensors[f"history.{kind}"].clone()
-        load_optimizer("optimizer", self.optimizer, tensors)
+        load_optimizer("optimizer.alphas", self.optimizer, tensors)
 
 
 @contextlib.contextmanager

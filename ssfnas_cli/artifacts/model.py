@@ -16,20 +16,45 @@ from ssfnas_cli.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+SCHEMA = "ssfnas.model/2"
+# A card comes from a stranger. These bounds are far above what anybody trains, and keep what is built from it small.
+MAX_CHANNELS, MAX_LAYERS, MAX_CLASSES = 4096, 512, 100_000
+
+
+class Part(BaseModel):
+    """A plugin by its name, with every option that it was built with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class DerivedNetwork(BaseModel):
+    """The network of a genotype: its width and depth."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    genotype: Genotype
+    channels: int = Field(ge=1, le=MAX_CHANNELS)
+    layers: int = Field(ge=1, le=MAX_LAYERS)
+
 
 class ModelCard(BaseModel):
-    """How to build the network, how to prepare its images, and what it was trained on."""
+    """How to build the network, how to prepare its images, and what it was trained on.
+
+    `head` named `auto` is the one that the loss builds itself.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
-    schema_name: Literal["ssfnas.model/1"] = Field("ssfnas.model/1", alias="schema")
-    genotype: Genotype
-    stem: Literal["conv3x3"] = "conv3x3"
-    in_channels: int = Field(ge=1)
-    channels: int = Field(ge=1)
-    layers: int = Field(ge=1)
+    schema_name: Literal["ssfnas.model/2"] = Field("ssfnas.model/2", alias="schema")
+    network: DerivedNetwork | Part
+    loss: Part
+    head: Part
     aux: bool
-    class_names: list[str]
+    in_channels: int = Field(ge=1, le=MAX_CHANNELS)
+    class_names: list[str] = Field(min_length=1, max_length=MAX_CLASSES)
     train_counts: list[int]
     image_size: int = Field(ge=1)
     mean: list[float]
@@ -50,13 +75,31 @@ def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
     Raises:
         InputError: not such a file, damaged, or of a newer schema.
     """
+    card = load_card(path)
+    return load_tensors(path), card
+
+
+def load_card(path: Path) -> ModelCard:
+    """A network's card alone, from the header of its file.
+
+    Raises:
+        InputError: not such a file, damaged, or of a newer schema.
+    """
     metadata: Any = load_metadata(path)
     if not isinstance(metadata, dict) or not str(metadata.get("schema")).startswith("ssfnas.model/"):
         raise InputError(f"{path}: is not a model of ssfnas")
-    if metadata["schema"] != "ssfnas.model/1":
+    if metadata["schema"] == "ssfnas.model/1":
+        metadata = _from_first_schema(metadata)
+    if metadata["schema"] != SCHEMA:
         raise InputError(f"{path}: has schema '{metadata['schema']}', newer than this ssfnas reads: upgrade ssfnas")
     try:
-        card = ModelCard.model_validate(metadata)
+        return ModelCard.model_validate(metadata)
     except ValidationError as error:
         raise invalid(str(path), error) from None
-    return load_tensors(path), card
+
+
+def _from_first_schema(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A card of `ssfnas.model/1`, whose networks were all derived ones with a linear head, as one of today's."""
+    card = {key: value for key, value in metadata.items() if key not in ("genotype", "channels", "layers", "stem")}
+    network = {key: metadata[key] for key in ("genotype", "channels", "layers") if key in metadata}
+    return card | {"schema": SCHEMA, "network": network, "loss": {"name": "ce"}, "head": {"name": "linear"}}

@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from ssfnas_cli.artifacts.files import (
     invalid,
     is_set_aside,
+    parse_json,
+    read_bytes,
     read_sealed_json,
     reason,
     set_aside,
@@ -31,8 +32,12 @@ from ssfnas_cli.artifacts.lock import FolderLock, is_held
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Model = TypeVar("Model", bound=BaseModel)
 SCHEMA = "ssfnas.run/1"
+ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation.json"
 STATES = ("running", "stopped", "done", "diverged")
 _MISSING = object()
 
@@ -136,11 +141,69 @@ class RunFolder:
         """metrics.jsonl, a line per epoch, whole: a resumed run's file holds what its checkpoint knew."""
         self.check_lock()
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-        write_bytes(self.path / "metrics.jsonl", text.encode())
+        write_bytes(self.path / METRICS, text.encode())
+
+    # What other commands read back. None of it says how the run was made.
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The epochs' metrics, in order; empty before the first epoch has ended.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.path / METRICS
+        if not path.exists():
+            return []
+        lines = read_bytes(path).splitlines()
+        values = [parse_json(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+        if not all(isinstance(value, dict) for value in values):
+            raise InputError(f"{path}: every line should hold an object")
+        return values
+
+    def alphas(self) -> dict[str, Tensor]:
+        """What a search's strategy recorded of every epoch, cell type -> [epochs so far + 1, num_edges, num_ops].
+
+        Raises:
+            InputError: the run is no search, has not begun, or the file is damaged.
+        """
+        from ssfnas_cli.artifacts.tensors import load_tensors
+
+        path = self.path / ALPHAS
+        if not path.exists():
+            why = "it has not begun" if self.kind == "search" else f"it is a {self.kind} run"
+            raise InputError(f"{self.path}: has no alphas yet: {why}")
+        return load_tensors(path)
+
+    def evaluation(self) -> dict[str, Any] | None:
+        """What `evaluate` measured on the run's own data set; None if it has not been evaluated.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = self.path / EVALUATION
+        return read_sealed_json(path) if path.exists() else None
+
+    def write_evaluation(self, metrics: Mapping[str, Any]) -> None:
+        """Keep metrics in the run folder, beside those of splits that were evaluated before.
+
+        Raises:
+            DiskError: the folder cannot be written.
+        """
+        try:
+            before = (self.evaluation() or {}).get("splits", {})
+        except InputError:
+            before = {}
+        write_sealed_json(self.path / EVALUATION, {**metrics, "splits": {**before, **metrics["splits"]}})
 
 
-def finished(path: Path, kind: str, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What this very run printed when it was done, or None if it has not been.
+Identify = Callable[[RunFolder], Mapping[str, Any]]
+
+
+def finished(path: Path, kind: str, identity: Mapping[str, Any], identify: Identify) -> dict[str, Any] | None:
+    """What this very run printed when it was done, or None if it is not done.
+
+    Args:
+        identify: from a run that is there to its identity.
 
     Raises:
         OutputExistsError: the path holds another run, or something else.
@@ -148,12 +211,14 @@ def finished(path: Path, kind: str, identity: Mapping[str, Any]) -> dict[str, An
     run = _existing(path)
     if run is None:
         return None
-    _refuse_another(run, kind, identity)
+    _refuse_another(run, kind, identity, identify)
     return run.last_status().get("result")
 
 
 @contextlib.contextmanager
-def writing(path: Path, kind: str, config: Mapping[str, Any], identity: Mapping[str, Any]) -> Iterator[RunFolder]:
+def writing(
+    path: Path, kind: str, config: Mapping[str, Any], identity: Mapping[str, Any], identify: Identify
+) -> Iterator[RunFolder]:
     """Make the run's folder, or find it half done; hold its lock and keep its log.txt.
 
     Raises:
@@ -173,7 +238,7 @@ def writing(path: Path, kind: str, config: Mapping[str, Any], identity: Mapping[
             run = RunFolder(path, {"schema": SCHEMA, "kind": kind, "identity": dict(identity), **config})
             write_sealed_json(path / "config.json", run.config)
         run.lock = lock
-        _refuse_another(run, kind, identity)
+        _refuse_another(run, kind, identity, identify)
         for folder in (path, run.checkpoints):
             sweep_temporaries(folder)
         with _logging_to(path / "log.txt"):
@@ -257,10 +322,10 @@ class _LogFile(logging.FileHandler):
         pass
 
 
-def _refuse_another(run: RunFolder, kind: str, identity: Mapping[str, Any]) -> None:
+def _refuse_another(run: RunFolder, kind: str, identity: Mapping[str, Any], identify: Identify) -> None:
     if run.kind != kind:
         raise OutputExistsError(f"{run.path}: holds a {run.kind} run: choose another folder with -o, or --force")
-    theirs = run.config.get("identity", {})
+    theirs = identify(run)
     differing = [key for key in {**theirs, **identity} if theirs.get(key, _MISSING) != identity.get(key, _MISSING)]
     if differing:
         listed = ", ".join(
@@ -277,26 +342,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:40]}…"
 
 
-def environment() -> dict[str, Any]:
-    """What bit-equality hangs on: processor kind, torch, threads, kernel path; and the versions for the record."""
-    import platform
-    import sys
-
-    import torch
-
-    import ssfnas_cli
-
-    return {
-        "processor": _processor_name() or platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "kernels": torch.backends.cpu.get_cpu_capability(),
-        "python": ".".join(str(part) for part in sys.version_info[:3]),
-        "ssfnas": ssfnas_cli.__version__,
-    }
-
-
 def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """One warning where a resumed run cannot be bit-equal to the undisturbed one."""
     changed = [
@@ -306,16 +351,6 @@ def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> 
     ]
     if changed:
         log.warning("the run goes on, but its last bits may differ from an undisturbed one's: %s", ", ".join(changed))
-
-
-def _processor_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return ""
 
 
 def find_runs(folder: Path) -> list[RunFolder]:

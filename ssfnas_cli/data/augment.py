@@ -25,9 +25,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssfnas_cli.native.views import load as load_kernels
 from ssfnas_cli.settings import Views
 
 Uniforms = NDArray[np.float32]
+DEFAULT_VIEWS = Views()
 
 NUM_UNIFORMS = 16
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as PIL and torchvision
@@ -110,6 +112,38 @@ class Normalise:
 def to_float(images: np.ndarray) -> Tensor:
     """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [0, 1], in channels-last memory as the bytes are."""
     return torch.from_numpy(images).float().div_(255).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image before the network sees it."""
+
+    num_views: int
+    normalise: Normalise
+    flip: bool
+    cutout: float = 0.0
+    views: Views = DEFAULT_VIEWS
+    compiled: bool = False
+    """Whether compiled kernels make the views where there is a compiler; they differ from torch's in the last bits."""
+
+    def __post_init__(self) -> None:
+        if self.compiled:
+            load_kernels()  # compiled once, here, and not by every loader process
+
+    def __call__(self, images: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> tuple[Tensor, ...]:
+        """uint8 [N, H, W, C] of these samples -> one normalised tensor per view, in channels-last memory."""
+        uniforms = sample_uniforms(seed, epoch, samples, self.num_views)
+        if self.num_views == 1:
+            normal = self.normalise(to_float(crop_and_flip(images, uniforms[0], self.flip)))
+            return (cutout(normal, uniforms[0], self.cutout),)
+        shape = images.shape[1:]
+        drawn = [draw_view(uniforms[view], view, self.views, self.flip, *shape) for view in range(self.num_views)]
+        kernels = load_kernels() if self.compiled else None
+        if kernels:
+            mean, std = self.normalise.arrays()
+            return tuple(kernels.render(images, **vars(view), mean=mean, std=std) for view in drawn)
+        pixels = to_float(images)
+        return tuple(self.normalise(self_supervised_view(pixels, view)) for view in drawn)
 
 
 # The supervised view

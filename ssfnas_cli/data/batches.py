@@ -13,20 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssfnas_cli import stop
 from ssfnas_cli.artifacts.dataset import DataSet, Split
-from ssfnas_cli.data.augment import (
-    Normalise,
-    crop_and_flip,
-    cutout,
-    draw_view,
-    sample_uniforms,
-    self_supervised_view,
-    to_float,
-)
+from ssfnas_cli.data.augment import Augmentation, Normalise, to_float
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.native.views import load as load_kernels
-from ssfnas_cli.settings import Training, Views
-
-DEFAULT_VIEWS = Views()
+from ssfnas_cli.settings import Training
 
 
 class Batch(NamedTuple):
@@ -34,38 +23,6 @@ class Batch(NamedTuple):
 
     views: tuple[Tensor, ...]
     labels: Tensor
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to a training image before the network sees it."""
-
-    num_views: int
-    normalise: Normalise
-    flip: bool
-    cutout: float = 0.0
-    views: Views = DEFAULT_VIEWS
-    compiled: bool = False
-    """Whether compiled kernels make the views where there is a compiler; they differ from torch's in the last bits."""
-
-    def __post_init__(self) -> None:
-        if self.compiled:
-            load_kernels()  # compiled once, here, and not by every loader process
-
-    def __call__(self, images: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> tuple[Tensor, ...]:
-        """uint8 [N, H, W, C] of these samples -> one normalised tensor per view, in channels-last memory."""
-        uniforms = sample_uniforms(seed, epoch, samples, self.num_views)
-        if self.num_views == 1:
-            normal = self.normalise(to_float(crop_and_flip(images, uniforms[0], self.flip)))
-            return (cutout(normal, uniforms[0], self.cutout),)
-        shape = images.shape[1:]
-        drawn = [draw_view(uniforms[view], view, self.views, self.flip, *shape) for view in range(self.num_views)]
-        kernels = load_kernels() if self.compiled else None
-        if kernels:
-            mean, std = self.normalise.arrays()
-            return tuple(kernels.render(images, **vars(view), mean=mean, std=std) for view in drawn)
-        pixels = to_float(images)
-        return tuple(self.normalise(self_supervised_view(pixels, view)) for view in drawn)
 
 
 @dataclass(frozen=True)
@@ -101,13 +58,12 @@ def training_subset(
     return Subset(split, rows, augment, settings.seed)
 
 
-def shuffled_batches(num: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Positions 0..num-1 in this epoch's order, cut into batches; a lone last image joins the batch before it.
+def cut_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """An epoch's order, cut into batches; a lone last image joins the batch before it.
 
     (Batch statistics and Barlow's correlation need at least two images.)
     """
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num)
-    batches = [order[start : start + batch_size] for start in range(0, num, batch_size)]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     if len(batches) > 1 and len(batches[-1]) == 1:
         lone = batches.pop()
         batches[-1] = np.concatenate([batches[-1], lone])
@@ -115,17 +71,17 @@ def shuffled_batches(num: int, batch_size: int, seed: int, epoch: int) -> list[n
 
 
 def num_batches(num: int, batch_size: int) -> int:
-    """How many batches `shuffled_batches` gives."""
+    """How many batches `cut_batches` gives."""
     full, rest = divmod(num, batch_size)
     return full + (rest > 1 or (rest == 1 and full == 0))
 
 
 class TrainingBatches(Dataset):
-    """One epoch of a subset; item k is batch k."""
+    """One epoch of a subset, in the order of a sampler; item k is batch k."""
 
-    def __init__(self, subset: Subset, batch_size: int, epoch: int):
+    def __init__(self, subset: Subset, order: np.ndarray, batch_size: int, epoch: int):
         self.subset, self.epoch = subset, epoch
-        self.batches = shuffled_batches(len(subset), batch_size, subset.seed, epoch)
+        self.batches = cut_batches(order, batch_size)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -140,9 +96,9 @@ class BilevelBatches(Dataset):
     The redraw at every step is DARTS's, so the alpha half is sampled, not swept.
     """
 
-    def __init__(self, weight_half: Subset, alpha_half: Subset, batch_size: int, epoch: int):
-        self.weight_batches = TrainingBatches(weight_half, batch_size, epoch)
-        self.alpha_half, self.batch_size, self.epoch = alpha_half, batch_size, epoch
+    def __init__(self, weight_batches: TrainingBatches, alpha_half: Subset, batch_size: int):
+        self.weight_batches, self.alpha_half, self.batch_size = weight_batches, alpha_half, batch_size
+        self.epoch = weight_batches.epoch
 
     def __len__(self) -> int:
         return len(self.weight_batches)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ssfnas_cli.artifacts.files import cache_folder
 from ssfnas_cli.console import log
-from ssfnas_cli.errors import OutputExistsError
+from ssfnas_cli.errors import InputError, OutputExistsError
 
 if TYPE_CHECKING:
     from ssfnas_cli.artifacts.dataset import DataSet
@@ -39,3 +39,33 @@ def open_embedded() -> DataSet:
 def is_embedded(named: str | None, recorded: str | None) -> bool:
     """Whether a command given `--data named`, on a genotype that records `recorded`, works on the embedded data set."""
     return not named and (recorded is None or Path(recorded) == embedded_path().resolve())
+
+
+def find_data(named: str, path: str | None, sha256: str | None, origin: str, other_data: bool) -> DataSet:
+    """The data set that `--data` names, or the one that a genotype or run came from.
+
+    Its hash must be the recorded one, unless `other_data` allows another.
+
+    Args:
+        named: what `--data` says, or empty.
+        path, sha256: what the genotype or run records; None if it records none.
+        origin: what records it, for messages.
+
+    Raises:
+        InputError: none is known, it is gone, or it is another one.
+    """
+    from ssfnas_cli.artifacts.dataset import DataSet
+
+    if not named and path is None:
+        log.info("the %s names no data set", origin)
+        return open_embedded()
+    where = Path(named or path)  # type: ignore[arg-type]
+    if not named and not where.exists():
+        raise InputError(f"{where}: the {origin}'s data set is not there any more: name it with --data")
+    data = DataSet.open(where)
+    if sha256 is not None and data.sha256 != sha256 and not (named and other_data):
+        mend = "to use it all the same, say --other-data" if named else "name the right one with --data"
+        raise InputError(
+            f"{where}: is not the {origin}'s data set (sha256 {data.sha256[:12]}, not {sha256[:12]}): {mend}"
+        )
+    return data

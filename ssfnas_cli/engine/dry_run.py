@@ -1,8 +1,9 @@
-"""What a search will take, from a few of its real steps: `ssfnas search --dry-run`.
+"""What a search or a retraining will take, from a few of its real steps: `--dry-run`.
 
-Everything is resolved, checked and built as a search does it, and then each thing that an epoch consists of is done a
-few times by the search's own code: steps of full batches and of the last one, evaluation, a checkpoint (in a temporary
-folder). The process has then held what a search holds, so its peak is the prediction. No run folder is written.
+Everything is resolved, checked and built as the run itself does it. Then each thing that an epoch consists of is done
+a few times by the run's own code: steps of full batches and of the last one, evaluation, a checkpoint (in a temporary
+folder). By then the process has held what the run holds, so its peak memory is the prediction. No run folder is
+written.
 """
 
 from __future__ import annotations
@@ -11,30 +12,45 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ssfnas_cli import stop
 from ssfnas_cli.artifacts.checkpoint import save_checkpoint
 from ssfnas_cli.artifacts.dataset import Split
-from ssfnas_cli.artifacts.run import environment, finished
+from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.console import log
-from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import Diverged, peak_memory_bytes, seed_step
-from ssfnas_cli.engine.search import plan_search
+from ssfnas_cli.engine.loop import Diverged, Phase, seed_step
+from ssfnas_cli.engine.retrain import build_retrain, plan_retrain
+from ssfnas_cli.engine.search import build_search, plan_search
 from ssfnas_cli.engine.search_phase import SearchPhase
-from ssfnas_cli.nets.supernet import SearchCell, Supernet
-from ssfnas_cli.settings import SearchSettings
+from ssfnas_cli.engine.session import RunPlan
+from ssfnas_cli.engine.train_phase import TrainPhase
+from ssfnas_cli.machine import environment, peak_memory_bytes
+from ssfnas_cli.nets.count import count_params
+from ssfnas_cli.settings import RetrainSettings, SearchSettings, Training
 
 MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 5, 30, 10.0  # timed: at least, at most, and in between until this has passed
-EVALUATION_BATCH, EVALUATION_BATCHES = 256, 3  # images, as the search's evaluation takes them; timed batches
+EVALUATION_BATCH, EVALUATION_BATCHES = 256, 3  # images, as the evaluation takes them; timed batches
 
 
-def dry_run(settings: SearchSettings, output: Path | None, force: bool) -> dict[str, Any]:
+class TimedPhase(Phase, Protocol):
+    """A phase whose evaluation can be timed."""
+
+    settings: Training
+
+    def evaluated(self) -> dict[str, tuple[Split, np.ndarray]]:
+        """What the end of an epoch evaluates."""
+
+
+Evaluate = Callable[[Split, np.ndarray], float]
+
+
+def dry_search(settings: SearchSettings, output: Path | None, force: bool) -> dict[str, Any]:
     """Predict the search that `run_search` would make of the same arguments.
 
     Returns:
@@ -46,23 +62,57 @@ def dry_run(settings: SearchSettings, output: Path | None, force: bool) -> dict[
         Diverged: in these first steps.
     """
     with stop.waiting("in a dry run; it leaves nothing behind"):
-        settings, data, identity, path = plan_search(settings, output)
-        if not force and finished(path, "search", identity) is not None:
-            log.info("%s is done: without --dry-run there would be nothing to do", path)
-        data.verify()
-        device = Device.of(settings, data)
-        phase = SearchPhase(settings, data, device, lambda alphas: None)
-        figures = predict(phase)
+        plan = plan_search(settings, output)
+        _look_for_result(plan, force)
+        device, phase = build_search(plan)
+        warmup = min(plan.settings.warmup_epochs, phase.epochs)  # type: ignore[attr-defined]
+        # Epochs without alpha steps cost less than the others.
+        stretches = [Stretch(phase, 0, warmup), Stretch(phase, warmup, phase.epochs - warmup)]
+        mixing = phase.strategy.mixing(1 / phase.epochs)
+        figures = predict(stretches, lambda split, rows: phase.accuracy(split, rows, mixing))
+    chosen = {name: getattr(plan.settings, name).name for name in ("strategy", "relax", "loss")}
+    chosen["order"] = plan.settings.order  # type: ignore[attr-defined]
+    return _facts(plan, device, phase, sum(weight.numel() for weight in phase.weights), chosen) | figures
+
+
+def dry_retrain(
+    genotype: Genotype | None, settings: RetrainSettings, output: Path | None, force: bool, other_data: bool
+) -> dict[str, Any]:
+    """Predict the retraining that `run_retrain` would make of the same arguments, its pretraining included.
+
+    Returns and raises what `dry_search` does.
+    """
+    with stop.waiting("in a dry run; it leaves nothing behind"):
+        plan, card = plan_retrain(genotype, settings, output, other_data)
+        _look_for_result(plan, force)
+        device, phases, model = build_retrain(plan, card)
+        stretches = [Stretch(phase, 0, phase.epochs) for phase in phases]
+        figures = predict(stretches, phases[-1].accuracy)
+    resolved = plan.settings
+    chosen = {name: getattr(resolved, name).name for name in ("network", "loss", "pretrain")}
+    chosen["pretrain_epochs"] = phases[0].epochs if len(phases) > 1 else 0
+    return _facts(plan, device, phases[-1], count_params(model), chosen) | figures
+
+
+def _look_for_result(plan: RunPlan, force: bool) -> None:
+    if plan.result(force) is not None:
+        log.info("%s is done: without --dry-run there would be nothing to do", plan.path)
+
+
+def _facts(
+    plan: RunPlan, device: Device, phase: SearchPhase | TrainPhase, num_params: int, chosen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the figures were measured with."""
+    settings = plan.settings
     return {
         "kind": "dry-run",
-        "path": str(path),
-        "data": str(data.path.resolve()),
-        "relax": settings.relax.name,
-        "loss": settings.loss.name,
-        **{name: getattr(settings, name) for name in ("order", "epochs", "batch_size", "channels", "layers")},
-        "num_params": sum(weight.numel() for weight in phase.weights),
-        **figures,
-        "computed_by": _computed_by(phase),
+        "of": plan.kind,
+        "path": str(plan.path),
+        "data": str(plan.data.path.resolve()),
+        **chosen,
+        **{name: getattr(settings, name) for name in ("epochs", "batch_size", "channels", "layers")},
+        "num_params": num_params,
+        "computed_by": device.computed_by(phase.model.encoder),
         "workers": settings.workers,
         "precision": settings.precision,
         **environment(),
@@ -70,67 +120,59 @@ def dry_run(settings: SearchSettings, output: Path | None, force: bool) -> dict[
     }
 
 
-def _computed_by(phase: SearchPhase) -> str:
-    """What runs the candidate ops: compiled kernels, torch, or each its share."""
-    assert isinstance(phase.model.encoder, Supernet)
-    leaving = [one for cell in phase.model.encoder.cells if isinstance(cell, SearchCell) for one in cell.leaving]
-    compiled = sum(len(one.known) for one in leaving)
-    every = sum(len(one.candidates) for one in leaving)
-    if compiled in (0, every):
-        return "compiled kernels" if compiled else "torch"
-    return f"compiled kernels for {compiled} of {every} ops, torch for the others"
+class Stretch(NamedTuple):
+    """Epochs of a phase that cost alike: `epochs` of them from `first` on."""
+
+    phase: SearchPhase | TrainPhase
+    first: int
+    epochs: int
 
 
-def predict(phase: SearchPhase) -> dict[str, Any]:
-    """Seconds and bytes of a search, from a few steps of a phase that has just been built (and is spent by it).
+def predict(stretches: Sequence[Stretch], evaluate: Evaluate) -> dict[str, Any]:
+    """Seconds and bytes of a run, from a few steps of phases that have just been built (and are spent by it).
 
     The process must have done nothing larger before: its own peak is the predicted one.
+
+    Args:
+        stretches: in order; those without epochs are left out.
+        evaluate: what the end of an epoch does with the rows of a split.
     """
-    settings = phase.settings
-    judged = list(phase.judged().values())
-    for split, _ in judged:
-        _touch(split)
+    stretches = [stretch for stretch in stretches if stretch.epochs]
+    for stretch in stretches:
+        for split, _ in stretch.phase.evaluated().values():
+            _touch(split)
     built = time.monotonic() - stop.STARTED
-    stretches = [(first, epochs, _time_steps(phase, first)) for first, epochs in _stretches(settings)]
-    progress = 1 / phase.epochs
-    evaluation = _time_evaluation(phase, judged, progress)
-    save, checkpoint_bytes = _time_checkpoint(phase)
-
-    def epoch_seconds(steps: StepTimes) -> float:
-        seconds = steps.epoch_seconds + evaluation + save
-        return seconds + save * math.floor(seconds / (60 * settings.save_minutes))
-
-    *_, steps = stretches[-1]
-    setup = built + sum(times.warm_up_seconds for *_, times in stretches)
-    whole = setup + sum(epochs * epoch_seconds(times) for _, epochs, times in stretches)
+    timed = [_time_stretch(stretch, evaluate) for stretch in stretches]
+    last = timed[-1]
+    setup = built + sum(one.steps.warm_up_seconds for one in timed)
+    whole = setup + sum(stretch.epochs * one.epoch_seconds for stretch, one in zip(stretches, timed, strict=True))
+    settings = stretches[-1].phase.settings
     return {
-        "step_seconds": round(statistics.median(steps.all), 4),
-        "step_seconds_range": [round(min(steps.all), 4), round(max(steps.all), 4)],
-        "timed_steps": len(steps.all),
-        "steps_per_epoch": steps.num_steps,
+        "step_seconds": round(statistics.median(last.steps.all), 4),
+        "step_seconds_range": [round(min(last.steps.all), 4), round(max(last.steps.all), 4)],
+        "timed_steps": len(last.steps.all),
+        "steps_per_epoch": last.steps.num_steps,
         "setup_seconds": round(setup, 1),
-        "evaluation_seconds": round(evaluation, 2),
-        "checkpoint_seconds": round(save, 2),
-        "epoch_seconds": round(epoch_seconds(steps), 1),
-        "search_seconds": round(whole, 1),
+        "evaluation_seconds": round(last.evaluation_seconds, 2),
+        "checkpoint_seconds": round(last.save_seconds, 2),
+        "epoch_seconds": round(last.epoch_seconds, 1),
+        "phases": [
+            {"phase": stretch.phase.name, "epochs": stretch.epochs, "epoch_seconds": round(one.epoch_seconds, 1)}
+            for stretch, one in zip(stretches, timed, strict=True)
+        ],
+        "total_seconds": round(whole, 1),
         "peak_memory_bytes": peak_memory_bytes(),
-        "checkpoint_bytes": checkpoint_bytes,
+        "checkpoint_bytes": max(one.checkpoint_bytes for one in timed),
         # The new checkpoint is written before an old one goes.
-        "disk_bytes": checkpoint_bytes * (settings.keep_checkpoints + 1),
+        "disk_bytes": max(one.checkpoint_bytes for one in timed) * (settings.keep_checkpoints + 1),
     }
-
-
-def _stretches(settings: SearchSettings) -> list[tuple[int, int]]:
-    """(first epoch, number of epochs) of epochs that cost alike: those without alpha steps, and the others."""
-    without = min(settings.warmup_epochs, settings.epochs)
-    return [(first, epochs) for first, epochs in ((0, without), (without, settings.epochs - without)) if epochs]
 
 
 class StepTimes(NamedTuple):
     """Wall seconds of an epoch's steps, input included as in a run's metrics.
 
     `of_step` has the timings by number of step; `last_share` is the last batch's images over a full one's;
-    `warm_up_seconds` what the first steps took beyond the usual.
+    `warm_up_seconds` is what the first steps took beyond the usual.
     """
 
     of_step: dict[int, list[float]]
@@ -151,11 +193,31 @@ class StepTimes(NamedTuple):
         return sum(statistics.median(self.of_step.get(step, [usual * share])) for step, share in enumerate(shares))
 
 
-def _time_steps(phase: SearchPhase, epoch: int) -> StepTimes:
-    """Steps of an epoch from its first one on, over and over where it is short; before them the last and a full one.
+class TimedStretch(NamedTuple):
+    """The parts of a stretch's epoch."""
+
+    steps: StepTimes
+    evaluation_seconds: float
+    save_seconds: float
+    checkpoint_bytes: int
+    epoch_seconds: float
+
+
+def _time_stretch(stretch: Stretch, evaluate: Evaluate) -> TimedStretch:
+    phase = stretch.phase
+    steps = _time_steps(phase, stretch.first)
+    evaluation = _time_evaluation(list(phase.evaluated().values()), evaluate)
+    save, num_bytes = _time_checkpoint(phase)
+    seconds = steps.epoch_seconds + evaluation + save
+    seconds += save * math.floor(seconds / (60 * phase.settings.save_minutes))
+    return TimedStretch(steps, evaluation, save, num_bytes, seconds)
+
+
+def _time_steps(phase: TimedPhase, epoch: int) -> StepTimes:
+    """Steps of an epoch from its first one on, over and over if it is short; before them the last and a full one.
 
     These two warm up: kernels are chosen or compiled for both shapes, and momentum comes to be. The full one is second,
-    as a change of shape costs the step after it some memory to be found anew.
+    as a change of shape costs the step after it some memory to be found again.
     """
     num_steps = phase.num_steps(epoch)
     began = time.perf_counter()
@@ -176,13 +238,13 @@ def _time_steps(phase: SearchPhase, epoch: int) -> StepTimes:
     return StepTimes(of_step, num_steps, share, max(0.0, warm_up - usual * (1 + share)))
 
 
-def _over_and_over(phase: SearchPhase, epoch: int) -> Iterator[tuple[int, tuple[Batch, Batch]]]:
+def _over_and_over(phase: TimedPhase, epoch: int) -> Iterator[tuple[int, Any]]:
     """(number, batch) of an epoch's steps, again and again."""
     while True:
         yield from enumerate(phase.batches(epoch, 0))
 
 
-def _step(phase: SearchPhase, epoch: int, step: int, batch: tuple[Batch, Batch]) -> int:
+def _step(phase: TimedPhase, epoch: int, step: int, batch: Any) -> int:
     """One step as the loop takes it; how many images it saw."""
     stop.leave_if_asked()
     seed_step(phase.seed, epoch, step)
@@ -193,7 +255,8 @@ def _step(phase: SearchPhase, epoch: int, step: int, batch: tuple[Batch, Batch])
     for name, value in values.items():
         if not math.isfinite(value):
             raise Diverged(f"dry run: {name} is {value} at step {step}: training diverges at once")
-    return sum(len(part.labels) for part in batch)
+    parts = [batch] if hasattr(batch, "labels") else batch  # a search has a batch of either half
+    return sum(len(part.labels) for part in parts)
 
 
 def _touch(split: Split) -> None:
@@ -202,17 +265,19 @@ def _touch(split: Split) -> None:
         split.rows(np.arange(start, min(start + EVALUATION_BATCH, len(split))))
 
 
-def _time_evaluation(phase: SearchPhase, judged: list[tuple[Split, np.ndarray]], progress: float) -> float:
+def _time_evaluation(evaluated: list[tuple[Split, np.ndarray]], evaluate: Evaluate) -> float:
     """Seconds of all evaluation at the end of an epoch, from some batches of the largest split."""
-    split, rows = max(judged, key=lambda one: len(one[1]))
+    if not evaluated:
+        return 0.0
+    split, rows = max(evaluated, key=lambda one: len(one[1]))
     some = rows[: EVALUATION_BATCH * EVALUATION_BATCHES]
-    phase.accuracy(split, some[:EVALUATION_BATCH], progress)
+    evaluate(split, some[:EVALUATION_BATCH])
     stop.leave_if_asked()
-    seconds = _seconds_of(lambda: phase.accuracy(split, some, progress))
-    return seconds * sum(len(rows) for _, rows in judged) / len(some)
+    seconds = _seconds_of(lambda: evaluate(split, some))
+    return seconds * sum(len(rows) for _, rows in evaluated) / len(some)
 
 
-def _time_checkpoint(phase: SearchPhase) -> tuple[float, int]:
+def _time_checkpoint(phase: TimedPhase) -> tuple[float, int]:
     """Seconds and bytes of a checkpoint, written where temporary files go."""
     with tempfile.TemporaryDirectory(prefix="ssfnas-dry-run-") as name:
         folder = Path(name)

@@ -10,10 +10,13 @@ import torch
 
 from ssfnas_cli.artifacts.model import load_model
 from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.console import log
+from ssfnas_cli.data.augment import Normalise
+from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.retrain import find_data, load_classifier
-from ssfnas_cli.engine.train_phase import predict
-from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.engine.network import load_classifier
+from ssfnas_cli.engine.predict import predict
+from ssfnas_cli.errors import DiskError, InputError, UsageError
 
 MANY, FEW = 100, 20  # ImageNet-LT: many above 100 training images, few below 20
 NUM_BINS = 15
@@ -22,13 +25,14 @@ NUM_BINS = 15
 def evaluate_run(
     run: RunFolder, data_path: str, splits: Sequence[str], device: Device, other_data: bool = False
 ) -> dict[str, Any]:
-    """Metrics of a retrained run's network.
+    """Metrics of a retrained run's network. Those on the run's own data set stay in the run folder, too.
 
     Args:
         run: a finished retrain run.
         data_path: where the data set is, if not where it was.
-        other_data: it may be another data set, with the same classes.
-        splits: which; none means every split but `train` that the data set has.
+        other_data: it may be another data set, with the same classes. Its images are standardised as the network's
+            training images were.
+        splits: which; none means every split that is held out.
 
     Raises:
         InputError: it is unfinished, or the data set is not the run's.
@@ -47,10 +51,16 @@ def evaluate_run(
     if unknown:
         raise UsageError(f"--split {unknown[0]}: {data.path} has no such split. Available: {', '.join(data.splits)}")
     model = device.place(load_classifier(tensors, card, path / "model.safetensors"))
+    normalise = Normalise(tuple(card.mean), tuple(card.std))
     metrics: dict[str, Any] = {"kind": "metrics", "run": str(path), "data_sha256": data.sha256, "splits": {}}
-    for name in splits or [name for name in data.splits if name != "train"]:
-        scores, labels = predict(model, data, name, device)
+    for name in splits or data.held_out:
+        scores, labels = predict(model, data.split(name), normalise, device)
         metrics["splits"][name] = split_metrics(scores, labels, card.class_names, card.train_counts)
+    if data.sha256 == card.data_sha256:
+        try:
+            run.write_evaluation(metrics)
+        except DiskError as error:
+            log.warning("the metrics are not kept in the run folder: %s", error)
     return metrics
 
 

@@ -7,12 +7,9 @@ the undisturbed one would have, bit for bit.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import random
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +26,7 @@ from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.progress import Progress
 from ssfnas_cli.errors import InputError, Stopped
+from ssfnas_cli.machine import peak_memory_bytes
 from ssfnas_cli.settings import Training
 
 
@@ -57,7 +55,7 @@ class Phase(Protocol):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take `tensors` back, bit for bit."""
 
-    def publish(self) -> None:
+    def publish(self, folder: Path) -> None:
         """Write what follows from the tensors: called after a resume and after every epoch's checkpoint."""
 
 
@@ -116,16 +114,26 @@ class Loop:
         elif self._pending is not None:
             self._take_back(phase)
         self.run.write_metrics(cursor.metrics)
-        phase.publish()
+        phase.publish(self.run.path)
         self._status("running", phase)
         with Progress(phase, self.settings.log_seconds) as progress:
             while cursor.epoch < phase.epochs:
                 self._run_epoch(phase, progress)
 
     def _take_back(self, phase: Phase) -> None:
+        """Load the checkpoint. What an earlier ssfnas did not keep in it starts fresh, with one warning."""
         assert self._pending is not None
+        saved, fresh = self._pending.tensors, phase.tensors()
+        lacking = sorted(fresh.keys() - saved.keys())
+        if lacking:
+            log.warning(
+                "%s: its checkpoint is of an earlier ssfnas and lacks %s, which starts fresh: the run goes on, but does "
+                "not end where an undisturbed one would have",
+                self.run.path,
+                ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""),
+            )
         try:
-            phase.load(self._pending.tensors)
+            phase.load({**fresh, **saved})
         except (KeyError, RuntimeError, ValueError) as error:
             raise InputError(f"{self.run.path}: its checkpoint does not fit this run ({error}): --force") from error
         self._pending = None
@@ -171,7 +179,7 @@ class Loop:
         cursor.begin_epoch(cursor.epoch + 1)
         self.save(phase)
         self.run.write_metrics(cursor.metrics)
-        phase.publish()
+        phase.publish(self.run.path)
         progress.end_epoch(line)
 
     def save(self, phase: Phase) -> None:
@@ -245,50 +253,6 @@ def seed_step(seed: int, epoch: int, step: int) -> None:
     torch.manual_seed(int(mixed[0] >> np.uint64(1)))
     np.random.seed(int(mixed[1]) % 2**32)
     random.seed(int(mixed[1]))
-
-
-def peak_memory_bytes() -> int:
-    """The most memory this process has held; its loader processes are not counted."""
-    with contextlib.suppress(OSError, StopIteration):  # ru_maxrss begins at the peak of whoever started this process
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def module_tensors(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
-    """Weights and buffers by name."""
-    return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
-
-
-def load_module(prefix: str, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Take back what `module_tensors` gave."""
-    start = prefix + "."
-    module.load_state_dict({k.removeprefix(start): value for k, value in tensors.items() if k.startswith(start)})
-
-
-def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of every parameter by number; learning rates follow from the schedule and are not state."""
-    return {
-        f"{prefix}.{number}.{key}": value
-        for number, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Take back what `optimizer_tensors` gave."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(prefix + "."):
-            number, _, key = name.removeprefix(prefix + ".").partition(".")
-            state.setdefault(int(number), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, values in optimizer.state.items():
-        for key, value in values.items():
-            if value.shape == parameter.shape:  # a file keeps no strides, and kernels choose their way by them
-                values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def cosine(start: float, end: float, progress: float) -> float:

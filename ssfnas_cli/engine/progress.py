@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from ssfnas_cli.console import error_console, log
+from ssfnas_cli.machine import memory_bytes
 
 
 class _Named(Protocol):
@@ -86,11 +85,8 @@ class Progress:
 
 
 def _memory() -> list[str]:
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return [f"{pages * resource.getpagesize() / 2**20:.0f} MB"]
-    except OSError:
-        return []
+    held = memory_bytes()
+    return [] if held is None else [f"{held / 2**20:.0f} MB"]
 
 
 def clock(seconds: float) -> str:

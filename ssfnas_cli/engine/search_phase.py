@@ -1,9 +1,11 @@
-"""The bilevel search as the loop sees it: an alpha step on the alpha half, a weight step on the weight half."""
+"""The bilevel search as the loop sees it: the strategy learns from the alpha half, then the weights take a step."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,29 +13,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from registry import LOSSES, RELAXATIONS
+from registry import LOSSES, SAMPLERS
 from registry.losses import Objective
 from registry.norm import held_statistics
-from registry.relaxations import Relaxation
-from registry.space import CELL_TYPES, edge_list
+from registry.samplers import Sampler
+from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
+from registry.strategies.base import Mixing, WeightStep
 from ssfnas_cli.artifacts.dataset import DataSet, Split
+from ssfnas_cli.artifacts.run import ALPHAS
+from ssfnas_cli.artifacts.tensors import save_tensors
 from ssfnas_cli.data.batches import (
     Batch,
     BilevelBatches,
     Subset,
+    TrainingBatches,
     load_from,
     normaliser,
     num_batches,
-    plain_batches,
     stratified_halves,
     training_subset,
 )
-from ssfnas_cli.engine import bilevel
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine, load_module, load_optimizer, module_tensors, optimizer_tensors, set_lr
+from ssfnas_cli.engine.loop import cosine, set_lr
+from ssfnas_cli.engine.predict import accuracy, predict
+from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.nets.search_model import SearchModel
 from ssfnas_cli.nets.supernet import Supernet
-from ssfnas_cli.settings import PluginSection, SearchSettings
+from ssfnas_cli.settings import PluginSection, SearchSettings, build_plugin
 
 
 class SearchPhase:
@@ -43,7 +49,6 @@ class SearchPhase:
         settings: resolved.
         data: its `train` split is halved, class by class.
         device: where it runs.
-        publish_alphas: called with every epoch's alphas, {cell type: [epochs + 1, edges, ops]}.
         halves: weight and alpha rows of the training split; by default the stratified, seeded halves.
     """
 
@@ -54,53 +59,42 @@ class SearchPhase:
         settings: SearchSettings,
         data: DataSet,
         device: Device,
-        publish_alphas: Callable[[dict[str, Tensor]], None],
         halves: tuple[np.ndarray, np.ndarray] | None = None,
     ):
-        self.settings, self.data, self.device, self.publish_alphas = settings, data, device, publish_alphas
+        self.settings, self.data, self.device = settings, data, device
         self.epochs, self.seed = settings.epochs, settings.seed
         self.split = data.split("train")
         self.halves = halves or stratified_halves(self.split.labels, data.class_names, settings.seed)
-        self.relaxation: Relaxation = build_plugin(RELAXATIONS, settings.relax)
         self.weight_loss = self._objective(settings.loss, self.halves[0])
         own = settings.alpha_loss.name != "none"
         self.alpha_loss = self._objective(settings.alpha_loss if own else settings.loss, self.halves[1])
+        counts = self._counts(self.halves[0])
+        self.sampler: Sampler = build_plugin(SAMPLERS, settings.sampler, class_counts=counts)
         self._build_model()
+        self.strategy = build_strategy(settings, device.torch)
         self._build_optimizers()
 
+    def _counts(self, half: np.ndarray) -> list[int]:
+        return np.bincount(self.split.labels[half], minlength=self.data.num_classes).tolist()
+
     def _objective(self, section: PluginSection, half: np.ndarray) -> Objective:
-        counts = np.bincount(self.split.labels[half], minlength=self.data.num_classes)
-        return build_plugin(LOSSES, section, num_classes=self.data.num_classes, class_counts=counts.tolist())
+        return build_plugin(LOSSES, section, num_classes=self.data.num_classes, class_counts=self._counts(half))
 
     def _build_model(self) -> None:
         settings, data = self.settings, self.data
         torch.manual_seed(settings.seed)
         encoder = Supernet(data.channels, settings.channels, settings.layers, settings.ops, settings.op_options)
-        model = SearchModel(encoder, data.num_classes, self.weight_loss, self.alpha_loss)
+        build_head = head_builder(settings.head, self.weight_loss)
+        model = SearchModel(encoder, data.num_classes, self.weight_loss, self.alpha_loss, build_head)
         self.model = self.device.place(model)
-        generator = torch.Generator().manual_seed(settings.seed)
-        shape = (len(edge_list()), len(settings.ops))
-        self.alphas = {
-            kind: self.relaxation.initial_alphas(*shape, generator).to(self.device.torch).requires_grad_()
-            for kind in CELL_TYPES
-        }
-        self.history = {kind: alphas.detach().cpu().clone()[None] for kind, alphas in self.alphas.items()}
 
     def _build_optimizers(self) -> None:
-        settings, relaxation = self.settings, self.relaxation
+        settings = self.settings
         self.weights = self.model.weight_parameters()
         self.optimizer = torch.optim.SGD(
             self.weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
-        self.alpha_optimizer = torch.optim.Adam(
-            list(self.alphas.values()),
-            lr=relaxation.lr if settings.alpha_lr == "auto" else settings.alpha_lr,
-            betas=relaxation.betas if settings.alpha_betas == "auto" else settings.alpha_betas,
-            weight_decay=(
-                relaxation.weight_decay if settings.alpha_weight_decay == "auto" else settings.alpha_weight_decay
-            ),
-        )
-        self.optimizers = {"weights": self.optimizer, "alphas": self.alpha_optimizer}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": self.optimizer}
         if self.model.probe is not None:
             self.optimizers["probe"] = torch.optim.Adam(self.model.probe.parameters(), lr=settings.probe_lr)
 
@@ -110,11 +104,12 @@ class SearchPhase:
         alpha_views = self.alpha_loss.num_views
         # A head that only the alpha step's loss has is trained in the weight step, on that loss's views.
         weight_views = max(self.weight_loss.num_views, alpha_views if self.model.alpha_head is not None else 1)
+        labels = self.split.labels[self.halves[0]]
+        order = self.sampler.order(labels, self.seed, epoch, epoch / self.epochs)
         return BilevelBatches(
-            self._subset(self.halves[0], weight_views),
+            TrainingBatches(self._subset(self.halves[0], weight_views), order, self.settings.batch_size, epoch),
             self._subset(self.halves[1], alpha_views),
             self.settings.batch_size,
-            epoch,
         )
 
     def _subset(self, rows: np.ndarray, num_views: int) -> Subset:
@@ -122,7 +117,7 @@ class SearchPhase:
         return training_subset(self.data, self.split, rows, self.settings, num_views, compiled=compiled)
 
     def num_steps(self, epoch: int) -> int:
-        return num_batches(len(self.halves[0]), self.settings.batch_size)
+        return num_batches(self.sampler.length(epoch / self.epochs), self.settings.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[tuple[Batch, Batch]]:
         """Pairs of a weight-half batch and an alpha-half batch."""
@@ -132,52 +127,18 @@ class SearchPhase:
     # Steps
 
     def step(self, epoch: int, step: int, batch: tuple[Batch, Batch]) -> dict[str, float]:
-        """The alpha step, then the weight step (DARTS, Algorithm 1)."""
+        """The strategy's step, then the weight step (DARTS, Algorithm 1)."""
         train, val = batch
         progress = (epoch + step / self.num_steps(epoch)) / self.epochs
         set_lr(self.optimizer, cosine(self.settings.lr, self.settings.lr_min, progress))
         self.model.train()
-        values: dict[str, float] = {}
-        if epoch >= self.settings.warmup_epochs:
-            values |= self._alpha_step(train, val, progress)
+        values = self.strategy.update(StepBench(self, train, val, epoch, progress))
         return values | self._weight_step(train, progress)
 
-    def _alpha_step(self, train: Batch, val: Batch, progress: float) -> dict[str, float]:
-        alphas = list(self.alphas.values())
-        val_loss = lambda: self._alpha_objective(val, progress)
-        with held_statistics(self.model):
-            if self.settings.order == 1:
-                with _frozen(self.weights):  # their gradients are not even computed
-                    gradients, loss = bilevel.first_order(val_loss, alphas)
-            else:
-                momenta = [self.optimizer.state.get(w, {}).get("momentum_buffer") for w in self.weights]
-                gradients, loss = bilevel.second_order(
-                    lambda: self._weight_objective(train, progress)[0],
-                    val_loss,
-                    self.weights,
-                    alphas,
-                    momenta,
-                    lr=self.optimizer.param_groups[0]["lr"],
-                    momentum=self.settings.momentum,
-                    weight_decay=self.settings.weight_decay,
-                )
-        regulariser = self.relaxation.regulariser(self.alphas, progress)
-        if regulariser.requires_grad:
-            pushes = torch.autograd.grad(regulariser, alphas)
-            gradients = [gradient + push for gradient, push in zip(gradients, pushes, strict=True)]
-        for values, gradient in zip(alphas, gradients, strict=True):
-            values.grad = gradient
-        self.alpha_optimizer.step()
-        self._check_alphas()
-        return {"alpha_loss": loss, "regulariser": regulariser.item()}
-
-    def _check_alphas(self) -> None:
-        for kind, values in self.alphas.items():
-            if not bool(torch.isfinite(values).all()):
-                raise FloatingPointError(f"an alpha of the {kind} cell is no longer finite")
-
     def _weight_step(self, train: Batch, progress: float) -> dict[str, float]:
-        loss, features = self._weight_objective(train, progress, detach_alphas=True)
+        with torch.no_grad():
+            mixing = self.strategy.mixing(progress, step_generator())
+        loss, features = self.weight_objective(train, mixing, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
@@ -197,114 +158,116 @@ class SearchPhase:
 
     # Objectives
 
-    def _mixing(self, progress: float, detach: bool = False, sampled: bool = True) -> dict[str, Tensor]:
-        """Mixing weights of both cell types; a sampled relaxation draws the same ones throughout a step."""
-        generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63) if sampled else None
-        return {
-            kind: self.relaxation.weights(alphas.detach() if detach else alphas, progress, generator)
-            for kind, alphas in self.alphas.items()
-        }
-
-    def _weight_objective(self, batch: Batch, progress: float, detach_alphas: bool = False) -> tuple[Tensor, Tensor]:
+    def weight_objective(self, batch: Batch, mixing: Mixing, progress: float) -> tuple[Tensor, Tensor]:
         """L_train and the first view's features. The views go through the encoder one after the other."""
-        mixing = self._mixing(progress, detach_alphas)
         model = self.model
         with self.device.autocast():
             features = [model.encoder(view, mixing) for view in batch.views]
             outputs = [model.head(feature) for feature in features[: self.weight_loss.num_views]]
-            loss = _loss(self.weight_loss, outputs, batch.labels)
+            loss = self.weight_loss(outputs, batch.labels, progress)
             if model.alpha_head is not None:
                 apart = [model.alpha_head(feature.detach()) for feature in features[: self.alpha_loss.num_views]]
-                loss = loss + _loss(self.alpha_loss, apart, batch.labels)
+                loss = loss + self.alpha_loss(apart, batch.labels, progress)
         return loss, features[0].float()
 
-    def _alpha_objective(self, batch: Batch, progress: float) -> Tensor:
-        """L_val, by the alpha step's loss."""
-        mixing = self._mixing(progress)
+    def alpha_objective(self, batch: Batch, mixing: Mixing, progress: float) -> Tensor:
+        """L_val, the loss of the architecture's step."""
         head = self.model.head if self.model.alpha_head is None else self.model.alpha_head
         with self.device.autocast():
             outputs = [head(self.model.encoder(view, mixing)) for view in batch.views]
-        return _loss(self.alpha_loss, outputs, batch.labels)
+        return self.alpha_loss(outputs, batch.labels, progress)
 
     # Epochs
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Record the alphas; judge the supernet on the alpha half, and on the test splits where asked."""
-        for kind, alphas in self.alphas.items():
-            self.history[kind] = torch.cat([self.history[kind], alphas.detach().cpu()[None]])
+        """Record the architecture; evaluate the supernet on the alpha half, and on the held-out splits if asked."""
+        facts = self.strategy.end_epoch()
         name = "accuracy" if self.model.probe is None else "probe_accuracy"
-        progress = (epoch + 1) / self.epochs
-        facts = {
-            f"{name}_{place}": self.accuracy(split, rows, progress) for place, (split, rows) in self.judged().items()
+        mixing = self.strategy.mixing((epoch + 1) / self.epochs)
+        measured = {
+            f"{name}_{place}": self.accuracy(split, rows, mixing) for place, (split, rows) in self.evaluated().items()
         }
-        facts["alpha_lr"] = self.alpha_optimizer.param_groups[0]["lr"]
-        return facts
+        return measured | facts
 
-    def judged(self) -> dict[str, tuple[Split, np.ndarray]]:
-        """What the end of an epoch evaluates: splits, and the rows of them."""
-        names = ("test", "test_longtail") if self.settings.track_test else ()
+    def evaluated(self) -> dict[str, tuple[Split, np.ndarray]]:
+        """What the end of an epoch evaluates: splits, and which rows of them."""
+        # `val` belongs to the retraining: the search has the alpha half.
+        names = [name for name in self.data.held_out if name != "val"] if self.settings.track_test else []
         held_out = {name: self.data.split(name) for name in names}
         whole = {name: (split, np.arange(len(split))) for name, split in held_out.items()}
         return {"alpha_half": (self.split, self.halves[1]), **whole}
 
-    @torch.no_grad()
-    def accuracy(self, split: Split, rows: np.ndarray, progress: float) -> float:
-        """Top-1 of the head, or of the linear probe (which uses labels), in percent, running statistics."""
-        self.model.eval()
-        mixing = self._mixing(progress, sampled=False)
-        right = 0
-        for batch in plain_batches(split, rows, 256, normaliser(self.data)):
-            batch = self.device.move(batch)
-            with self.device.autocast():
-                scores = self.model.classifier()(self.model.encoder(batch.views[0], mixing))
-            right += int((scores.argmax(1) == batch.labels).sum())
-        return 100 * right / len(rows)
+    def accuracy(self, split: Split, rows: np.ndarray, mixing: Mixing) -> float:
+        """Top-1 of the head, or of the linear probe (which uses labels), in percent."""
+        score = lambda images: self.model.classifier()(self.model.encoder(images, mixing))
+        return accuracy(*predict(self.model, split, normaliser(self.data), self.device, rows, score))
 
     # State
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and buffers, alphas and their history, the optimizers' states."""
-        named = module_tensors("model", self.model)
-        for kind in CELL_TYPES:
-            named[f"alphas.{kind}"] = self.alphas[kind]
-            named[f"history.{kind}"] = self.history[kind]
+        """Weights and buffers, the strategy's tensors, the optimizers' states."""
+        named = module_tensors("model", self.model) | self.strategy.tensors()
         for name, optimizer in self.optimizers.items():
             named |= optimizer_tensors(f"optimizer.{name}", optimizer)
         return named
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Load what `tensors` gave."""
         load_module("model", self.model, tensors)
-        for kind in CELL_TYPES:
-            self.alphas[kind].data.copy_(tensors[f"alphas.{kind}"])
-            self.history[kind] = tensors[f"history.{kind}"].clone()
+        self.strategy.load(tensors)
         for name, optimizer in self.optimizers.items():
             load_optimizer(f"optimizer.{name}", optimizer, tensors)
 
-    def publish(self) -> None:
-        """Write every epoch's alphas."""
-        self.publish_alphas(self.history)
+    def publish(self, folder: Path) -> None:
+        """Write the record of every epoch."""
+        save_tensors(folder / ALPHAS, self.strategy.record())
 
 
-def build_plugin(registry: Any, section: PluginSection, **context: Any) -> Any:
-    """A plugin's object from its section of the settings."""
-    plugin = registry.get(section.name)
-    return plugin.factory(plugin.parse_options(section.options()), **context)
+@dataclass
+class StepBench:
+    """The supernet at one step of a search: what a strategy sees of it (`registry.strategies.base.Bench`)."""
+
+    phase: SearchPhase
+    train: Batch
+    val: Batch
+    epoch: int
+    progress: float
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The lower level's parameters."""
+        return self.phase.weights
+
+    def generator(self) -> torch.Generator:
+        """This step's random numbers from their beginning."""
+        return step_generator()
+
+    def train_loss(self, mixing: Mixing) -> Tensor:
+        """The weights' loss on this step's batch of the weight half."""
+        return self.phase.weight_objective(self.train, mixing, self.progress)[0]
+
+    def val_loss(self, mixing: Mixing) -> Tensor:
+        """The architecture's loss on this step's batch of the alpha half."""
+        return self.phase.alpha_objective(self.val, mixing, self.progress)
+
+    def accuracy(self, mixing: Mixing) -> float:
+        """Top-1 in percent over the alpha half; the model is back in training mode afterwards."""
+        value = self.phase.accuracy(self.phase.split, self.phase.halves[1], mixing)
+        self.phase.model.train()
+        return value
+
+    def weight_step(self) -> WeightStep:
+        """The SGD step that follows."""
+        settings, optimizer = self.phase.settings, self.phase.optimizer
+        momenta = [optimizer.state.get(weight, {}).get("momentum_buffer") for weight in self.weights]
+        lr = optimizer.param_groups[0]["lr"]
+        return WeightStep(lr, settings.momentum, settings.weight_decay, settings.clip, momenta)
+
+    def held_statistics(self) -> contextlib.AbstractContextManager[None]:
+        """Within: running statistics stay as they are."""
+        return held_statistics(self.phase.model)
 
 
-@contextlib.contextmanager
-def _frozen(weights: list[nn.Parameter]) -> Iterator[None]:
-    """Within: autograd sees constants."""
-    for weight in weights:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(True)
-
-
-def _loss(objective: Objective, outputs: list[Tensor], labels: Tensor) -> Tensor:
-    """The loss in float32; a self-supervised objective never sees the labels."""
-    seen = labels if objective.num_views == 1 else None
-    return objective.loss([output.float() for output in outputs], seen)
+def step_generator() -> torch.Generator:
+    """Random numbers that follow from the seed of the step, the same at every call within it."""
+    return torch.Generator().manual_seed(torch.initial_seed() % 2**63)

@@ -1,67 +1,141 @@
-"""What a search and a retraining do around their training: meet the folder, hold it, and close it with a result."""
+"""What a search and a retraining do around their training: find the run's folder, hold it, close it with a result."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import glob
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.artifacts.run import RunFolder, environment, finished, move_aside, warn_of_differences, writing
+from ssfnas_cli.artifacts.run import RunFolder, finished, move_aside, warn_of_differences, writing
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.machine import environment
 from ssfnas_cli.settings import Training, identity_hash
 
-Body = Callable[[RunFolder, Loop], dict[str, Any]]
+RECIPE = 1  # is raised when the same settings come to train differently; config.json records it
 
 
-def carry_out(
+@dataclass(frozen=True)
+class RunPlan:
+    """A run that is decided on and not begun.
+
+    Attributes:
+        kind: `search` or `retrain`.
+        settings: resolved.
+        identity: what makes another run the same.
+        path: of its folder.
+        config: what config.json holds beyond settings, data and environment.
+    """
+
+    kind: str
+    settings: Training
+    data: DataSet
+    identity: dict[str, Any]
+    path: Path
+    config: dict[str, Any]
+
+    def result(self, force: bool) -> dict[str, Any] | None:
+        """What the run printed when it was done, or None: it has to be begun, continued, or `force`d from the start.
+
+        Raises:
+            OutputExistsError: the folder holds another run, or something else.
+        """
+        return None if force else finished(self.path, self.kind, self.identity, self.identify)
+
+    def identify(self, run: RunFolder) -> dict[str, Any]:
+        """The identity of a run that is there: settings that were added since it was made count at their defaults."""
+        try:
+            settings = run.settings(type(self.settings)).resolve_plugins()
+        except ValueError as error:  # settings that no longer exist, or a plugin that is gone: another run
+            log.debug("%s: %s", run.path, error)
+            return dict(run.config["identity"])
+        beside = {key: value for key, value in run.config["identity"].items() if key in BESIDE_SETTINGS}
+        return settings.identity() | beside
+
+
+BESIDE_SETTINGS = ("data_sha256", "genotype")  # keys of an identity that are no settings
+
+
+def plan_run(
     kind: str,
     settings: Training,
     data: DataSet,
-    identity: Mapping[str, Any],
-    path: Path,
-    force: bool,
-    prepare: Callable[[Device], Body],
-    **config: Any,
-) -> dict[str, Any]:
-    """Train in the run's folder, new or half done, unless it is done already.
+    beside: Mapping[str, Any],
+    names: Sequence[str],
+    output: Path | None,
+    config: Mapping[str, Any] | None = None,
+) -> RunPlan:
+    """The plan of a run.
 
     Args:
-        kind: `search` or `retrain`.
-        identity: what makes another run the same.
-        force: move an old folder aside and start over.
-        prepare: builds everything, so that what is refused leaves no folder behind, and returns what trains with the
-            loop, writes the run's artifacts, and returns facts for the result.
-        config: more for config.json.
-
-    Returns:
-        What the command prints, the same however often it is asked.
+        settings: resolved.
+        beside: what belongs to the identity beyond the settings and the data set.
+        names: what a folder's default name shows of the settings.
+        output: the run folder; None means `runs/KIND-DATA-NAMES-sSEED-HASH`. The hash covers the settings that differ
+            from the defaults, so a setting that is added renames no run.
     """
-    if not force and (result := finished(path, kind, identity)) is not None:
-        log.info("%s is done; nothing to do", path)
-        return result
-    data.verify()
-    device = Device.of(settings, data)
-    body = prepare(device)
+    beside = {"data_sha256": data.sha256, **beside}
+    identity = settings.identity() | beside
+    stem = "-".join([kind, data.path.name, *names, f"s{settings.seed}"])
+    path = output or Path("runs") / f"{stem}-{identity_hash(settings.changed_identity() | beside)}"
+    plan = RunPlan(kind, settings, data, identity, path, dict(config or {}))
+    if output is None and not path.exists() and (older := _under_another_name(plan, stem)) is not None:
+        log.info("%s is this run, under the name that an earlier ssfnas gave it", older)
+        return RunPlan(kind, settings, data, identity, older, dict(config or {}))
+    return plan
+
+
+def _under_another_name(plan: RunPlan, stem: str) -> Path | None:
+    """A folder of the same run whose name ends in another hash."""
+    for path in sorted(plan.path.parent.glob(f"{glob.escape(stem)}-????????")):
+        with contextlib.suppress(InputError):
+            run = RunFolder.open(path, plan.kind)
+            if plan.identify(run) == plan.identity:
+                return path
+    return None
+
+
+@contextlib.contextmanager
+def session(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFolder, Loop]]:
+    """The run's folder, new or half done, held while training, and the loop that trains.
+
+    Everything that can be refused is built before, so that what is refused leaves no folder behind.
+    """
     if force:
-        move_aside(path)
+        move_aside(plan.path)
     surroundings = environment() | device.facts()
     config = {
-        "settings": settings.model_dump(mode="json"),
-        "data": {"path": str(data.path.resolve()), "sha256": data.sha256},
+        "settings": plan.settings.model_dump(mode="json"),
+        "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
         "environment": surroundings,
-        **config,
+        "recipe": RECIPE,
+        **plan.config,
     }
-    with writing(path, kind, config, identity) as run:
+    with writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
+        _warn_of_another_recipe(run)
         warn_of_differences(run.config["environment"], surroundings)
-        loop = Loop(run, settings)
-        facts = body(run, loop)
-        return _close(run, loop, settings, facts)
+        yield run, Loop(run, plan.settings)
 
 
-def _close(run: RunFolder, loop: Loop, settings: Training, facts: dict[str, Any]) -> dict[str, Any]:
+def _warn_of_another_recipe(run: RunFolder) -> None:
+    recorded = run.config.get("recipe", 1)
+    if recorded != RECIPE:
+        log.warning(
+            "%s: was begun by an ssfnas that trains differently (recipe %s, now %s); it goes on by today's recipe",
+            run.path,
+            recorded,
+            RECIPE,
+        )
+
+
+def close(run: RunFolder, loop: Loop, settings: Training, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Mark a run as done; what the command prints, the same however often it is asked."""
     last = loop.cursor.metrics[-1]
     result = {
         "kind": f"{run.kind}-run",
@@ -79,8 +153,3 @@ def _close(run: RunFolder, loop: Loop, settings: Training, facts: dict[str, Any]
     run.write_status("done", **progress, last=last, result=result)
     log.info("done: %s", run.path)
     return result
-
-
-def default_path(kind: str, data: DataSet, names: list[str], seed: int, identity: Mapping[str, Any]) -> Path:
-    """`runs/KIND-DATA-NAMES-sSEED-HASH`: the same settings and data give the same folder, so a rerun finds its run."""
-    return Path("runs") / "-".join([kind, data.path.name, *names, f"s{seed}", identity_hash(identity)])

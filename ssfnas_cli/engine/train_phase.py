@@ -1,55 +1,54 @@
-"""Training a derived network: a self-supervised pretraining or a supervised (fine-)training, as the loop sees it."""
+"""Training a network: a self-supervised pretraining or a supervised (fine-)training, as the loop sees it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from registry import SAMPLERS
 from registry.losses import Objective
-from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.data.batches import (
-    Batch,
-    TrainingBatches,
-    load_from,
-    normaliser,
-    num_batches,
-    plain_batches,
-    training_subset,
-)
+from registry.networks import Encoder
+from registry.samplers import Sampler
+from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
+from ssfnas_cli.artifacts.dataset import DataSet, Split
+from ssfnas_cli.data.batches import Batch, TrainingBatches, load_from, normaliser, num_batches, training_subset
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine, load_module, load_optimizer, module_tensors, optimizer_tensors, set_lr
-from ssfnas_cli.nets.derived import DerivedEncoder
+from ssfnas_cli.engine.loop import cosine, set_lr
+from ssfnas_cli.engine.predict import accuracy, predict
 from ssfnas_cli.nets.heads import Classifier
-from ssfnas_cli.settings import RetrainSettings
+from ssfnas_cli.settings import RetrainSettings, build_plugin
 
 
 class Pretrained(nn.Module):
     """An encoder with a self-supervised objective's head."""
 
-    def __init__(self, encoder: DerivedEncoder, head: nn.Module):
+    aux: nn.Module | None = None
+
+    def __init__(self, encoder: Encoder, head: nn.Module):
         super().__init__()
         self.encoder, self.head = encoder, head
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What differs between pretraining and training."""
+    """What differs between pretraining and training. `regularised` says whether the encoder's schedule runs."""
 
     name: str
     epochs: int
     lr: float
-    drop_path: float = 0.0
+    regularised: bool = False
     cutout: float = 0.0
     aux_weight: float = 0.0
 
 
 class TrainPhase:
-    """Trains `model.encoder` and `model.head` (and `model.aux`) on all of the training split."""
+    """Trains `model.encoder` and `model.head` (and `model.aux`) on the training split."""
 
     def __init__(
         self,
@@ -64,26 +63,27 @@ class TrainPhase:
         self.name, self.epochs, self.seed = schedule.name, schedule.epochs, settings.seed
         self.objective = objective
         self.split = data.split("train")
+        self.sampler: Sampler = build_plugin(SAMPLERS, settings.sampler, class_counts=data.counts("train"))
         self.model = device.place(model)
         self.optimizer = torch.optim.SGD(
             model.parameters(), schedule.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
 
     def _epoch(self, epoch: int) -> TrainingBatches:
-        rows = np.arange(len(self.split))
         subset = training_subset(
             self.data,
             self.split,
-            rows,
+            np.arange(len(self.split)),
             self.settings,
             self.objective.num_views,
             self.schedule.cutout,
             self.device.compiled_views,
         )
-        return TrainingBatches(subset, self.settings.batch_size, epoch)
+        order = self.sampler.order(self.split.labels, self.seed, epoch, epoch / self.epochs)
+        return TrainingBatches(subset, order, self.settings.batch_size, epoch)
 
     def num_steps(self, epoch: int) -> int:
-        return num_batches(len(self.split), self.settings.batch_size)
+        return num_batches(self.sampler.length(epoch / self.epochs), self.settings.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The epoch's batches from `start` on."""
@@ -91,70 +91,57 @@ class TrainPhase:
             yield self.device.move(batch)
 
     def step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:
-        """One SGD step; the rate falls along a cosine, drop path rises in a straight line from epoch to epoch."""
+        """One SGD step. The rate falls along a cosine; the encoder's own schedule moves from epoch to epoch."""
         progress = (epoch + step / self.num_steps(epoch)) / self.epochs
         lr = cosine(self.schedule.lr, self.settings.lr_min, progress)
         set_lr(self.optimizer, lr)
         self.model.train()
-        self.model.encoder.drop_path = self.schedule.drop_path * epoch / self.epochs
-        loss, right = self._loss(batch)
+        self.model.encoder.set_progress(epoch / self.epochs if self.schedule.regularised else 0.0)
+        loss, right = self._loss(batch, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         self.optimizer.step()
         return {"loss": loss.item(), "lr": lr} | right
 
-    def _loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The objective, plus the auxiliary head's share; and the batch's training accuracy where supervised."""
+    def _loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """The objective plus the auxiliary head's share, and the batch's training accuracy if supervised."""
         objective, model = self.objective, self.model
         with self.device.autocast():
             encoded = [model.encoder(view) for view in batch.views]
-            outputs = [model.head(one.features).float() for one in encoded]
-            if objective.num_views > 1:
-                return objective.loss(outputs, None), {}
-            loss = objective.loss(outputs, batch.labels)
-            if isinstance(model, Classifier) and model.aux is not None:
-                aux = model.aux(encoded[0].aux_map).float()
-                loss = loss + self.schedule.aux_weight * objective.loss([aux], batch.labels)
+            outputs = [model.head(one.features) for one in encoded]
+            loss = objective(outputs, batch.labels, progress)
+            if model.aux is not None:
+                aux = model.aux(encoded[0].aux_map)
+                loss = loss + self.schedule.aux_weight * objective([aux], batch.labels, progress)
+        if not objective.supervised:
+            return loss, {}
         right = (outputs[0].detach().argmax(1) == batch.labels).float().mean().item()
         return loss, {"train_accuracy": 100 * right}
 
-    def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Accuracy on the held-out splits, where asked."""
-        if not self.settings.track_test or not isinstance(self.model, Classifier):
+    def evaluated(self) -> dict[str, tuple[Split, np.ndarray]]:
+        """What the end of an epoch evaluates: splits, and which rows of them."""
+        if not self.settings.track_test or not self.objective.supervised:
             return {}
-        splits = [name for name in ("val", "test", "test_longtail") if name in self.data.splits]
-        return {f"accuracy_{name}": self.accuracy(name) for name in splits}
+        splits = {name: self.data.split(name) for name in self.data.held_out}
+        return {name: (split, np.arange(len(split))) for name, split in splits.items()}
 
-    def accuracy(self, split: str) -> float:
+    def end_epoch(self, epoch: int) -> dict[str, Any]:
+        """Accuracy on the held-out splits, if asked."""
+        return {f"accuracy_{name}": self.accuracy(split, rows) for name, (split, rows) in self.evaluated().items()}
+
+    def accuracy(self, split: Split, rows: np.ndarray) -> float:
         """Top-1 in percent."""
-        scores, labels = predict(self.model, self.data, split, self.device)
-        return 100 * float((scores.argmax(1) == labels).mean())
+        return accuracy(*predict(self.model, split, normaliser(self.data), self.device, rows))
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and buffers, and the optimizer's state."""
         return module_tensors("model", self.model) | optimizer_tensors("optimizer", self.optimizer)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+        """Load what `tensors` gave."""
         load_module("model", self.model, tensors)
         load_optimizer("optimizer", self.optimizer, tensors)
 
-    def publish(self) -> None:
+    def publish(self, folder: Path) -> None:
         """Nothing: the model is written when training is done."""
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module, data: DataSet, split_name: str, device: Device, batch_size: int = 256
-) -> tuple[np.ndarray, np.ndarray]:
-    """Class scores [N, num_classes] (logits) and labels [N] of a whole split, in order."""
-    model.eval()
-    split = data.split(split_name)
-    scores, labels = [], []
-    for batch in plain_batches(split, np.arange(len(split)), batch_size, normaliser(data)):
-        batch = device.move(batch)
-        with device.autocast():
-            scores.append(model(batch.views[0]).float().cpu().numpy())
-        labels.append(batch.labels.cpu().numpy())
-    return np.concatenate(scores), np.concatenate(labels)

@@ -5,12 +5,11 @@ As in the supernet, a cell is run source by source, by compiled kernels where th
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from registry import OPS
+from registry.networks import Encoded, Encoder
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.fanout import FanOut, divide
@@ -27,25 +26,26 @@ from ssfnas_cli.nets.skeleton import (
 )
 
 
-class Encoded(NamedTuple):
-    """`features` [N, F] pooled; `aux_map` [N, C, H, W] is the map the auxiliary head reads."""
+class DerivedEncoder(Encoder):
+    """Stem, cells, pooling.
 
-    features: Tensor
-    aux_map: Tensor
+    Args:
+        drop_path: the probability of drop path at the end of a training; it rises with `set_progress`.
+    """
 
-
-class DerivedEncoder(nn.Module):
-    """Stem, cells, pooling. `drop_path` is the probability, set by the training loop as it rises."""
-
-    def __init__(self, genotype: Genotype, in_channels: int, channels: int, layers: int):
+    def __init__(self, genotype: Genotype, in_channels: int, channels: int, layers: int, drop_path: float = 0.0):
         super().__init__()
-        self.drop_path = 0.0
+        self.max_drop_path, self.drop_path = drop_path, 0.0
         self.stem = Stem(in_channels, channels)
         cells = build_cells(layers, channels, lambda spec: DerivedCell(genotype, spec))
         self.cells = nn.ModuleList(cells)
         self.aux_layer = reduction_layers(layers)[1]
         self.aux_channels = cells[self.aux_layer].out_channels
         self.num_features = cells[-1].out_channels
+
+    def set_progress(self, progress: float) -> None:
+        """Drop path rises in a straight line."""
+        self.drop_path = self.max_drop_path * progress
 
     def compile_with(self, kernels: CellKernels | None) -> None:
         """Have compiled kernels run the ops they know; None: torch runs all of them."""

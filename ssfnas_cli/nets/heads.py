@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from registry.networks import Encoder
 from registry.norm import BatchNorm
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.nets.derived import DerivedEncoder
@@ -36,19 +37,28 @@ class AuxiliaryHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A derived network that classifies: `encoder`, `head`, and `aux` where trained with one."""
+    """A network that classifies: `encoder`, `head`, and `aux` if it is trained with an auxiliary head."""
 
-    def __init__(self, genotype: Genotype, in_channels: int, channels: int, layers: int, num_classes: int, aux: bool):
+    def __init__(self, encoder: Encoder, head: nn.Module, aux: nn.Module | None = None):
         super().__init__()
-        self.encoder = DerivedEncoder(genotype, in_channels, channels, layers)
-        self.head: nn.Module = nn.Linear(self.encoder.num_features, num_classes)
-        self.aux = AuxiliaryHead(self.encoder.aux_channels, num_classes) if aux else None
+        self.encoder = encoder
+        self.head = head
+        self.aux = aux
+
+    @classmethod
+    def of_genotype(
+        cls, genotype: Genotype, in_channels: int, channels: int, layers: int, num_classes: int, aux: bool
+    ) -> Classifier:
+        """The network of a genotype with a linear head."""
+        encoder = DerivedEncoder(genotype, in_channels, channels, layers)
+        head = nn.Linear(encoder.num_features, num_classes)
+        return cls(encoder, head, AuxiliaryHead(encoder.aux_channels, num_classes) if aux else None)
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N, num_classes]."""
         return self.head(self.encoder(images).features)
 
     def with_aux(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits, and the auxiliary head's where there is one."""
+        """Logits, and the auxiliary head's if there is one."""
         encoded = self.encoder(images)
         return self.head(encoded.features), self.aux(encoded.aux_map) if self.aux is not None else None

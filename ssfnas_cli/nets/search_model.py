@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from registry.losses import Objective
@@ -16,14 +18,22 @@ class SearchModel(nn.Module):
     classifier that judges a self-supervised search; it gives no gradient to anything else.
     """
 
-    def __init__(self, encoder: Supernet, num_classes: int, weight_loss: Objective, alpha_loss: Objective):
+    def __init__(
+        self,
+        encoder: Supernet,
+        num_classes: int,
+        weight_loss: Objective,
+        alpha_loss: Objective,
+        build_head: Callable[[int], nn.Module] | None = None,
+    ):
+        """`build_head` makes the head from the number of features; None means the weight loss's default head."""
         super().__init__()
         features = encoder.num_features
         self.encoder = encoder
-        self.head = weight_loss.build_head(features)
+        self.head = (build_head or weight_loss.build_head)(features)
         shared = alpha_loss.head == weight_loss.head
         self.alpha_head = None if shared else alpha_loss.build_head(features)
-        self.probe = None if weight_loss.head == "classifier" else nn.Linear(features, num_classes)
+        self.probe = None if weight_loss.supervised else nn.Linear(features, num_classes)
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """The lower level's parameters, projector included: all but the probe's."""

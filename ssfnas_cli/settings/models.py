@@ -272,8 +272,13 @@ class SearchSettings(Training):
 
 
 class RetrainSettings(Training):
-    """Retraining a derived network; `pretrain` names a self-supervised loss that comes before."""
+    """Retraining a derived network, or training a plain one from the registry.
 
+    `pretrain` names a self-supervised loss that comes before. A plain network has a width and depth of its own, so
+    `channels` and `layers` are not part of its identity.
+    """
+
+    network: Section = Field(PluginSection(name="none"), description="none: the network of the genotype")
     loss: Section = PluginSection(name="ce")
     pretrain: Section = PluginSection(name="none")
     pretrain_epochs: PositiveInt = 150
@@ -285,6 +290,19 @@ class RetrainSettings(Training):
     drop_path: float = Field(0.2, ge=0, lt=1, description="probability at the last epoch; rises from 0")
     cutout: float = Field(0.5, ge=0, le=1, description="side of the erased square over the image's side")
 
-    PLUGIN_KINDS = {"loss": "loss", "pretrain": "loss", "head": "head", "sampler": "sampler"}
+    PLUGIN_KINDS = {
+        "network": "network",
+        "loss": "loss",
+        "pretrain": "loss",
+        "head": "head",
+        "sampler": "sampler",
+    }
+
+    def identity(self) -> dict[str, Any]:
+        """As for every training; a plain network's leaves out what only a genotype's network has."""
+        identity = super().identity()
+        if self.network.name != "none":
+            identity = {key: value for key, value in identity.items() if key not in ("channels", "layers")}
+        return identity
 
 

@@ -1,0 +1,98 @@
+"""The genotype of a search run, from what its strategy recorded of any of its epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from registry.space import edge_list
+from ssfnas_cli.artifacts.files import sha256_bytes
+from ssfnas_cli.artifacts.genotype import Genotype, Provenance
+from ssfnas_cli.artifacts.run import ALPHAS, RunFolder
+from ssfnas_cli.console import log
+from ssfnas_cli.engine.rules import derive
+from ssfnas_cli.engine.strategy import build_strategy
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.settings import SearchSettings
+
+
+def derive_run(
+    run: RunFolder, rule: str | None = None, threshold: float | str = "auto", epoch: int | None = None
+) -> Genotype:
+    """The genotype of a search run.
+
+    Args:
+        rule: a derivation rule; None means the strategy's own.
+        epoch: whose record is used; 0 is the start, None the last.
+
+    Raises:
+        InputError: the run diverged, has no alphas yet, or has not reached that epoch.
+    """
+    status = run.status()
+    if status["state"] == "diverged":
+        raise InputError(f"{run.path}: the search diverged ({status.get('reason')}): nothing is derived from it")
+    settings = run.settings(SearchSettings)
+    strategy = build_strategy(settings)
+    record = run.alphas()
+    reached = _check_record(run, record, strategy.record_names, len(settings.ops))
+    if epoch is None:
+        epoch = reached
+        if reached < settings.epochs:
+            log.warning("%s is at epoch %d of %d: deriving from there", run.path, reached, settings.epochs)
+    if not 0 <= epoch <= reached:
+        raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
+    rule = rule or strategy.default_rule
+    derived = derive(strategy.weights_at(record, epoch), settings.ops, rule, threshold)
+    for note in derived.notes:
+        log.warning("%s: %s", run.path, note)
+    used = {edge.op for cell in derived.genotype.cells().values() for edge in cell.edges}
+    options = {name: values for name, values in settings.op_options.items() if name in used}
+    sources = [record[name][epoch].double() for name in strategy.record_names]
+    provenance = _provenance(run, settings, epoch, rule, derived.threshold, sources)
+    return derived.genotype.model_copy(update={"op_options": options, "provenance": provenance})
+
+
+def _provenance(
+    run: RunFolder,
+    settings: SearchSettings,
+    epoch: int,
+    rule: str,
+    threshold: float | None,
+    sources: list[Tensor],
+) -> Provenance:
+    recorded = run.config["environment"]
+    versions = {key: str(recorded[key]) for key in ("ssfnas", "torch", "python") if key in recorded}
+    return Provenance(
+        run=str(run.path.resolve()),
+        epoch=epoch,
+        rule=rule,
+        threshold=threshold,
+        alphas_sha256=sha256_bytes(b"".join(np.ascontiguousarray(a.numpy()).tobytes() for a in sources)),
+        data=run.config["data"]["path"],
+        data_sha256=run.config["data"]["sha256"],
+        seed=settings.seed,
+        versions=versions,
+    )
+
+
+def _check_record(run: RunFolder, record: Mapping[str, Tensor], names: tuple[str, ...], num_ops: int) -> int:
+    """The last epoch of a record.
+
+    Raises:
+        InputError: it does not fit the run's settings, or holds numbers that are not finite.
+    """
+    path = run.path / ALPHAS
+    sizes = {tuple(values.shape) for values in record.values()}
+    num_epochs = max((size[0] for size in sizes if size), default=0)
+    if set(record) != set(names) or sizes != {(num_epochs, len(edge_list()), num_ops)} or num_epochs == 0:
+        listed = " and ".join(f"'{name}'" for name in names)
+        raise InputError(
+            f"{path}: does not fit the settings in config.json: should hold {listed}, "
+            f"each [epochs + 1, {len(edge_list())} edges, {num_ops} ops]"
+        )
+    if not all(bool(torch.isfinite(values).all()) for values in record.values()):
+        raise InputError(f"{path}: holds an alpha that is not finite: nothing is derived from it")
+    return num_epochs - 1

@@ -1,0 +1,104 @@
+"""Building the network that a model card describes: the one way to it, for training, evaluation and counting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from registry import HEADS, LOSSES, NETWORKS
+from registry.losses import Objective
+from registry.networks import Encoder
+from ssfnas_cli.artifacts.dataset import DataSet
+from ssfnas_cli.artifacts.genotype import Genotype
+from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.nets.derived import DerivedEncoder
+from ssfnas_cli.nets.heads import AuxiliaryHead, Classifier
+from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
+
+
+def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSet) -> ModelCard:
+    """The card of the network that a retraining makes.
+
+    Args:
+        genotype: None if the settings name a network instead.
+        settings: resolved.
+    """
+    network: DerivedNetwork | Part = _part(settings.network)
+    if genotype is not None:
+        network = DerivedNetwork(genotype=genotype, channels=settings.channels, layers=settings.layers)
+    return ModelCard(
+        network=network,
+        loss=_part(settings.loss),
+        head=_part(settings.head),
+        aux=settings.aux_weight > 0,
+        in_channels=data.channels,
+        class_names=list(data.class_names),
+        train_counts=data.counts("train"),
+        image_size=data.image_size,
+        mean=list(data.mean),
+        std=list(data.std),
+        data=str(data.path.resolve()),
+        data_sha256=data.sha256,
+        seed=settings.seed,
+    )
+
+
+def _part(section: PluginSection) -> Part:
+    return Part(name=section.name, options=section.options())
+
+
+def _section(part: Part) -> PluginSection:
+    return PluginSection(name=part.name, **part.options)
+
+
+def build_objective(section: PluginSection, card: ModelCard) -> Objective:
+    """A loss for the classes of a card."""
+    return build_plugin(LOSSES, section, num_classes=len(card.class_names), class_counts=card.train_counts)
+
+
+def build_encoder(card: ModelCard, drop_path: float = 0.0) -> Encoder:
+    """The encoder of a card's network. `drop_path` is the probability at the end of a training."""
+    if isinstance(card.network, DerivedNetwork):
+        network = card.network
+        return DerivedEncoder(network.genotype, card.in_channels, network.channels, network.layers, drop_path)
+    return build_plugin(NETWORKS, _section(card.network), in_channels=card.in_channels)
+
+
+def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
+    """The whole network of a card: encoder, head, and the auxiliary head if there is one."""
+    encoder = build_encoder(card, drop_path)
+    num_classes = len(card.class_names)
+    nn.Linear(encoder.num_features, num_classes)  # recipe 1 draws these weights, which nothing uses
+    aux = AuxiliaryHead(encoder.aux_channels, num_classes) if card.aux and encoder.aux_channels else None
+    head = head_builder(_section(card.head), build_objective(_section(card.loss), card))
+    return Classifier(encoder, head(encoder.num_features), aux)
+
+
+def head_builder(section: PluginSection, objective: Objective) -> Callable[[int], nn.Module]:
+    """From a number of features to the head that the settings name; `auto` is the objective's default head."""
+    if section.name == "auto":
+        return objective.build_head
+    plugin = HEADS.get(section.name)
+    context = {"num_classes": objective.num_classes, "class_counts": objective.class_counts}
+    return partial(plugin.factory, plugin.parse_options(section.options()), **context)
+
+
+def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Classifier:
+    """The network of a model file.
+
+    Raises:
+        InputError: its tensors are not those of the network its card describes.
+    """
+    with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced
+        model = build_model(card)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"{where}: its tensors do not fit its card: {str(error).splitlines()[-1].strip()}") from None
+    return model

@@ -1,0 +1,47 @@
+"""The one loop over a split without training: class scores of every image, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssfnas_cli.artifacts.dataset import Split
+from ssfnas_cli.data.augment import Normalise
+from ssfnas_cli.data.batches import plain_batches
+from ssfnas_cli.engine.device import Device
+
+BATCH_SIZE = 256
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    split: Split,
+    normalise: Normalise,
+    device: Device,
+    rows: np.ndarray | None = None,
+    score: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class scores [N, num_classes] (logits) and labels [N], with running statistics of batch normalisation.
+
+    Args:
+        model: is put into evaluation mode.
+        rows: which images of the split; None means all of them.
+        score: from images [N, C, H, W] to scores; None means the model itself.
+    """
+    model.eval()
+    scores, labels = [], []
+    for batch in plain_batches(split, np.arange(len(split)) if rows is None else rows, BATCH_SIZE, normalise):
+        batch = device.move(batch)
+        with device.autocast():
+            scores.append((score or model)(batch.views[0]).float().cpu().numpy())
+        labels.append(batch.labels.cpu().numpy())
+    return np.concatenate(scores), np.concatenate(labels)
+
+
+def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Top-1 in percent."""
+    return 100 * float((scores.argmax(1) == labels).mean())

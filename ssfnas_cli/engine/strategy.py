@@ -1,0 +1,29 @@
+"""From a search's settings to its strategy."""
+
+from __future__ import annotations
+
+import torch
+
+from registry import RELAXATIONS, STRATEGIES
+from registry.relaxations import Relaxation
+from registry.strategies.base import SearchContext, Strategy
+from ssfnas_cli.settings import SearchSettings, build_plugin
+
+
+def build_strategy(settings: SearchSettings, device: torch.device | str = "cpu") -> Strategy:
+    """The strategy at the start of a search. Settings of the alphas that are `auto` are the relaxation's own."""
+    relaxation: Relaxation = build_plugin(RELAXATIONS, settings.relax)
+    decay = settings.alpha_weight_decay
+    context = SearchContext(
+        ops=settings.ops,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        device=torch.device(device),
+        relaxation=relaxation,
+        order=settings.order,
+        warmup_epochs=settings.warmup_epochs,
+        alpha_lr=relaxation.lr if settings.alpha_lr == "auto" else settings.alpha_lr,
+        alpha_betas=relaxation.betas if settings.alpha_betas == "auto" else settings.alpha_betas,
+        alpha_weight_decay=relaxation.weight_decay if decay == "auto" else decay,
+    )
+    return build_plugin(STRATEGIES, settings.strategy, context=context)

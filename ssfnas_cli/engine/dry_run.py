@@ -27,7 +27,7 @@ from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Diverged, peak_memory_bytes, seed_step
 from ssfnas_cli.engine.search import plan_search
 from ssfnas_cli.engine.search_phase import SearchPhase
-from ssfnas_cli.nets.supernet import SearchCell, Supernet
+from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import SearchSettings
 
 MIN_STEPS, MAX_STEPS, ENOUGH_SECONDS = 5, 30, 10.0  # timed: at least, at most, and in between until this has passed
@@ -73,9 +73,7 @@ def dry_run(settings: SearchSettings, output: Path | None, force: bool) -> dict[
 def _computed_by(phase: SearchPhase) -> str:
     """What runs the candidate ops: compiled kernels, torch, or each its share."""
     assert isinstance(phase.model.encoder, Supernet)
-    leaving = [one for cell in phase.model.encoder.cells if isinstance(cell, SearchCell) for one in cell.leaving]
-    compiled = sum(len(one.known) for one in leaving)
-    every = sum(len(one.candidates) for one in leaving)
+    compiled, every = phase.model.encoder.count_compiled()
     if compiled in (0, every):
         return "compiled kernels" if compiled else "torch"
     return f"compiled kernels for {compiled} of {every} ops, torch for the others"

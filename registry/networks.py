@@ -7,7 +7,7 @@ of every epoch of training with the share of the training that is done (see `Enc
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,6 +36,13 @@ class Encoder(nn.Module):
 
     def set_progress(self, progress: float) -> None:
         """Take the share of the training that is done, from 0 to 1. An encoder without a schedule ignores it."""
+
+    def compile_with(self, kernels: Any) -> None:
+        """Have compiled kernels compute what they support; None: torch computes all of it. Here torch always does."""
+
+    def count_compiled(self) -> tuple[int, int]:
+        """How many ops the compiled kernels compute, and how many there are. (0, 0): none that they could."""
+        return 0, 0
 
 
 class ResidualBlock(nn.Module):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
 from registry import REGISTRIES
+from ssfnas_cli import machine
 from ssfnas_cli.console import log, write_text
-from ssfnas_cli.settings import PRESETS, Settings, Training, load_settings, to_toml
-
-Training_ = TypeVar("Training_", bound=Training)
+from ssfnas_cli.settings import PRESETS, Settings, to_toml
 
 RUN_PANEL = "Running"
 SETTINGS_PANEL = "Settings"
@@ -95,53 +91,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 
 
-def flags_of(model: type[Settings], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of a command's arguments (its `locals()`) that are settings of `model`."""
-    return {name: value for name, value in arguments.items() if name in model.model_fields}
-
-
-def training_settings(
-    model: type[Training_],
-    flags: dict[str, Any],
-    config: Path | None,
-    sets: list[str] | None,
-    preset: str | None,
-    default_preset: Callable[[str], str],
-) -> Training_:
-    """The settings of `search` or `retrain`.
-
-    Args:
-        default_preset: the preset where none was named, from the data set that a flag, `--set` or `--config` named.
-    """
-    if preset is None:
-        preset = default_preset(load_settings(model, config=config, sets=sets or (), flags=flags).data)
-    return load_settings(model, preset=preset, config=config, sets=sets or (), flags=flags)
-
-
 def show_settings(settings: Settings) -> None:
     """--show-settings."""
     write_text(to_toml(settings.resolve_plugins()))
 
 
 def warn_of_busy_cores(threads: int) -> None:
-    """A word where more than one thread is asked for and others use the cores: they would wait for each other."""
-    free = _free_cores() if threads > 1 else None
+    """A word if more than one thread is asked for and others use the cores: they would wait for each other."""
+    free = machine.free_cores() if threads > 1 else None
     if free is not None and threads > free + 0.5:
         log.warning("--threads %d: %.1f cores are free now; fewer threads may well be faster", threads, free)
-
-
-def _free_cores(seconds: float = 0.2) -> float | None:
-    """How many cores are idle, over that time; None where the system does not tell."""
-    try:
-        before = _processor_times()
-        time.sleep(seconds)
-        after = _processor_times()
-        spent = [late - early for early, late in zip(before, after, strict=True)]
-        return len(os.sched_getaffinity(0)) * (spent[3] + spent[4]) / sum(spent)  # idle, and waiting for a disk
-    except (OSError, ValueError, IndexError, ArithmeticError, AttributeError):
-        return None
-
-
-def _processor_times() -> list[int]:
-    """The first line of /proc/stat: user, nice, system, idle, waiting, ..., of all cores together since the start."""
-    return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]

@@ -31,7 +31,7 @@ def command(
     value = references.parse_threshold(threshold)
     references.refuse_existing(output, force)
     folder = references.run(run, "search")
-    from ssfnas_cli.engine.search import derive_run
+    from ssfnas_cli.engine.derive_run import derive_run
 
     genotype = derive_run(folder, rule, value, epoch)
     for kind, cell in genotype.cells().items():

@@ -31,7 +31,7 @@ def command(
     from ssfnas_cli.nets.heads import Classifier
 
     with torch.device("meta"):
-        network = Classifier(parsed, in_channels, channels, layers, num_classes, aux)
+        network = Classifier.of_genotype(parsed, in_channels, channels, layers, num_classes, aux)
     facts: dict[str, Any] = {
         "num_params": count_params(network),
         "num_macs": count_macs(network, in_channels, image_size),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from registry import NETWORKS
+from registry.core import did_you_mean
 from ssfnas_cli.artifacts.files import parse_json, set_aside
 from ssfnas_cli.artifacts.files import write_bytes as write_file
 from ssfnas_cli.artifacts.genotype import Genotype, parse_genotype, read_genotype
@@ -34,6 +36,27 @@ def genotype(argument: str) -> Genotype:
     if is_stream(argument):
         return parse_genotype(read_stdin("a genotype"), "standard input")
     return read_genotype(Path(argument))
+
+
+def network(argument: str) -> tuple[Genotype | None, str | None]:
+    """What a command that takes a network is given: `-`, an existing path, or the name of a plain network.
+
+    Returns:
+        A genotype, or a name from the registry of networks.
+
+    Raises:
+        InputError: a path that is not there. UsageError: no network of that name.
+    """
+    if is_stream(argument) or Path(argument).exists():
+        return genotype(argument), None
+    if argument in NETWORKS.names():
+        return None, argument
+    if "/" in argument or Path(argument).suffix:
+        raise InputError(f"{argument}: no such file")
+    hint = did_you_mean(argument, NETWORKS.names())
+    raise UsageError(
+        f"{argument}: no such file, and no network has that name.{hint} Networks: {', '.join(NETWORKS.names())}"
+    )
 
 
 def parse_threshold(text: str) -> float | str:

@@ -1,19 +1,27 @@
-"""`ssfnas retrain`: from a genotype to a trained network."""
+"""`ssfnas retrain`: from a genotype, or from the name of a plain network, to a trained network."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ssfnas_cli import stop
 from ssfnas_cli.commands import common, references
-from ssfnas_cli.console import emit, set_verbosity
+from ssfnas_cli.commands.training import Flags, with_training_flags
 from ssfnas_cli.settings import RetrainSettings
 
 
+@with_training_flags(RetrainSettings)
 def command(
-    genotype: Annotated[str, typer.Argument(help="Genotype file, or - for a pipe.")],
+    network: Annotated[
+        str,
+        typer.Argument(
+            metavar="GENOTYPE",
+            help="Genotype file, - for a pipe, or the name of a plain network such as resnet32.",
+            autocompletion=common.names_of("network"),
+        ),
+    ],
     data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the genotype's")] = None,
     other_data: common.OtherData = False,
     loss: Annotated[
@@ -31,45 +39,32 @@ def command(
     pretrain_epochs: Annotated[
         int | None, common.by_preset(RetrainSettings, "pretrain_epochs", "Passes of the pretraining.")
     ] = None,
-    epochs: Annotated[
-        int | None, common.by_preset(RetrainSettings, "epochs", "Passes over the training split.")
-    ] = None,
-    batch_size: Annotated[int | None, common.by_preset(RetrainSettings, "batch_size", "Images a step.")] = None,
-    channels: Annotated[int | None, common.by_preset(RetrainSettings, "channels", "Width of the first cells.")] = None,
-    layers: Annotated[int | None, common.by_preset(RetrainSettings, "layers", "Number of cells.")] = None,
-    seed: common.Seed = None,
-    output: common.RunOutput = None,
-    preset: common.Preset = None,
-    config: common.Config = None,
-    sets: common.Set = None,
-    show_settings: common.ShowSettings = False,
-    device: common.DeviceName = None,
-    threads: common.Threads = None,
-    workers: common.Workers = None,
-    precision: common.Precision = None,
-    max_time: common.MaxTime = None,
-    force: common.Force = False,
-    quiet: common.Quiet = False,
-    verbose: common.Verbose = False,
-    json: common.Json = False,
+    *,
+    flags: Flags,
 ) -> None:
-    """Retrain the network of a genotype, after a self-supervised pretraining where asked.
+    """Retrain the network of a genotype, or train a plain one, after a self-supervised pretraining if asked.
 
     The preset is 'quick' on the embedded digits, otherwise 'paper'.
     """
-    stop.install_handlers()
-    set_verbosity(quiet, verbose)
-    flags = common.flags_of(RetrainSettings, locals())
     with stop.waiting():
-        parsed = references.genotype(genotype)
+        genotype, name = references.network(network)
     from ssfnas_cli.data.embedded import is_embedded
 
-    default = lambda named: "quick" if is_embedded(named, parsed.provenance.data) else "paper"
-    settings = common.training_settings(RetrainSettings, flags, config, sets, preset, default)
-    if show_settings:
-        common.show_settings(settings)
-        return
-    common.warn_of_busy_cores(settings.threads)
-    from ssfnas_cli.engine.retrain import run_retrain
+    recorded = None if genotype is None else genotype.provenance.data
+    fixed = {} if name is None else {key: f"'{name}' has its own; leave it out" for key in ("channels", "layers")}
+    own = {"data": data, "network": name, "loss": loss, "pretrain": pretrain, "pretrain_epochs": pretrain_epochs}
+    settings = flags.load(
+        RetrainSettings, own, lambda named: "quick" if is_embedded(named, recorded) else "paper", fixed=fixed
+    )
 
-    emit(run_retrain(parsed, settings, output, force, other_data), json)
+    def retrain() -> dict[str, Any]:
+        from ssfnas_cli.engine.retrain import run_retrain
+
+        return run_retrain(genotype, settings, flags.output, flags.force, other_data)
+
+    def predict() -> dict[str, Any]:
+        with stop.waiting():  # for torch
+            from ssfnas_cli.engine.dry_run import dry_retrain
+        return dry_retrain(genotype, settings, flags.output, flags.force, other_data)
+
+    flags.run(settings, retrain, predict)

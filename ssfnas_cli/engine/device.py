@@ -13,8 +13,6 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.native import cells
-from ssfnas_cli.nets.derived import DerivedEncoder
-from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import Training
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -56,9 +54,7 @@ class Device:
 
     def place(self, module: Module) -> Module:
         """Move a network here, and give its cells this device's kernels."""
-        for part in module.modules():
-            if isinstance(part, Supernet | DerivedEncoder):
-                part.compile_with(self.cells)
+        module.encoder.compile_with(self.cells)  # type: ignore[union-attr, operator]
         return module.to(self.torch).to(memory_format=torch.channels_last)
 
     def facts(self) -> dict[str, str]:

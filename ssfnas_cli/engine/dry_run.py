@@ -72,7 +72,8 @@ def dry_search(settings: SearchSettings, output: Path | None, force: bool) -> di
         figures = predict(stretches, lambda split, rows: phase.accuracy(split, rows, mixing))
     chosen = {name: getattr(plan.settings, name).name for name in ("strategy", "relax", "loss")}
     chosen["order"] = plan.settings.order  # type: ignore[attr-defined]
-    return _facts(plan, device, phase, sum(weight.numel() for weight in phase.weights), chosen) | figures
+    num_params = sum(weight.numel() for weight in phase.weights)
+    return _facts(plan, device, phase, num_params, chosen) | figures
 
 
 def dry_retrain(
@@ -112,12 +113,19 @@ def _facts(
         **chosen,
         **{name: getattr(settings, name) for name in ("epochs", "batch_size", "channels", "layers")},
         "num_params": num_params,
-        "computed_by": device.computed_by(phase.model.encoder),
+        "computed_by": _computed_by(*phase.model.encoder.count_compiled()),
         "workers": settings.workers,
         "precision": settings.precision,
         **environment(),
         **device.facts(),
     }
+
+
+def _computed_by(compiled: int, every: int) -> str:
+    """What computes the candidate ops: compiled kernels, torch, or each its share."""
+    if compiled in (0, every):
+        return "compiled kernels" if compiled else "torch"
+    return f"compiled kernels for {compiled} of {every} ops, torch for the others"
 
 
 class Stretch(NamedTuple):

@@ -1,6 +1,7 @@
-"""The network a genotype stands for, dense or sparse.
+"""The network that a genotype describes, dense or sparse.
 
-As in the supernet, a cell is run source by source, by compiled kernels where there are some and they know the op.
+As in the supernet, a cell is computed source by source, by the compiled kernels if there are some and they support the
+op.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from registry import OPS
 from registry.networks import Encoded, Encoder
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native.cells import CellKernels
-from ssfnas_cli.nets.fanout import FanOut, divide
-from ssfnas_cli.nets.projection import with_kernels
+from ssfnas_cli.nets.compiled.fanout import FanOut, split_ops
+from ssfnas_cli.nets.compiled.projection import with_kernels
 from ssfnas_cli.nets.skeleton import (
     AnyCell,
     CellInputs,
@@ -48,13 +49,18 @@ class DerivedEncoder(Encoder):
         self.drop_path = self.max_drop_path * progress
 
     def compile_with(self, kernels: CellKernels | None) -> None:
-        """Have compiled kernels run the ops they know; None: torch runs all of them."""
+        """Have the compiled kernels compute the ops that they support; None: torch computes all of them."""
         for cell in self.cells:
             assert isinstance(cell, DerivedCell)
             cell.compile_with(kernels)
 
+    def count_compiled(self) -> tuple[int, int]:
+        """How many ops the compiled kernels compute, and how many there are."""
+        cells = [cell for cell in self.cells if isinstance(cell, DerivedCell)]
+        return sum(len(edges) for cell in cells for _, edges in cell.fans.values()), sum(len(cell.ops) for cell in cells)
+
     def forward(self, images: Tensor) -> Encoded:
-        """[N, C, H, W] -> pooled features and the map at two thirds of the depth."""
+        """Images [N, C, H, W] -> the pooled features and the map at two thirds of the depth."""
         older = newer = aux_map = self.stem(images)
         rate = self.drop_path if self.training else 0.0
         for layer, cell in enumerate(self.cells):
@@ -65,7 +71,7 @@ class DerivedEncoder(Encoder):
 
 
 class DerivedCell(AnyCell):
-    """A cell of a derived network: only its live edges and nodes, its width that of the nodes that exist."""
+    """A cell of a derived network. It has only the live edges and nodes, and concatenates the nodes that exist."""
 
     def __init__(self, genotype: Genotype, spec: CellSpec):
         super().__init__()
@@ -89,22 +95,22 @@ class DerivedCell(AnyCell):
         self.compile_with(None)
 
     def compile_with(self, kernels: CellKernels | None) -> None:
-        """Have compiled kernels run the ops they know; None: torch runs all of them."""
+        """Have the compiled kernels compute the ops that they support; None: torch computes all of them."""
         self.inputs.compile_with(kernels)
         self.run = [with_kernels(op, kernels) for op in self.ops]
-        self.fans: dict[int, tuple[FanOut, list[int]]] = {}  # by source: the fan and its edges
+        self.fans: dict[int, tuple[FanOut, list[int]]] = {}  # by source: the fan, and the edges that it computes
         for source, edges in self.edges_from.items():
             stride = 2 if self.reduction and source < 2 else 1
-            fan, known = divide(kernels, [(self.ops[k], self.targets[k]) for k in edges], stride, True)
+            fan, supported = split_ops(kernels, [(self.ops[k], self.targets[k]) for k in edges], stride, True)
             if fan is not None:
-                self.fans[source] = fan, [edges[place] for place in known]
+                self.fans[source] = fan, [edges[index] for index in supported]
 
     def forward(self, older: Tensor, newer: Tensor, drop_rate: float) -> Tensor:
-        """Two cells' outputs -> [N, len(concat) * C, H, W]; drop path per op (DARTS) or per node (FairDARTS)."""
+        """Two cells' outputs -> [N, len(concat) * C, H, W]; drop path acts per op (DARTS) or per node (FairDARTS)."""
         states: dict[int, Tensor] = dict(enumerate(self.inputs(older, newer)))
         edge_factors, node_factors = self._drop_factors(states[0], drop_rate)
-        fused: dict[int, Tensor] = {}  # what compiled kernels add up in place
-        plain: dict[int, Tensor] = {}
+        fused: dict[int, Tensor] = {}  # by node, the sums that the compiled kernels add to in place
+        plain: dict[int, Tensor] = {}  # by node, the sums of the ops that torch computes
         for source, edges in self.edges_from.items():
             if source >= 2:
                 states[source] = _node(fused.get(source), plain.get(source), node_factors.get(source))
@@ -120,7 +126,7 @@ class DerivedCell(AnyCell):
         return concatenate([states[node] for node in self.concat])
 
     def _add_compiled(self, source: int, sums: dict[int, Tensor], x: Tensor, factors: dict[int, Tensor]) -> list[int]:
-        """Add a node's edges to the sums by compiled kernels; which edges were added, none where that cannot be."""
+        """Have the compiled kernels add a node's edges to the sums; returns the edges that they computed."""
         fan, edges = self.fans.get(source, (None, []))
         if fan is None or not fan.can_run(x):
             return []
@@ -135,7 +141,7 @@ class DerivedCell(AnyCell):
         return edges
 
     def _drop_factors(self, x: Tensor, rate: float) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-        """Drop path's factors [N, 1, 1, 1] by edge or by node, drawn in the nodes' order whatever computes them."""
+        """Drop path's factors [N, 1, 1, 1] by edge or by node, drawn in the same order whatever computes the ops."""
         edges: dict[int, Tensor] = {}
         nodes: dict[int, Tensor] = {}
         for node in self.nodes if rate else []:
@@ -147,13 +153,13 @@ class DerivedCell(AnyCell):
 
 
 def _node(fused: Tensor | None, plain: Tensor | None, factor: Tensor | None) -> Tensor:
-    """A node's map from its two sums, dropped where asked."""
+    """A node's map: the total of its two sums, times its drop-path factor if it has one."""
     total = fused if plain is None else plain if fused is None else fused + plain
     assert total is not None, "a live node has an edge"
     return total if factor is None else total * factor
 
 
 def drop_path_factors(x: Tensor, rate: float) -> Tensor:
-    """For every image of a batch [N, ...]: 0 with probability `rate`, else what keeps the mean, [N, 1, 1, 1]."""
+    """A factor for every image of x [N, ...], as [N, 1, 1, 1]: 0 with probability `rate`, else 1 / (1 - rate)."""
     keep = 1.0 - rate
     return x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep) / keep

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from registry.norm import BatchNorm
 from registry.ops import FactorizedReduce, ReLUConvBN
 from ssfnas_cli.native.cells import CellKernels
-from ssfnas_cli.nets.projection import with_kernels
+from ssfnas_cli.nets.compiled.projection import with_kernels
 
 STEM_MULTIPLIER = 3
 

@@ -1,18 +1,22 @@
-"""The DARTS supernet: every edge carries every candidate op, weighed by the relaxation.
+"""The DARTS supernet: every edge carries every candidate op, and the relaxation weighs them.
 
-A cell is run source by source: a node's map is complete when all nodes before it have added their ops to it. What
-leaves a node goes through compiled kernels where there are some and they know the op (nets/fanout.py), else through
-the op's own module. Either way an op without parameters is run once for all edges from a node, and `none` never.
+A cell is computed source by source: a node's map is complete when all earlier nodes have added their ops to it. The ops
+that leave a node are computed by the compiled kernels if there are some and they support the op (nets/compiled), else
+by the op's own module. Either way an op without parameters is computed once for all edges that leave a node, and
+`none` never.
 
-What is fast where torch computes (benchmarks/search_step.py, cases `-torch`), beside registry/separable.py: the ReLU
-that convolutions begin with is run once a node, an op's mixing weight rides on its BN, and no batch normalisation
-meets the gradient of a concatenation, whose slices it is slow on (nets/skeleton.py).
+A candidate whose mixing weight is exactly zero is neither computed nor stored. Sampled paths, single architectures and
+masked candidates are therefore just mixing weights, and cost only the ops that they use.
+
+Without compiled kernels three things make a pass fast (benchmarks/search_step.py, cases `-torch`), beside
+registry/separable.py: the ReLU that convolutions begin with is computed once for each node, an op's mixing weight is
+folded into its BN, and no BN gets a slice of a concatenation's gradient, on which it is slow (nets/skeleton.py).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,10 +26,10 @@ from torch import Tensor, nn
 from registry import OPS, Plugin
 from registry.norm import BatchNorm
 from registry.separable import SeparableConvs
-from registry.space import NUM_NODES, edge_list
+from registry.space import NUM_INPUTS, NUM_NODES, edge_list
 from ssfnas_cli.native.cells import CellKernels
-from ssfnas_cli.nets.fanout import divide
-from ssfnas_cli.nets.projection import with_kernels
+from ssfnas_cli.nets.compiled.fanout import FanOut, split_ops
+from ssfnas_cli.nets.compiled.projection import with_kernels
 from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, Stem, build_cells, concatenate, pool
 
 
@@ -59,18 +63,51 @@ class Supernet(nn.Module):
         self.num_features = cells[-1].out_channels
 
     def compile_with(self, kernels: CellKernels | None) -> None:
-        """Have compiled kernels run the ops they know; None: torch runs all of them."""
-        for cell in self.cells:
-            assert isinstance(cell, SearchCell)
+        """Have the compiled kernels compute the ops that they support; None: torch computes all of them."""
+        for cell in self._cells():
             cell.inputs.compile_with(kernels)
-            for fan in cell.leaving:
-                fan.compile_with(kernels)
+            for ops in cell.outgoing:
+                ops.compile_with(kernels)
+
+    def count_compiled(self) -> tuple[int, int]:
+        """How many candidates the compiled kernels compute, and how many there are."""
+        outgoing = [ops for cell in self._cells() for ops in cell.outgoing]
+        return sum(len(ops.in_fan) for ops in outgoing), sum(len(ops.candidates) for ops in outgoing)
 
     def forward(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Images [N, C, H, W] and mixing weights [num_edges, num_ops] by cell type -> features [N, num_features].
+
+        A candidate whose weight is exactly zero is skipped: its gradient and its weight's gradient are zero, and its
+        running statistics do not move. Which ones are skipped is read once for each cell type, before the first cell.
+        """
+        mixing = {kind: Mixing.of(values.to(images.dtype)) for kind, values in weights.items()}
         older = newer = self.stem(images)
-        for cell in self.cells:
-            older, newer = newer, cell(older, newer, weights["reduce" if cell.reduction else "normal"])
+        for cell in self._cells():
+            older, newer = newer, cell(older, newer, mixing["reduce" if cell.reduction else "normal"])
         return pool(newer)
+
+    def _cells(self) -> Iterator[SearchCell]:
+        for cell in self.cells:
+            assert isinstance(cell, SearchCell)
+            yield cell
+
+
+class Mixing(NamedTuple):
+    """The mixing weights of one cell type [num_edges, num_ops].
+
+    `zeros` are the places (edge, column) of the weights that are exactly zero, read from the device once.
+    """
+
+    weights: Tensor
+    zeros: frozenset[tuple[int, int]]
+
+    @classmethod
+    def of(cls, weights: Tensor) -> Mixing:
+        """Find the zeros; weights on the meta device have no values and count as different from zero."""
+        if weights.is_meta:
+            return cls(weights, frozenset())
+        places = (weights.detach() == 0).nonzero().tolist()
+        return cls(weights, frozenset((edge, column) for edge, column in places))
 
 
 class SearchCell(AnyCell):
@@ -81,45 +118,57 @@ class SearchCell(AnyCell):
         self.reduction = spec.reduction
         self.out_channels = NUM_NODES * spec.channels
         self.inputs = CellInputs(spec, affine=False)
-        # An op without parameters gives all edges from a node the same result: it lives with the node.
+        # An op without parameters gives all edges from a node the same result, so it belongs to the node.
         of_node = [nn.ModuleDict() for _ in range(1 + NUM_NODES)]
         of_edge = [nn.ModuleDict() for _ in edge_list()]
         for edge, (source, _) in enumerate(edge_list()):
             stride = 2 if spec.reduction and source < 2 else 1
             for column, plugin in enumerate(plugins):
                 if plugin.facts.is_none:
-                    continue  # adds nothing; its weight only takes part in a softmax
+                    continue  # it adds nothing: its weight only takes part in a softmax
                 op = _candidate(plugin, spec.channels, stride, options[plugin.name])
                 shared = plugin.facts.parameter_free and not any(True for _ in op.parameters())
                 home = of_node[source] if shared else of_edge[edge]
                 if str(column) not in home:
                     home[str(column)] = op
         self.of_node, self.of_edge = nn.ModuleList(of_node), nn.ModuleList(of_edge)
-        self.leaving = [self._leaving(node, spec) for node in range(1 + NUM_NODES)]
+        self.outgoing = [self._outgoing_ops(node, spec) for node in range(1 + NUM_NODES)]
 
-    def _leaving(self, node: int, spec: CellSpec) -> Leaving:
-        uses = [
+    def _outgoing_ops(self, node: int, spec: CellSpec) -> OutgoingOps:
+        candidates = [
             Candidate(edge, column, target, op)
             for edge, (source, target) in enumerate(edge_list())
             if source == node
             for home in (self.of_node[node], self.of_edge[edge])
             for column, op in _by_column(home).items()
         ]
-        return Leaving(uses, stride=2 if spec.reduction and node < 2 else 1)
+        return OutgoingOps(candidates, stride=2 if spec.reduction and node < 2 else 1)
 
-    def forward(self, older: Tensor, newer: Tensor, weights: Tensor) -> Tensor:
-        """Two cells' outputs [N, C', H, W], weights [num_edges, num_ops] -> [N, 4C, H, W] (halved by a reduction)."""
+    def forward(self, older: Tensor, newer: Tensor, mixing: Mixing) -> Tensor:
+        """Two cells' outputs [N, C', H, W] -> [N, 4C, H, W]; a reduction cell halves H and W, rounded up.
+
+        A node that receives nothing, because all candidates into it have weight zero, is a map of zeros.
+        """
         states: list[Tensor] = list(self.inputs(older, newer))
         sums: dict[int, Tensor] = {}  # by node
-        for source, leaving in enumerate(self.leaving):
-            if source >= 2:
-                states.append(sums[source])
-            leaving.add_to(sums, states[source], weights)
-        return concatenate([sums[node] for node in range(2, 2 + NUM_NODES)])
+        for source, ops in enumerate(self.outgoing):
+            if source >= NUM_INPUTS:
+                states.append(self._node(sums.get(source), states[0]))
+            ops.add_to(sums, states[source], mixing)
+        states.append(self._node(sums.get(len(states)), states[0]))
+        return concatenate(states[NUM_INPUTS:])
+
+    def _node(self, total: Tensor | None, first: Tensor) -> Tensor:
+        """A node's map: the sum of what it received, or zeros of the same shape if it received nothing."""
+        if total is not None:
+            return total
+        num, channels, *sides = first.shape
+        height, width = (-(-side // 2) if self.reduction else side for side in sides)
+        return first.new_zeros(num, channels, height, width).contiguous(memory_format=torch.channels_last)
 
 
 class Candidate(NamedTuple):
-    """An op's place on an edge: the alphas' row and column, and the node it adds to."""
+    """An op on an edge: the row and column of its mixing weight, the node that it is added to, and its module."""
 
     edge: int
     column: int
@@ -127,7 +176,7 @@ class Candidate(NamedTuple):
     op: nn.Module
 
 
-class Leaving:
+class OutgoingOps:
     """The candidate ops on all edges that leave one node."""
 
     def __init__(self, candidates: Sequence[Candidate], stride: int):
@@ -135,26 +184,33 @@ class Leaving:
         self.compile_with(None)
 
     def compile_with(self, kernels: CellKernels | None) -> None:
-        """Divide the candidates between compiled kernels and torch."""
-        self.fan, known = divide(kernels, [(c.op, c.target) for c in self.candidates], self.stride, False)
-        self.known = [self.candidates[place] for place in known]
-        self.mixed = torch.tensor([c.edge for c in self.known]), torch.tensor([c.column for c in self.known])
-        self.others = [c for place, c in enumerate(self.candidates) if place not in known]
+        """Split the candidates between the compiled kernels and torch."""
+        self.fan, supported = split_ops(kernels, [(c.op, c.target) for c in self.candidates], self.stride, False)
+        self.in_fan = [self.candidates[index] for index in supported]
+        self.not_in_fan = [c for index, c in enumerate(self.candidates) if index not in supported]
         self.run = {candidate.op: with_kernels(candidate.op, kernels) for candidate in self.candidates}
 
-    def add_to(self, sums: dict[int, Tensor], x: Tensor, weights: Tensor) -> None:
-        """Add to the sums of the nodes behind what the ops make of x [N, C, H, W]."""
-        others = self.candidates
+    def add_to(self, sums: dict[int, Tensor], x: Tensor, mixing: Mixing) -> None:
+        """Add the results of the ops on x [N, C, H, W] to the sums of later nodes."""
+        by_torch = self.candidates
         if self.fan is not None and self.fan.can_run(x):
-            self.fan.add_to(sums, x, weights[self.mixed][:, None].to(x.dtype))
-            others = self.others
-        if others:
-            self._add_by_torch(others, sums, x, weights)
+            self._add_by_kernels(self.fan, sums, x, mixing)
+            by_torch = self.not_in_fan
+        live = [c for c in by_torch if (c.edge, c.column) not in mixing.zeros]
+        if live:
+            self._add_by_torch(live, sums, x, mixing.weights)
+
+    def _add_by_kernels(self, fan: FanOut, sums: dict[int, Tensor], x: Tensor, mixing: Mixing) -> None:
+        """Add the live candidates of the fan."""
+        live = [k for k, c in enumerate(self.in_fan) if (c.edge, c.column) not in mixing.zeros]
+        if live:
+            rows, columns = [self.in_fan[k].edge for k in live], [self.in_fan[k].column for k in live]
+            fan.subset(live).add_to(sums, x, mixing.weights[rows, columns][:, None].to(x.dtype))
 
     def _add_by_torch(
         self, candidates: Sequence[Candidate], sums: dict[int, Tensor], x: Tensor, weights: Tensor
     ) -> None:
-        """Op by op; the ReLU that convolutions begin with, and an op that several edges share, are run once."""
+        """Add op by op; the convolutions' first ReLU, and an op that several edges share, are computed once."""
         rectified = F.relu(x) if any(isinstance(c.op, SeparableConvs) for c in candidates) else x
         uses = Counter(c.op for c in candidates)
         shared = {op: self.run[op](x) for op, count in uses.items() if count > 1}
@@ -173,5 +229,5 @@ def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.M
 
 
 def _by_column(ops: nn.Module) -> dict[int, nn.Module]:
-    """The ops of a node or edge, by their column of the alphas."""
+    """The ops of a node or an edge, by their column of the mixing weights."""
     return {int(column): op for column, op in ops.items()}  # type: ignore[operator]

@@ -64,8 +64,13 @@ def load_settings(
     config: Path | None = None,
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    fixed: Mapping[str, str] | None = None,
 ) -> Model:
-    """Settings from their layers; `flags` whose value is None were not given.
+    """Settings from their layers.
+
+    Args:
+        flags: those whose value is None were not given.
+        fixed: settings that nobody may give here, each with the reason. A preset's value for one is left out.
 
     Raises:
         UsageError: an unknown preset or setting, or a value out of range, named as the user wrote it.
@@ -79,12 +84,16 @@ def load_settings(
                 f"--preset: unknown preset '{preset}'.{did_you_mean(preset, list(known))} "
                 f"Available: {', '.join(known) or 'none'}"
             )
-        layers.append(known[preset])
+        layers.append({key: value for key, value in known[preset].items() if key not in (fixed or {})})
     if config is not None:
         layers.append(_read_toml(config))
         _check_keys(model, layers[-1], f"--config {config}: ")
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     command_line = [*(_parse_set(text) for text in sets), given]
+    for layer in (*layers[preset is not None :], *command_line):
+        for key in (fixed or {}).keys() & layer.keys():
+            shown = f"--{key.replace('_', '-')}" if key in given else f"setting '{key}'"
+            raise UsageError(f"{shown}: {(fixed or {})[key]}")
     layers += [_plugin_names(command_line, set(model.PLUGIN_KINDS)), *command_line]
     merged: dict[str, Any] = {
         section: {"name": model.model_fields[section].default.name} for section in model.PLUGIN_KINDS

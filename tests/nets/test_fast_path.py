@@ -10,7 +10,7 @@ from registry import OPS
 from registry.norm import BatchNorm, held_statistics
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native import cells
-from ssfnas_cli.nets.fanout import divide
+from ssfnas_cli.nets.compiled.fanout import split_ops
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import PAPER_OPS
@@ -50,7 +50,7 @@ def by_modules(ops, x, scale, push):
 def by_kernels(ops, x, scale, push, stride):
     x = x.detach().clone().requires_grad_()
     scale = scale.detach().clone().requires_grad_()
-    fan, known = divide(cells.load(x.dtype), [(op, 2) for op in ops], stride, affine=False)
+    fan, known = split_ops(cells.load(x.dtype), [(op, 2) for op in ops], stride, affine=False)
     assert known == list(range(len(ops)))
     sums = {}
     fan.add_to(sums, x, scale[:, None])
@@ -100,7 +100,7 @@ def test_in_float32_nothing_is_further_from_the_truth_than_twice_torchs_own_dist
 def test_an_op_whose_last_norm_has_weights_is_left_to_torch_where_the_scale_does_not_hold_them():
     ops = [build("sep_conv_3x3", 4, 1, affine=True), build("dil_conv_3x3", 4, 1)]
     for affine, known in ((False, [1]), (True, [0, 1])):
-        assert divide(cells.load(), [(op, 2) for op in ops], 1, affine)[1] == known
+        assert split_ops(cells.load(), [(op, 2) for op in ops], 1, affine)[1] == known
 
 
 @pytest.mark.parametrize("side", [8, 9])
@@ -129,8 +129,8 @@ def supernets(channels=8, layers=4, strange=False):
         for cell in plain.cells:
             for place, edge in enumerate(cell.of_edge):
                 edge["5"] = Scaled(edge["5"]).double()
-                cell.leaving = (
-                    [cell._leaving(node, spec_of(cell)) for node in range(5)] if place == 13 else cell.leaving
+                cell.outgoing = (
+                    [cell._outgoing_ops(node, spec_of(cell)) for node in range(5)] if place == 13 else cell.outgoing
                 )
     fast = copy.deepcopy(plain)
     fast.compile_with(cells.load(torch.float64))
@@ -162,7 +162,7 @@ def test_the_supernet_is_the_same_by_either_path(side, strange):
     assert all(distance(got, expected) < 1e-9 for got, expected in zip(quick, slow, strict=True))
     for (name, mine), theirs in zip(fast.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12, msg=name)
-    assert sum(len(one.others) for cell in fast.cells for one in cell.leaving) >= (56 if strange else 0)
+    assert sum(len(ops.not_in_fan) for cell in fast.cells for ops in cell.outgoing) >= (56 if strange else 0)
 
 
 def test_in_evaluation_the_running_statistics_count():

@@ -8,7 +8,7 @@ from torch import nn
 
 from registry.ops import FactorizedReduce, ReLUConvBN
 from ssfnas_cli.native import cells
-from ssfnas_cli.nets.projection import Projection, with_kernels
+from ssfnas_cli.nets.compiled.projection import Projection, with_kernels
 
 pytestmark = pytest.mark.skipif(cells.load() is None, reason="no C++ compiler")
 

@@ -8,7 +8,7 @@ from registry.ops import FactorizedReduce, ReLUConvBN
 from registry.space import edge_list
 from ssfnas_cli.nets.search_model import SearchModel
 from ssfnas_cli.nets.skeleton import reduction_layers
-from ssfnas_cli.nets.supernet import Supernet
+from ssfnas_cli.nets.supernet import Mixing, Supernet
 from ssfnas_cli.settings import PAPER_OPS
 from tests.oracle import direct as oracle
 
@@ -65,7 +65,7 @@ def test_one_edge_and_op_alone_reaches_the_output():
     weights["normal"][:] = 1.0
     cell = net.cells[1]
     states = [torch.randn(3, width, 8, 8, dtype=torch.float64) for width in (12, 16)]
-    out = cell(states[0], states[1], weights["reduce"])
+    out = cell(states[0], states[1], Mixing.of(weights["reduce"]))
     same = direct(net).cells[1]
     op = same.edges[0][SMALL_OPS.index("sep_conv_3x3")]
     torch.testing.assert_close(out[:, :8], op(same.preprocess0(states[0])))

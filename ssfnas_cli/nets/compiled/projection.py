@@ -1,7 +1,7 @@
-"""ReLU, 1x1 convolutions and BN as one autograd function over compiled kernels: what brings a map to a cell's width.
+"""ReLU, 1x1 convolutions and BN as one autograd function over the compiled kernels.
 
-`Projection` knows `ReLUConvBN` and `FactorizedReduce`. The convolutions read x through the ReLU, so the forward pass
-writes nothing of x's width; it keeps x and the convolutions' result before its BN.
+`Projection` computes `ReLUConvBN` and `FactorizedReduce`, which bring a map to a cell's width. The kernels apply the
+ReLU as they read x, so the forward pass writes no map of x's width; it keeps x and the convolutions' result before BN.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from registry.norm import BatchNorm
 from registry.ops import FactorizedReduce, ReLUConvBN
 from ssfnas_cli.native import cells
 from ssfnas_cli.native.cells import ITEM, TERM, UPSTREAM, CellKernels, Shape, structures
-from ssfnas_cli.nets.normalisation import can_run, settle, through
+from ssfnas_cli.nets.compiled.normalisation import can_run, finish_statistics, statistics_gradient
 
 
 def with_kernels(module: nn.Module, kernels: CellKernels | None) -> Callable[[Tensor], Tensor]:
-    """The module, or what computes the same by compiled kernels where there are some and they know it."""
+    """What computes the module: a `Projection` if there are kernels and they support it, else the module itself."""
     if kernels is not None and type(module) is ReLUConvBN:
         return Projection(kernels, module, [module[1]], module[2], stride=1)
     if kernels is not None and type(module) is FactorizedReduce:
@@ -30,12 +30,13 @@ def with_kernels(module: nn.Module, kernels: CellKernels | None) -> Callable[[Te
 
 
 class Projection:
-    """A projection by compiled kernels.
+    """A projection, computed by the compiled kernels whenever they can.
 
     Args:
-        module: computes it where the kernels cannot (under autocast, on another device).
-        convolutions: the second one, if any, reads the pixels one to the right and below.
-        norm: over the convolutions' channels, one after the other.
+        module: computes the projection when the kernels cannot (under autocast, on another device).
+        convolutions: one or two; the second reads the pixels one below and to the right of those that the first reads.
+        norm: the BN of the convolutions' concatenated results.
+        stride: of the convolutions.
     """
 
     def __init__(self, kernels: CellKernels, module: nn.Module, convolutions: Any, norm: Any, stride: int):
@@ -67,7 +68,7 @@ class _ProjectionFunction(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         x, gamma, y, mean, inverse, *weights = ctx.saved_tensors
         work = _Pass(ctx.projection, x, gamma, weights)
-        work.know(y, mean, inverse)
+        work.set_result(y, mean, inverse)
         g = gradients[0].contiguous(memory_format=torch.channels_last)
         sums, dots = work.sums(g)
         dx, d_weights = work.backward(g, sums, dots, want_weights=any(ctx.needs_input_grad[4:]))
@@ -76,10 +77,12 @@ class _ProjectionFunction(torch.autograd.Function):
 
 
 class _Pass:
-    """One run of a projection, forward or backward.
+    """One pass of a projection, forward or backward.
 
-    `y` is the convolutions' result, blocked; `mean` and `inverse` deviation are [C], in float64, as sums over the
-    batch are.
+    Attributes:
+        y: the convolutions' result, a blocked map.
+        mean: of y over the batch, [C], float64.
+        inverse: 1 / deviation of y, [C], float64.
     """
 
     y: Tensor
@@ -98,13 +101,13 @@ class _Pass:
         for tap, weight in enumerate(weights):
             self.job.weights[tap] = weight.data_ptr()
 
-    def know(self, y: Tensor, mean: Tensor, inverse: Tensor) -> None:
-        """What the convolutions made."""
+    def set_result(self, y: Tensor, mean: Tensor, inverse: Tensor) -> None:
+        """Set the convolutions' result and its statistics."""
         self.y, self.mean, self.inverse = y, mean, inverse
         self.centre = mean.to(self.x.dtype)
 
     def convolve(self) -> None:
-        """Make y and its statistics."""
+        """Compute y and its statistics."""
         shape = self.out_shape
         y = self.kernels.new_map(shape.num, shape.channels, shape.height, shape.width)
         mean, variance = self.x.new_empty(2, 1, shape.channels, dtype=torch.float64).unbind()
@@ -113,8 +116,8 @@ class _Pass:
         if self.norm.training:
             item["mean"], item["variance"] = mean.data_ptr(), variance.data_ptr()
         self.kernels.project_forward(self.shape, self.job, item)
-        inverse = settle([self.norm], mean, variance, self.num_pixels, self.x.dtype)
-        self.know(y, mean[0], inverse[0])
+        inverse = finish_statistics([self.norm], mean, variance, self.num_pixels, self.x.dtype)
+        self.set_result(y, mean[0], inverse[0])
 
     def _term(self) -> np.ndarray:
         term = structures(TERM, 1)
@@ -122,7 +125,7 @@ class _Pass:
         return term
 
     def normalise(self, beta: Tensor | None) -> Tensor:
-        """gamma * (y - mean) / deviation + beta, [N, C, H, W]."""
+        """Apply the BN to y: gamma * (y - mean) / deviation + beta, [N, C, H, W]."""
         shape, dtype = self.out_shape, self.x.dtype
         sides = (shape.num, shape.channels, shape.height, shape.width)
         out = torch.empty(sides, dtype=dtype, memory_format=torch.channels_last)
@@ -133,7 +136,7 @@ class _Pass:
         return out
 
     def sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
-        """Over the batch: of g, the gradient by the result, and of g * (y - mean)."""
+        """The sums over the batch [C] of g and of g * (y - mean), g being the gradient with respect to the result."""
         sums, dots = torch.empty_like(self.mean), torch.empty_like(self.mean)
         term = self._term()
         term["sum"], term["dot"] = sums.data_ptr(), dots.data_ptr()
@@ -141,9 +144,9 @@ class _Pass:
         return sums, dots
 
     def backward(self, g: Tensor, sums: Tensor, dots: Tensor, want_weights: bool) -> tuple[Tensor, list[Tensor | None]]:
-        """Gradients by x and by the weights."""
+        """The gradients with respect to x and, if wanted, the weights."""
         factor = torch.ones_like(self.inverse) if self.gamma is None else self.gamma.double()
-        slope, offset = through(self.inverse, factor * sums, factor * dots, self.num_pixels)
+        slope, offset = statistics_gradient(self.inverse, factor * sums, factor * dots, self.num_pixels)
         slope, offset, scale = torch.stack([slope, offset, factor * self.inverse]).to(self.x.dtype).unbind()
         item, upstream = structures(ITEM, 1), structures(UPSTREAM, 1)
         item["y"], item["centre"], item["num_upstream"] = self.y.data_ptr(), self.centre.data_ptr(), 1

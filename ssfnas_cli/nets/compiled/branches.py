@@ -1,4 +1,4 @@
-"""Which candidate ops the compiled kernels know, and as what."""
+"""Which candidate ops the compiled kernels support, and how the kernels see them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from registry.norm import BatchNorm
 from registry.separable import depthwise_conv
 from ssfnas_cli.native.cells import AVG_POOL, IDENTITY, MAX_POOL, SEPARABLE
 
+# The pairs of kernel side and dilation that native/depthwise.h is compiled for.
+DEPTHWISE_KERNELS = ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2))
+
 
 @dataclass(frozen=True)
 class Stage:
-    """ReLU, depthwise and pointwise convolution, BN."""
+    """The modules of one stage: ReLU, depthwise convolution, pointwise convolution, BN."""
 
     depthwise: nn.Conv2d
     pointwise: nn.Conv2d
@@ -24,7 +27,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Branch:
-    """An op as the kernels know it: one or two stages, a pool or the identity; `norm` is its last BN, if any."""
+    """A candidate op as the kernels see it.
+
+    Attributes:
+        kind: SEPARABLE, MAX_POOL, AVG_POOL or IDENTITY.
+        stages: one or two for a separable convolution, else none.
+        norm: the op's last BN; None if it has none.
+    """
 
     kind: int
     stages: tuple[Stage, ...] = ()
@@ -32,7 +41,7 @@ class Branch:
 
 
 def recognise(op: nn.Module) -> Branch | None:
-    """The op as a branch; None where the kernels do not know it and it must run as the module it is."""
+    """The branch that computes what the op does; None if the kernels do not support the op."""
     if isinstance(op, nn.Identity):
         return Branch(IDENTITY)
     if isinstance(op, nn.MaxPool2d | nn.AvgPool2d):
@@ -51,6 +60,7 @@ def recognise(op: nn.Module) -> Branch | None:
 
 
 def _stage(parts: Sequence[nn.Module]) -> Stage | None:
+    """Four modules as a stage; None if they are anything but the convolutions that the kernels compute."""
     relu, depthwise, pointwise, norm = parts
     if not (
         isinstance(relu, nn.ReLU)
@@ -60,7 +70,7 @@ def _stage(parts: Sequence[nn.Module]) -> Stage | None:
     ):
         return None
     kernel, dilation, channels = depthwise.kernel_size[0], depthwise.dilation[0], depthwise.in_channels
-    known = (kernel, dilation) in ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2)) and depthwise.stride in ((1, 1), (2, 2))
+    compiled = (kernel, dilation) in DEPTHWISE_KERNELS and depthwise.stride in ((1, 1), (2, 2))
     with torch.device("meta"):
         wanted = (
             depthwise_conv(channels, kernel, depthwise.stride[0], dilation),
@@ -69,10 +79,11 @@ def _stage(parts: Sequence[nn.Module]) -> Stage | None:
     same = all(
         one.extra_repr() == other.extra_repr() for one, other in zip((depthwise, pointwise), wanted, strict=True)
     )
-    return Stage(depthwise, pointwise, norm) if known and same else None
+    return Stage(depthwise, pointwise, norm) if compiled and same else None
 
 
 def _pool(pool: nn.MaxPool2d | nn.AvgPool2d, norm: BatchNorm | None) -> Branch | None:
+    """A pool as a branch; None if its options differ from those that the kernels compute."""
     largest = isinstance(pool, nn.MaxPool2d)
     for stride in (1, 2):
         plain = nn.MaxPool2d(3, stride, 1) if largest else nn.AvgPool2d(3, stride, 1, count_include_pad=False)

@@ -1,0 +1,148 @@
+"""The flags that `search` and `retrain` share, listed once, and what both commands do with them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+from ssfnas_cli import stop
+from ssfnas_cli.commands import common
+from ssfnas_cli.console import box_style, emit, set_verbosity
+from ssfnas_cli.settings import Training, load_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Model = TypeVar("Model", bound=Training)
+
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Take a few steps, predict time, memory and disk, and write no run folder.",
+        rich_help_panel=common.RUN_PANEL,
+    ),
+]
+
+
+def _shared_flags(model: type[Training]) -> dict[str, tuple[Any, Any]]:
+    """Name -> (annotation, default) of every shared flag, in the order of the help."""
+    number = int | None
+    return {
+        "epochs": (Annotated[number, common.by_preset(model, "epochs", "Passes over the training images.")], None),
+        "batch_size": (Annotated[number, common.by_preset(model, "batch_size", "Images a step.")], None),
+        "channels": (Annotated[number, common.by_preset(model, "channels", "Width of the first cells.")], None),
+        "layers": (Annotated[number, common.by_preset(model, "layers", "Number of cells.")], None),
+        "seed": (common.Seed, None),
+        "output": (common.RunOutput, None),
+        "preset": (common.Preset, None),
+        "config": (common.Config, None),
+        "sets": (common.Set, None),
+        "show_settings": (common.ShowSettings, False),
+        "device": (common.DeviceName, None),
+        "threads": (common.Threads, None),
+        "workers": (common.Workers, None),
+        "precision": (common.Precision, None),
+        "max_time": (common.MaxTime, None),
+        "dry_run": (DryRun, False),
+        "force": (common.Force, False),
+        "quiet": (common.Quiet, False),
+        "verbose": (common.Verbose, False),
+        "json": (common.Json, False),
+    }
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The shared flags as they were given; `settings` are those that are settings, None if not given."""
+
+    settings: dict[str, Any]
+    output: Path | None
+    preset: str | None
+    config: Path | None
+    sets: list[str] | None
+    show_settings: bool
+    dry_run: bool
+    force: bool
+    json: bool
+
+    def load(
+        self, model: type[Model], own: dict[str, Any], default_preset: Callable[[str], str], **more: Any
+    ) -> Model:
+        """The settings of a command.
+
+        Args:
+            own: the command's own flags that are settings, None if not given.
+            default_preset: the preset if none was named, from the data set that a flag, `--set` or `--config` named.
+            more: for `load_settings`.
+        """
+        layers = {"config": self.config, "sets": self.sets or (), "flags": {**self.settings, **own}, **more}
+        preset = self.preset or default_preset(load_settings(model, **layers).data)
+        return load_settings(model, preset=preset, **layers)
+
+    def run(self, settings: Training, real: Callable[[], dict[str, Any]], dry: Callable[[], dict[str, Any]]) -> None:
+        """Show the settings, predict the run, or make it: whichever was asked for."""
+        if self.show_settings:
+            common.show_settings(settings)
+            return
+        common.warn_of_busy_cores(settings.threads)
+        if not self.dry_run:
+            emit(real(), self.json)
+            return
+        facts = dry()
+        emit(facts, self.json, lambda console: _show_prediction(console, facts))
+
+
+def with_training_flags(model: type[Training]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the shared flags behind its own; it receives them as its last argument, `flags`."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()][:-1]
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in _shared_flags(model).items()
+        ]
+
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> None:
+            stop.install_handlers()
+            mine = {parameter.name: given.pop(parameter.name) for parameter in own}
+            set_verbosity(given.pop("quiet"), given.pop("verbose"))
+            settings = {name: given.pop(name) for name in list(given) if name in model.model_fields}
+            command(**mine, flags=Flags(settings=settings, **given))
+
+        wrapper.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in (*own, *shared)}
+        return wrapper
+
+    return decorate
+
+
+def _show_prediction(console: Console, facts: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from ssfnas_cli.engine.progress import clock
+
+    slowest, evaluation = facts["step_seconds_range"][1], f"{facts['evaluation_seconds']:.1f} s evaluation"
+    epochs = " and ".join(f"{part['epochs']} epochs of {part['phase']}" for part in facts["phases"])
+    rows = {
+        "a step": f"{facts['step_seconds']:.3f} s (median of {facts['timed_steps']}; at most {slowest:.3f} s)",
+        "an epoch": f"{clock(facts['epoch_seconds'])} ({facts['steps_per_epoch']} steps, {evaluation})",
+        "all of it": f"{clock(facts['total_seconds'])} ({epochs})",
+        "peak memory": f"{facts['peak_memory_bytes'] / 2**20:,.0f} MB",
+        "weights": f"{facts['num_params']:,}",
+        "disk": f"{facts['disk_bytes'] / 2**20:,.1f} MB (a checkpoint {facts['checkpoint_bytes'] / 2**20:,.1f} MB)",
+        "computed by": f"{facts['computed_by']} ({facts['device']}, {facts['threads']} threads, {facts['kernels']})",
+        "run folder": f"{facts['path']} (not written)",
+    }
+    table = Table(box=box_style(), show_header=False)
+    for name, text in rows.items():
+        table.add_row(name, text)
+    console.print(table)

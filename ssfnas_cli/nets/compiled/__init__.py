@@ -1,0 +1,9 @@
+"""Autograd functions over the compiled kernels (ssfnas_cli/native), whose sources use the same words.
+
+fan: all candidate ops that leave one node of a cell; each adds its result to the sums of later nodes, its targets.
+branch: one op of a fan, as one or two stages, a pool or the identity; a stage is ReLU, depthwise and pointwise
+    convolution, and batch normalisation (BN). An item is one stage or pool; a group is the items that share an input.
+projection: ReLU, 1x1 convolutions and BN, which bring a cell's input to the cell's width.
+blocked map: a map in memory as [N][blocks][H][W][lanes]; a block is as many channels as a vector has lanes.
+upstream: a gradient that arrives at an item's result, from a target's sum (to which a term added it) or a later stage.
+"""

@@ -1,0 +1,223 @@
+"""All candidate ops that leave one node of a cell, as one autograd function over the compiled kernels.
+
+`FanOut` takes a node's map x and adds the ops' results to the sums of later nodes, the targets:
+
+    sum_t += sum over ops o into t of  sample_o[n] * (scale_o * BN_o(op_o(x)) + shift_o)
+
+In a supernet `scale_o` is the op's mixing weight. In a derived network `scale_o` and `shift_o` are the weights of the
+op's own BN, and `sample_o` is drop path's factor. BN uses the batch's statistics in training and the running statistics
+in evaluation. The forward pass keeps x and each convolution's or pool's result before its BN, and nothing else.
+
+A training step makes hundreds of passes. The arrays that stay the same are therefore filled when the fan is made, and a
+pass (fan_passes.py) only adds addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from registry.norm import BatchNorm
+from ssfnas_cli.native.cells import IDENTITY, ITEM, SEPARABLE, TERM, UPSTREAM, CellKernels, structures
+from ssfnas_cli.nets.compiled.branches import Branch, recognise
+from ssfnas_cli.nets.compiled.fan_passes import FanBackward, FanForward
+from ssfnas_cli.nets.compiled.normalisation import can_run
+
+
+def split_ops(
+    kernels: CellKernels | None, ops: Sequence[tuple[nn.Module, int]], stride: int, affine: bool
+) -> tuple[FanOut | None, list[int]]:
+    """Split a node's ops in two: a `FanOut` of those that the kernels support, and their indices in `ops`.
+
+    Args:
+        kernels: None if there are none; then no op is supported.
+        ops: each op with its target. An op that is listed with several targets is computed once.
+        stride: of all ops.
+        affine: whether the fan's scale and shift will hold the weights of the ops' last BNs. If they will not, an op
+            whose last BN has weights is not supported.
+    """
+    branches: dict[nn.Module, Branch] = {}
+    for op in {op: None for op, _ in ops} if kernels else ():
+        branch = recognise(op)
+        if branch is not None and (affine or branch.norm is None or not branch.norm.affine):
+            branches[op] = branch
+    if kernels is None or not branches:
+        return None, []
+    number = {op: k for k, op in enumerate(branches)}
+    supported = [index for index, (op, _) in enumerate(ops) if op in branches]
+    uses = [Use(number[op], target) for op, target in ops if op in branches]
+    return FanOut(kernels, list(branches.values()), uses, stride), supported
+
+
+class Use(NamedTuple):
+    """A branch whose result is added to a target's sum."""
+
+    branch: int
+    target: int
+
+
+class FanOut:
+    """The branches that leave one node.
+
+    Args:
+        kernels: compiled.
+        branches: one for each op; several uses may share one (a pool).
+        uses: which branch is added to which target, in the order of the rows of `scale`.
+        stride: of every branch.
+
+    The maps that the branches compute are numbered: first come the results of all first stages (a pool or the identity
+    counts as one), then those of the second stages that some branches have. A tensor [maps, C] has a row for each map.
+    """
+
+    def __init__(self, kernels: CellKernels, branches: Sequence[Branch], uses: Sequence[Use], stride: int):
+        self.kernels, self.stride, self.num_first = kernels, stride, len(branches)
+        self.branches, self.uses = list(branches), list(uses)
+        self.two_stage = [k for k, branch in enumerate(branches) if len(branch.stages) == 2]
+        second = {branch: self.num_first + place for place, branch in enumerate(self.two_stage)}
+        kinds = [branch.kind for branch in branches] + [SEPARABLE] * len(self.two_stage)
+        self.stages = [branch.stages[0] if branch.stages else None for branch in branches]
+        self.stages += [branches[k].stages[1] for k in self.two_stage]
+        self.norms: list[BatchNorm | None] = [
+            stage.norm if stage else branch.norm for stage, branch in zip(self.stages, branches, strict=False)
+        ]
+        self.norms += [branches[k].norm for k in self.two_stage]
+        self.inner_norms = [branches[k].stages[0].norm for k in self.two_stage]
+        self.stored = [k for k, kind in enumerate(kinds) if kind != IDENTITY]
+        self.convolved = [k for k, stage in enumerate(self.stages) if stage]
+        self.targets = sorted({use.target for use in uses})
+        self._fill_items(kinds)
+        self._fill_terms([second.get(use.branch, use.branch) for use in uses])
+        self._newest_subset: tuple[list[int], FanOut] | None = None
+
+    def _fill_items(self, kinds: list[int]) -> None:
+        """Make the items, one for each map, and the index arrays that select from them."""
+        self.items = structures(ITEM, len(kinds))
+        self.items["kind"] = kinds
+        self.items["kernel"][self.convolved] = [s.depthwise.kernel_size[0] for s in self.stages if s]
+        self.items["dilation"][self.convolved] = [s.depthwise.dilation[0] for s in self.stages if s]
+        self.normed = np.array([k for k, norm in enumerate(self.norms) if norm is not None], dtype=int)
+        first = self.normed < self.num_first
+        self.first_normed, self.second_normed = self.normed[first], self.normed[~first]
+        self.first_stored = np.array([k for k in self.stored if k < self.num_first], dtype=int)
+
+    def _fill_terms(self, last_map: list[int]) -> None:
+        """Make a term for each use and the upstreams: one for each use, in the order of the maps, then the inner ones.
+
+        Args:
+            last_map: for each use, the map that is added to its target.
+        """
+        num_uses = len(self.uses)
+        self.last_map = np.array(last_map)
+        self.terms = structures(TERM, num_uses)
+        self.terms["target"] = [self.targets.index(use.target) for use in self.uses]
+        self.terms["blocked"] = self.items["kind"][self.last_map] != IDENTITY
+        self.of_identity = self.terms["blocked"] == 0
+        self.by_target = np.argsort(self.terms["target"], kind="stable")
+        self.by_map = np.argsort(self.last_map, kind="stable")
+        self.upstreams = structures(UPSTREAM, num_uses + len(self.two_stage))
+        self.upstreams["blocked"][num_uses:] = 1
+        counts = np.bincount(self.last_map, minlength=len(self.items))
+        self.items["num_upstream"], self.items["first_upstream"] = counts, np.cumsum(counts) - counts
+        self.items["num_upstream"][self.two_stage] = 1
+        self.items["first_upstream"][self.two_stage] = num_uses + np.arange(len(self.two_stage))
+        self.uses_of_map = torch.zeros(len(self.items), num_uses, dtype=torch.float64)
+        self.uses_of_map[last_map, range(num_uses)] = 1
+
+    def subset(self, indices: list[int]) -> FanOut:
+        """A fan of some of the uses only; branches without a use are neither computed nor stored.
+
+        The newest subset is kept, since the passes of a step often use the same one; making one takes less than the
+        smallest pass.
+
+        Args:
+            indices: of the uses, ascending; at least one.
+        """
+        if len(indices) == len(self.uses):
+            return self
+        if self._newest_subset is None or self._newest_subset[0] != indices:
+            uses = [self.uses[k] for k in indices]
+            kept = sorted({use.branch for use in uses})
+            renumbered = [Use(kept.index(use.branch), use.target) for use in uses]
+            fan = FanOut(self.kernels, [self.branches[k] for k in kept], renumbered, self.stride)
+            self._newest_subset = indices, fan
+        return self._newest_subset[1]
+
+    def can_run(self, x: Tensor) -> bool:
+        """Whether the kernels can compute on x [N, C, H, W] now."""
+        return can_run(self.kernels, self.norms, x)
+
+    def add_to(
+        self,
+        sums: dict[int, Tensor],
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None = None,
+        sample: Tensor | None = None,
+    ) -> None:
+        """Add the results of this node's ops to the targets' sums.
+
+        Args:
+            sums: by target, what earlier nodes added [N, C, H/s, W/s]; changed in place, and new sums are entered.
+            x: [N, C, H, W].
+            scale: [uses, C], or [uses, 1].
+            shift: [uses, C], or None.
+            sample: [uses, N], a factor for every image, or None.
+        """
+        affine = bool(self.inner_norms) and self.inner_norms[0].affine
+        gamma = torch.stack([norm.weight for norm in self.inner_norms]) if affine else None
+        beta = torch.stack([norm.bias for norm in self.inner_norms]) if affine else None
+        weights = [w for stage in self.stages if stage for w in (stage.depthwise.weight, stage.pointwise.weight)]
+        x = x.contiguous(memory_format=torch.channels_last)
+        before = [sums.get(target) for target in self.targets]
+        after = _FanOutFunction.apply(self, x, scale, shift, sample, gamma, beta, *before, *weights)
+        sums.update(zip(self.targets, after, strict=True))
+
+
+class _FanOutFunction(torch.autograd.Function):
+    """Forward in three passes over the batch (first stages, second stages, sums), backward in three."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        fan: FanOut,
+        x: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        sample: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        *rest: Tensor | None,
+    ) -> Any:
+        num_targets = len(rest) - 2 * len(fan.convolved)
+        sums, weights = rest[:num_targets], rest[num_targets:]
+        work = FanForward(fan, x, weights)  # type: ignore[arg-type]
+        work.first_stages()
+        work.second_stages(gamma, beta)
+        outs = work.add_terms(scale, shift, sample, sums)
+        ctx.fan, ctx.added_to = fan, [total is not None for total in sums]
+        ctx.mark_dirty(*(total for total in sums if total is not None))
+        ctx.save_for_backward(x, scale, sample, gamma, beta, work.mean, work.inverse, *work.maps, *weights)
+        return tuple(outs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        fan: FanOut = ctx.fan
+        x, scale, sample, gamma, beta, mean, inverse, *rest = ctx.saved_tensors
+        maps, weights = rest[: len(fan.stored)], rest[len(fan.stored) :]
+        want_weights = any(ctx.needs_input_grad[len(ctx.needs_input_grad) - len(weights) :])
+        work = FanBackward(fan, x, weights, maps, mean, inverse, want_weights)
+        gs = [g.contiguous(memory_format=torch.channels_last) for g in gradients]
+        d_scale, d_shift = work.terms_backward(gs, scale, sample)
+        d_gamma: Tensor | None = None
+        d_beta: Tensor | None = None
+        dx: Tensor | None = None
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[5] or want_weights:  # not in an alpha step's first fan
+            d_gamma, d_beta = work.second_stages_backward(gamma, beta)
+            dx = work.first_stages_backward()
+        d_sums = [g if added else None for g, added in zip(gradients, ctx.added_to, strict=True)]
+        shifts = ctx.needs_input_grad[3]
+        return (None, dx, d_scale, d_shift if shifts else None, None, d_gamma, d_beta, *d_sums, *work.d_weights)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssfnas_cli.artifacts.run import environment
+from ssfnas_cli.machine import environment
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 

@@ -28,9 +28,7 @@ class ProjectorOptions(Options):
 
 
 @HEADS.register("projector", options=ProjectorOptions)
-def projector(
-    options: ProjectorOptions, num_features: int, num_classes: int, class_counts: Sequence[int]
-) -> nn.Module:
+def projector(options: ProjectorOptions, num_features: int, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
     """Barlow Twins's projector: Linear-BN-ReLU twice, then linear, without biases: [N, width]."""
     width = options.width
     return nn.Sequential(

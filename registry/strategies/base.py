@@ -69,7 +69,10 @@ class Bench(Protocol):
 
     epoch: int
     progress: float  # of the search, from 0 to 1
-    weights: list[nn.Parameter]  # the lower level's
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The lower level's parameters."""
 
     def generator(self) -> torch.Generator:
         """This step's random numbers, from their beginning: every call within a step draws the same ones."""

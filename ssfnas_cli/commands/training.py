@@ -72,9 +72,7 @@ class Flags:
     force: bool
     json: bool
 
-    def load(
-        self, model: type[Model], own: dict[str, Any], default_preset: Callable[[str], str], **more: Any
-    ) -> Model:
+    def load(self, model: type[Model], own: dict[str, Any], default_preset: Callable[[str], str], **more: Any) -> Model:
         """The settings of a command.
 
         Args:

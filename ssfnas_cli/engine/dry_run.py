@@ -41,7 +41,9 @@ EVALUATION_BATCH, EVALUATION_BATCHES = 256, 3  # images, as the evaluation takes
 class TimedPhase(Phase, Protocol):
     """A phase whose evaluation can be timed."""
 
-    settings: Training
+    @property
+    def settings(self) -> Training:
+        """Of the run."""
 
     def evaluated(self) -> dict[str, tuple[Split, np.ndarray]]:
         """What the end of an epoch evaluates."""

@@ -44,4 +44,4 @@ def predict(
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """Top-1 in percent."""
-    return 100 * float((scores.argmax(1) == labels).mean())
+    return 100 * int((scores.argmax(1) == labels).sum()) / len(labels)

@@ -35,6 +35,7 @@ from ssfnas_cli.data.batches import (
 )
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, set_lr
+from ssfnas_cli.engine.network import head_builder
 from ssfnas_cli.engine.predict import accuracy, predict
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.nets.search_model import SearchModel

@@ -57,7 +57,8 @@ class DerivedEncoder(Encoder):
     def count_compiled(self) -> tuple[int, int]:
         """How many ops the compiled kernels compute, and how many there are."""
         cells = [cell for cell in self.cells if isinstance(cell, DerivedCell)]
-        return sum(len(edges) for cell in cells for _, edges in cell.fans.values()), sum(len(cell.ops) for cell in cells)
+        compiled = sum(len(edges) for cell in cells for _, edges in cell.fans.values())
+        return compiled, sum(len(cell.ops) for cell in cells)
 
     def forward(self, images: Tensor) -> Encoded:
         """Images [N, C, H, W] -> the pooled features and the map at two thirds of the depth."""

@@ -203,10 +203,9 @@ class Training(Execution):
     def changed_identity(self) -> dict[str, Any]:
         """What `identity` says beyond the defaults: it stays the same when a setting is added."""
         names = {section: getattr(self, section).name for section in self.PLUGIN_KINDS}
-        default = type(self)(**names).resolve_plugins().identity()  # type: ignore[call-arg]
-        chosen = {f"{section}.name" for section in self.PLUGIN_KINDS} - {
-            f"{section}.name" for section, name in names.items() if name == type(self).model_fields[section].default.name
-        }
+        usual = {section: type(self).model_fields[section].default.name for section in names}
+        chosen = {f"{section}.name" for section, name in names.items() if name != usual[section]}
+        default = type(self)(**names).resolve_plugins().identity()
         mine = self.resolve_plugins().identity()
         return {key: value for key, value in mine.items() if key in chosen or default.get(key, ...) != value}
 
@@ -304,5 +303,3 @@ class RetrainSettings(Training):
         if self.network.name != "none":
             identity = {key: value for key, value in identity.items() if key not in ("channels", "layers")}
         return identity
-
-

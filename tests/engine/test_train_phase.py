@@ -36,7 +36,7 @@ def train(tiny_digits):
         flags = {"channels": 4, "layers": 3, "batch_size": 16, "lr": 0.1, **settings}
         resolved = load_settings(RetrainSettings, sets=sets, flags=flags)
         torch.manual_seed(0)
-        net = Classifier(GENOTYPE, 1, 4, 3, tiny_digits.num_classes, aux)
+        net = Classifier.of_genotype(GENOTYPE, 1, 4, 3, tiny_digits.num_classes, aux)
         counts = tiny_digits.counts("train")
         objective = build_plugin(
             LOSSES, resolved.loss.model_copy(update={"name": loss}), num_classes=10, class_counts=counts

@@ -24,8 +24,8 @@ PUBLISHED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pu
 def counts(genotype_json, channels, layers, num_classes, image_size):
     genotype = parse_genotype(genotype_json, "a test")
     with torch.device("meta"):
-        plain = Classifier(genotype, 3, channels, layers, num_classes, aux=False)
-        with_aux = Classifier(genotype, 3, channels, layers, num_classes, aux=True)
+        plain = Classifier.of_genotype(genotype, 3, channels, layers, num_classes, aux=False)
+        with_aux = Classifier.of_genotype(genotype, 3, channels, layers, num_classes, aux=True)
     return count_params(plain), count_params(with_aux), count_macs(plain, 3, image_size)
 
 

@@ -183,7 +183,7 @@ def test_per_op_each_edge_draws_its_own_samples(monkeypatch):
 @pytest.mark.parametrize("side", [1, 2, 5, 7, 13, 28])
 def test_odd_and_tiny_images_train(side):
     torch.manual_seed(0)
-    net = Classifier(Genotype(normal=DENSE, reduce=DYING), 3, 4, 5, 3, aux=True)
+    net = Classifier.of_genotype(Genotype(normal=DENSE, reduce=DYING), 3, 4, 5, 3, aux=True)
     logits, aux = net.with_aux(images(side, num=2).float())
     loss = F.cross_entropy(logits, torch.tensor([0, 1])) + F.cross_entropy(aux, torch.tensor([0, 1]))
     loss.backward()

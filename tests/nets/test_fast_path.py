@@ -209,7 +209,9 @@ def test_a_derived_network_is_the_same_by_either_path(form):
         "concat": [2, 3, 4, 5],
     }
     torch.manual_seed(0)
-    plain = Classifier(Genotype.model_validate({"normal": cell, "reduce": cell, "drop_path": form}), 3, 12, 5, 10, True)
+    plain = Classifier.of_genotype(
+        Genotype.model_validate({"normal": cell, "reduce": cell, "drop_path": form}), 3, 12, 5, 10, True
+    )
     plain.double().encoder.drop_path = 0.3
     for norm in plain.modules():
         if isinstance(norm, BatchNorm):

@@ -57,14 +57,16 @@ def test_it_trains_on_a_last_batch_of_two(side):
 
 def test_only_with_aux_asks_the_auxiliary_head():
     torch.manual_seed(0)
-    net = Classifier(GENOTYPE, 3, 4, 3, 5, aux=True).eval()
+    net = Classifier.of_genotype(GENOTYPE, 3, 4, 3, 5, aux=True).eval()
     x = torch.randn(2, 3, 8, 8)
     logits, aux = net.with_aux(x)
     assert torch.equal(net(x), logits) and aux.shape == (2, 5)
     torch.testing.assert_close(aux, net.aux(net.encoder(x).aux_map))
-    assert Classifier(GENOTYPE, 3, 4, 3, 5, aux=False).with_aux(x)[1] is None
+    assert Classifier.of_genotype(GENOTYPE, 3, 4, 3, 5, aux=False).with_aux(x)[1] is None
 
 
 def test_weights_go_by_the_names_that_artifacts_use():
-    names = {name.partition(".")[0] for name, _ in Classifier(GENOTYPE, 3, 4, 3, 5, aux=True).named_parameters()}
+    names = {
+        name.partition(".")[0] for name, _ in Classifier.of_genotype(GENOTYPE, 3, 4, 3, 5, aux=True).named_parameters()
+    }
     assert names == {"encoder", "head", "aux"}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ssfnas_cli.engine.bilevel import first_order, second_order
+from registry.strategies.bilevel import first_order, second_order
 
 LR, MOMENTUM, DECAY = 0.3, 0.9, 0.05
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from registry.space import edge_list
-from ssfnas_cli.engine.derive import FAIRDARTS_THRESHOLD, best_per_node, derive
+from ssfnas_cli.engine.rules import FAIRDARTS_THRESHOLD, best_per_node, derive
 from ssfnas_cli.errors import InputError, UsageError
 
 OPS = ("none", "skip", "conv", "pool")  # what the ops do does not matter here...

@@ -29,7 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.data.batches import Augmentation, Subset, TrainingBatches, load_from, normaliser
+from ssfnas_cli.data.augment import Augmentation
+from ssfnas_cli.data.batches import Subset, TrainingBatches, load_from, normaliser
 from ssfnas_cli.data.build import BuildPlan, build_dataset
 from ssfnas_cli.settings import Views
 
@@ -90,7 +91,7 @@ def rate(batches: Iterator[Any], num: int) -> float:
 
 def check(subset: Subset) -> None:
     """Bit-equal whatever the workers, the threads and the batch."""
-    dataset = TrainingBatches(subset, BATCH, epoch=0)
+    dataset = TrainingBatches(subset, np.arange(len(subset)), BATCH, epoch=0)
     alone = [batch.views for batch in islice(load_from(dataset, 0, 0), 20)]
     for workers in (1, WORKERS):
         for views, batch in zip(alone, load_from(dataset, 0, workers), strict=False):
@@ -138,7 +139,7 @@ def our_subset(data: DataSet, compiled: bool) -> Subset:
 
 def ours(subset: Subset, workers: int) -> float:
     """Images a second, through the same function as a search."""
-    return rate(load_from(TrainingBatches(subset, BATCH, epoch=1), 0, workers), OUR_BATCHES)
+    return rate(load_from(TrainingBatches(subset, np.arange(len(subset)), BATCH, epoch=1), 0, workers), OUR_BATCHES)
 
 
 def text(rates: dict[str, list[float]]) -> str:

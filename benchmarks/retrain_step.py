@@ -25,6 +25,7 @@ from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, load_module, module_tensors
+from ssfnas_cli.engine.network import make_card
 from ssfnas_cli.engine.retrain import build_phases
 from ssfnas_cli.engine.train_phase import TrainPhase
 from ssfnas_cli.settings import RetrainSettings, load_settings
@@ -81,7 +82,8 @@ def make_phase(folder: Path, name: str, flags: Mapping[str, Any]) -> TrainPhase:
     """The training of a derived network on the folder's data set."""
     settings = load_settings(RetrainSettings, flags=flags).resolve_plugins()
     data = DataSet.open(folder / "data")
-    (phase,), _ = build_phases(read_genotype(name), settings, data, Device.of(settings, data))
+    card = make_card(read_genotype(name), settings, data)
+    (phase,), _ = build_phases(card, settings, data, Device.of(settings, data))
     return phase
 
 

@@ -63,7 +63,7 @@ def make_phase(folder: Path, flags: Mapping[str, Any]) -> SearchPhase:
     """A search on the folder's data set."""
     settings = load_settings(SearchSettings, flags=flags).resolve_plugins()
     data = DataSet.open(folder / "data")
-    return SearchPhase(settings, data, Device.of(settings, data), lambda alphas: None)
+    return SearchPhase(settings, data, Device.of(settings, data))
 
 
 def prepare(folder: Path, flags: Mapping[str, Any], image_size: int) -> int:
@@ -71,7 +71,7 @@ def prepare(folder: Path, flags: Mapping[str, Any], image_size: int) -> int:
     paired.random_images(folder, 2 * NUM_BATCHES * flags["batch_size"], image_size)
     phase = make_phase(folder, flags)
     tensors = module_tensors("model", phase.model)
-    tensors |= {f"alphas.{kind}": values for kind, values in phase.alphas.items()}
+    tensors |= {f"alphas.{kind}": values for kind, values in phase.strategy.alphas.items()}
     for number, halves in enumerate(phase.batches(0, 0)):
         for half, batch in zip(("train", "val"), halves, strict=True):
             tensors |= {f"batch.{number}.{half}.view{k}": view for k, view in enumerate(batch.views)}
@@ -91,7 +91,7 @@ def build_product(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
     phase, tensors = make_phase(folder, flags), load_tensors(folder / "start.safetensors")
     paired.check_kernels(phase.device, flags["kernels"])
     load_module("model", phase.model, tensors)
-    for kind, alphas in phase.alphas.items():
+    for kind, alphas in phase.strategy.alphas.items():
         alphas.data.copy_(tensors[f"alphas.{kind}"])
     batches = [
         tuple(phase.device.move(read_batch(tensors, number, half)) for half in ("train", "val"))

@@ -24,6 +24,7 @@ def predict(
     device: Device,
     rows: np.ndarray | None = None,
     score: Callable[[Tensor], Tensor] | None = None,
+    batch_size: int = BATCH_SIZE,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Class scores [N, num_classes] (logits) and labels [N], with running statistics of batch normalisation.
 
@@ -34,7 +35,7 @@ def predict(
     """
     model.eval()
     scores, labels = [], []
-    for batch in plain_batches(split, np.arange(len(split)) if rows is None else rows, BATCH_SIZE, normalise):
+    for batch in plain_batches(split, np.arange(len(split)) if rows is None else rows, batch_size, normalise):
         batch = device.move(batch)
         with device.autocast():
             scores.append((score or model)(batch.views[0]).float().cpu().numpy())

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import ModelCard, save_model
@@ -77,18 +78,22 @@ def plan_retrain(
 def build_retrain(plan: RunPlan, card: ModelCard) -> tuple[Device, list[TrainPhase], Classifier]:
     """Verify the data set and build everything that a planned retraining needs.
 
-    The phases, a pretraining if asked and then the training, share one encoder. Weights are drawn from the seed.
-
     Raises:
         UsageError: a loss that does not fit its place.
     """
-    settings, data = plan.settings, plan.data
-    assert isinstance(settings, RetrainSettings)
+    assert isinstance(plan.settings, RetrainSettings)
+    plan.data.verify()
+    device = Device.of(plan.settings, plan.data)
+    return device, *build_phases(card, plan.settings, plan.data, device)
+
+
+def build_phases(
+    card: ModelCard, settings: RetrainSettings, data: DataSet, device: Device
+) -> tuple[list[TrainPhase], Classifier]:
+    """A pretraining if asked and then the training, on one encoder. Weights are drawn from the seed."""
     loss = build_objective(settings.loss, card)
     if not loss.supervised:
         raise UsageError(f"--loss {settings.loss.name}: retraining ends supervised; use it as --pretrain")
-    data.verify()
-    device = Device.of(settings, data)
     torch.manual_seed(settings.seed)
     model = build_model(card, settings.drop_path)
     phases = []
@@ -103,7 +108,7 @@ def build_retrain(plan: RunPlan, card: ModelCard) -> tuple[Device, list[TrainPha
         phases.append(TrainPhase(schedule, settings, data, device, Pretrained(model.encoder, head), pretext))
     schedule = Schedule("train", settings.epochs, settings.lr, True, settings.cutout, settings.aux_weight)
     phases.append(TrainPhase(schedule, settings, data, device, model, loss))
-    return device, phases, model
+    return phases, model
 
 
 def _count(model: Classifier, with_aux: bool) -> int:

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 
 from ssfnas_cli.data.augment import (
     NUM_UNIFORMS,
+    Augmentation,
     Normalise,
     crop_and_flip,
     cutout,
@@ -17,7 +18,6 @@ from ssfnas_cli.data.augment import (
     self_supervised_view,
     to_float,
 )
-from ssfnas_cli.data.batches import Augmentation
 from ssfnas_cli.settings import Views
 
 PLAIN = {"jitter_probability": 0.0, "gray_probability": 0.0, "solarize_probability": 0.0, "min_scale": 1.0}

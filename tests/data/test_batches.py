@@ -4,17 +4,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssfnas_cli.data.augment import to_float
+from registry import SAMPLERS
+from ssfnas_cli.data.augment import Augmentation, to_float
 from ssfnas_cli.data.batches import (
-    Augmentation,
     BilevelBatches,
     Subset,
     TrainingBatches,
+    cut_batches,
     load_from,
     normaliser,
     num_batches,
     plain_batches,
-    shuffled_batches,
     stratified_halves,
 )
 from ssfnas_cli.errors import InputError
@@ -26,9 +26,23 @@ def subset(data, rows=None, num_views=1, seed=0, cutout=0.5):
     return Subset(split, rows, Augmentation(num_views, normaliser(data), True, cutout), seed)
 
 
+def shuffled(num, seed, epoch):
+    plugin = SAMPLERS.get("instance")
+    return plugin.factory(plugin.parse_options(), [num]).order(np.zeros(num, int), seed, epoch, 0.0)
+
+
+def shuffled_batches(num, batch_size, seed, epoch):
+    return cut_batches(shuffled(num, seed, epoch), batch_size)
+
+
+def training(part, batch_size, epoch):
+    return TrainingBatches(part, shuffled(len(part), part.seed, epoch), batch_size, epoch)
+
+
 def bilevel(data, epoch=0, seed=0, batch_size=16):
     halves = stratified_halves(data.split("train").labels, data.class_names, 0)
-    return BilevelBatches(subset(data, halves[0], seed=seed), subset(data, halves[1], 2, seed), batch_size, epoch)
+    weights = training(subset(data, halves[0], seed=seed), batch_size, epoch)
+    return BilevelBatches(weights, subset(data, halves[1], 2, seed), batch_size)
 
 
 def tensors(item):
@@ -87,7 +101,7 @@ def test_a_batch_is_the_rows_it_names_augmented_by_their_own_numbers(tiny_digits
 
 def test_training_batches_stay_within_their_subset(tiny_digits):
     rows = np.array([5, 17, 40, 41, 99, 120, 130])
-    dataset = TrainingBatches(subset(tiny_digits, rows), 3, epoch=0)
+    dataset = training(subset(tiny_digits, rows), 3, epoch=0)
     assert len(dataset) == 2
     labels = torch.cat([batch.labels for batch in load_from(dataset, 0, 0)])
     assert sorted(labels.tolist()) == sorted(tiny_digits.split("train").labels[rows].tolist())
@@ -131,7 +145,7 @@ def test_loader_processes_give_the_same_batches_in_the_same_order(tiny_digits, s
 
 
 def test_starting_in_the_middle_of_an_epoch_gives_what_would_have_come(tiny_digits):
-    for dataset in (bilevel(tiny_digits, epoch=2), TrainingBatches(subset(tiny_digits), 16, 2)):
+    for dataset in (bilevel(tiny_digits, epoch=2), training(subset(tiny_digits), 16, 2)):
         whole = list(load_from(dataset, 0, 0))
         for start in (1, 3, len(dataset)):
             rest = list(load_from(dataset, start, 0))

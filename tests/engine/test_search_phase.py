@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from registry.strategies import bilevel
+from ssfnas_cli.artifacts.tensors import load_tensors
 from ssfnas_cli.data.augment import to_float
 from ssfnas_cli.data.batches import Batch, normaliser
-from ssfnas_cli.engine import bilevel
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, seed_step
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -27,9 +28,9 @@ TINY = {
 def search(tiny_digits):
     """`search(loss="barlow", order=2, ...)`: a phase on tiny digits; dotted settings in `sets`."""
 
-    def build(*sets, data=tiny_digits, halves=None, published=lambda alphas: None, **settings):
+    def build(*sets, data=tiny_digits, halves=None, **settings):
         resolved = load_settings(SearchSettings, sets=sets, flags={**TINY, **settings}).resolve_plugins()
-        return SearchPhase(resolved, data, Device("cpu", 0), published, halves)
+        return SearchPhase(resolved, data, Device("cpu", 0), halves)
 
     return build
 
@@ -46,7 +47,15 @@ def run(phase, steps, epoch=0, start=0):
 
 
 def alphas_of(phase):
-    return torch.cat([phase.alphas[kind].detach().flatten() for kind in ("normal", "reduce")])
+    return torch.cat([phase.strategy.alphas[kind].detach().flatten() for kind in ("normal", "reduce")])
+
+
+def weight_loss(phase, batch):
+    return phase.weight_objective(batch, phase.strategy.mixing(0.0), 0.0)[0]
+
+
+def alpha_loss(phase, batch):
+    return phase.alpha_objective(batch, phase.strategy.mixing(0.0), 0.0)
 
 
 def state(phase, *prefixes):
@@ -181,7 +190,7 @@ def test_the_second_order_of_a_supernet_agrees_with_autograd(search):
     phase = search("relax.init_std=0.5", order=2, ops=("avg_pool_3x3", "skip_connect", "dil_conv_3x3"), lr=0.1)
     run(phase, 2)
     phase.model.double()
-    for values in phase.alphas.values():
+    for values in phase.strategy.alphas.values():
         values.data = values.data.double()
     buffers = {}
     for weight in phase.weights:
@@ -191,7 +200,7 @@ def test_the_second_order_of_a_supernet_agrees_with_autograd(search):
     names = [name for name, _ in phase.model.named_parameters()]
 
     def loss(batch, weights):
-        mixing = {kind: values.softmax(-1) for kind, values in phase.alphas.items()}
+        mixing = {kind: values.softmax(-1) for kind, values in phase.strategy.alphas.items()}
         parameters = dict(zip(names, weights, strict=True))
         parts = {
             p: {n.removeprefix(p): w for n, w in parameters.items() if n.startswith(p)} for p in ("encoder.", "head.")
@@ -200,15 +209,15 @@ def test_the_second_order_of_a_supernet_agrees_with_autograd(search):
         scores = torch.func.functional_call(phase.model.head, parts["head."], (features,))
         return torch.nn.functional.cross_entropy(scores, batch.labels)
 
-    lr, alphas = 0.1, list(phase.alphas.values())
+    lr, alphas = 0.1, list(phase.strategy.alphas.values())
     gradients = torch.autograd.grad(loss(train, phase.weights), phase.weights, create_graph=True)
     moved = [w - lr * (0.9 * buffers[id(w)] + g + 3e-4 * w) for w, g in zip(phase.weights, gradients, strict=True)]
     exact = torch.cat(torch.autograd.grad(loss(val, moved), alphas))
     first = torch.cat(torch.autograd.grad(loss(val, phase.weights), alphas))
     got = torch.cat(
         bilevel.second_order(
-            lambda: phase._weight_objective(train, 0.0)[0],
-            lambda: phase._alpha_objective(val, 0.0),
+            lambda: weight_loss(phase, train),
+            lambda: alpha_loss(phase, val),
             phase.weights,
             alphas,
             [phase.optimizer.state[weight]["momentum_buffer"] for weight in phase.weights],
@@ -226,7 +235,7 @@ def test_the_second_order_of_a_supernet_agrees_with_autograd(search):
 
 def test_the_alpha_step_comes_before_the_weight_step(search, monkeypatch):
     phase, calls = search(), []
-    monkeypatch.setattr(phase, "_alpha_step", lambda *args: calls.append("alpha") or {})
+    monkeypatch.setattr(phase.strategy, "update", lambda bench: calls.append("alpha") or {})
     monkeypatch.setattr(phase, "_weight_step", lambda *args: calls.append("weight") or {})
     run(phase, 2)
     assert calls == ["alpha", "weight"] * 2
@@ -243,11 +252,13 @@ def test_alphas_stay_fixed_in_the_warmup_epochs_while_weights_move(search):
 
 def test_the_first_alpha_step_is_adams_on_loss_decay_and_zero_one_together(search):
     phase = search("relax.init_std=0.3", "relax.zero_one=l2", relax="sigmoid", alpha_lr=0.01, alpha_weight_decay=0.5)
-    before = {kind: values.detach().clone().double() for kind, values in phase.alphas.items()}
+    before = {kind: values.detach().clone().double() for kind, values in phase.strategy.alphas.items()}
     _, val = next(phase.batches(0, 0))
     phase.model.train()
-    loss = phase._alpha_objective(val, 0.0)
-    gradients = dict(zip(phase.alphas, torch.autograd.grad(loss, list(phase.alphas.values())), strict=True))
+    loss = alpha_loss(phase, val)
+    gradients = dict(
+        zip(phase.strategy.alphas, torch.autograd.grad(loss, list(phase.strategy.alphas.values())), strict=True)
+    )
     total = sum(values.numel() for values in before.values())
     run(phase, 1)
     for kind, alphas in before.items():
@@ -255,10 +266,10 @@ def test_the_first_alpha_step_is_adams_on_loss_decay_and_zero_one_together(searc
         zero_one = -10 / total * 2 * (s - 0.5) * s * (1 - s)
         gradient = gradients[kind].double() + zero_one + 0.5 * alphas
         expected = alphas - 0.01 * gradient / (gradient.abs() + 1e-8)  # Adam's first step
-        torch.testing.assert_close(phase.alphas[kind].detach().double(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(phase.strategy.alphas[kind].detach().double(), expected, rtol=1e-4, atol=1e-4)
         sure = gradient.abs() > 1e-5
         assert sure.double().mean() > 0.9
-        assert torch.equal((phase.alphas[kind] - alphas)[sure].sign(), -gradient[sure].sign())
+        assert torch.equal((phase.strategy.alphas[kind] - alphas)[sure].sign(), -gradient[sure].sign())
 
 
 def test_weights_follow_sgd_with_momentum_decay_and_clipping(search):
@@ -270,7 +281,7 @@ def test_weights_follow_sgd_with_momentum_decay_and_clipping(search):
         velocity = [torch.zeros_like(w) if v is None else v.clone() for w, v in zip(before, momenta, strict=True)]
         buffers = state(phase)
         phase.model.train()
-        gradients = torch.autograd.grad(phase._weight_objective(train, 0.0)[0], phase.weights)
+        gradients = torch.autograd.grad(weight_loss(phase, train), phase.weights)
         phase.model.load_state_dict(buffers)
         norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients))
         assert norm > 0.5, "so that the clipping shows"
@@ -293,12 +304,13 @@ def test_alpha_optimizer_settings_default_to_the_relaxations(search):
     auto = {"alpha_lr": "auto"}
     facts = {
         relax: [
-            search(relax=relax, **auto).alpha_optimizer.param_groups[0][key] for key in ("lr", "betas", "weight_decay")
+            search(relax=relax, **auto).strategy.optimizer.param_groups[0][key]
+            for key in ("lr", "betas", "weight_decay")
         ]
         for relax in ("softmax", "sigmoid")
     }
     assert facts == {"softmax": [3e-4, (0.5, 0.999), 1e-3], "sigmoid": [3e-3, (0.9, 0.999), 1e-3]}
-    group = search("alpha_betas=[0.1,0.2]", alpha_lr=0.5, alpha_weight_decay=0.25).alpha_optimizer.param_groups[0]
+    group = search("alpha_betas=[0.1,0.2]", alpha_lr=0.5, alpha_weight_decay=0.25).strategy.optimizer.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"]) == (0.5, (0.1, 0.2), 0.25)
 
 
@@ -307,11 +319,9 @@ def test_a_head_that_only_the_alpha_loss_has_is_trained_without_touching_the_enc
     before = state(one, "alpha_head.")
     run(one, 2)
     assert not same(before, state(one, "alpha_head."))
-    gradients = torch.autograd.grad(
-        one._weight_objective(next(one.batches(0, 0))[0], 0.0)[0], one.weights, allow_unused=True
-    )
+    gradients = torch.autograd.grad(weight_loss(one, next(one.batches(0, 0))[0]), one.weights, allow_unused=True)
     train = next(one.batches(0, 0))[0]
-    outputs = one.model.head(one.model.encoder(train.views[0], one._mixing(0.0)))
+    outputs = one.model.head(one.model.encoder(train.views[0], one.strategy.mixing(0.0)))
     alone = torch.autograd.grad(
         torch.nn.functional.cross_entropy(outputs, train.labels), list(one.model.encoder.parameters())
     )
@@ -324,7 +334,7 @@ def test_the_alpha_step_uses_its_own_loss_and_head(search, loss, alpha_loss):
     phase = search(loss=loss, alpha_loss=alpha_loss)
     _, val = next(phase.batches(0, 0))
     phase.model.train()
-    outputs = [phase.model.alpha_head(phase.model.encoder(view, phase._mixing(0.0))) for view in val.views]
+    outputs = [phase.model.alpha_head(phase.model.encoder(view, phase.strategy.mixing(0.0))) for view in val.views]
     expected = phase.alpha_loss.loss(outputs, val.labels).item()
     assert len(outputs) == (2 if alpha_loss == "barlow" else 1)
     (values,) = run(phase, 1)
@@ -335,9 +345,9 @@ def test_a_self_supervised_loss_is_never_given_the_labels(search, monkeypatch):
     phase, seen = search(loss="barlow", order=2), []
     original = type(phase.weight_loss).loss
 
-    def spy(self, outputs, labels):
+    def spy(self, outputs, labels, progress):
         seen.append(labels)
-        return original(self, outputs, labels)
+        return original(self, outputs, labels, progress)
 
     monkeypatch.setattr(type(phase.weight_loss), "loss", spy)
     run(phase, 1)
@@ -346,7 +356,7 @@ def test_a_self_supervised_loss_is_never_given_the_labels(search, monkeypatch):
 
 def test_an_alpha_that_is_no_longer_finite_stops_the_search(search):
     phase = search()
-    phase.alphas["reduce"].data[0, 0] = float("nan")
+    phase.strategy.alphas["reduce"].data[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match=r"an alpha of the \w+ cell is no longer finite"):
         run(phase, 1)
 
@@ -357,7 +367,7 @@ def test_an_alpha_that_is_no_longer_finite_stops_the_search(search):
 def direct_accuracy(phase, split, rows):
     part = phase.data.split(split)
     phase.model.eval()
-    mixing = {kind: values.detach().softmax(-1) for kind, values in phase.alphas.items()}
+    mixing = {kind: values.detach().softmax(-1) for kind, values in phase.strategy.alphas.items()}
     with torch.no_grad():
         images = normaliser(phase.data)(to_float(part.rows(rows)))
         scores = phase.model.classifier()(phase.model.encoder(images, mixing)).numpy()
@@ -390,15 +400,15 @@ def test_judging_the_supernet_changes_nothing(search):
     assert same(before, state(phase))
 
 
-def test_every_epochs_alphas_are_kept_the_initial_ones_first(search):
-    published = {}
-    phase = search(published=published.update)
-    expected = [phase.alphas["normal"].detach().clone()]
+def test_every_epochs_alphas_are_kept_the_initial_ones_first(search, tmp_path):
+    phase = search()
+    expected = [phase.strategy.alphas["normal"].detach().clone()]
     for epoch in (0, 1):
         run(phase, 2, epoch)
         phase.end_epoch(epoch)
-        expected.append(phase.alphas["normal"].detach().clone())
-    phase.publish()
+        expected.append(phase.strategy.alphas["normal"].detach().clone())
+    phase.publish(tmp_path)
+    published = load_tensors(tmp_path / "alphas.safetensors")
     assert torch.equal(published["normal"], torch.stack(expected)) and published["reduce"].shape == (3, 14, 4)
 
 

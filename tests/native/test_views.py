@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ssfnas_cli.data import batches
-from ssfnas_cli.data.augment import Normalise
-from ssfnas_cli.data.batches import Augmentation, Subset, TrainingBatches, load_from
+from ssfnas_cli.data.augment import Augmentation, Normalise
+from ssfnas_cli.data.batches import Subset, TrainingBatches, load_from
 from ssfnas_cli.native import library
 from ssfnas_cli.native.views import load
 from ssfnas_cli.settings import Views
@@ -55,7 +55,7 @@ def test_an_image_is_the_same_to_the_last_bit_in_whatever_batch_and_place_it_com
 def test_loader_processes_make_the_same_views(tiny_digits, workers):
     split = tiny_digits.split("train")
     subset = Subset(split, np.arange(len(split)), augmentation(1), seed=0)
-    dataset = TrainingBatches(subset, 16, epoch=1)
+    dataset = TrainingBatches(subset, np.arange(len(subset)), 16, epoch=1)
     alone, together = list(load_from(dataset, 0, 0)), list(load_from(dataset, 0, workers))
     assert len(alone) == len(together) == len(dataset)
     for one, other in zip(alone, together, strict=True):

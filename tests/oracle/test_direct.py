@@ -13,6 +13,7 @@ from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine
+from ssfnas_cli.engine.network import make_card
 from ssfnas_cli.engine.retrain import build_phases
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.native import cells
@@ -209,21 +210,21 @@ def test_the_products_search_steps(tiny_digits, monkeypatch, relax, loss, order)
     flags = {"channels": 2, "layers": 3, "batch_size": 16, "epochs": 4, "ops": ops}
     flags |= {"relax": relax, "loss": loss, "order": order}
     settings = load_settings(SearchSettings, sets=["relax.init_std=0.1"], flags=flags).resolve_plugins()
-    phase = SearchPhase(settings, tiny_digits, CPU, lambda alphas: None)
+    phase = SearchPhase(settings, tiny_digits, CPU)
     phase.model.double()
-    for values in phase.alphas.values():
+    for values in phase.strategy.alphas.values():
         values.data = values.data.double()
     model = direct.search_model(phase.model.state_dict(), settings.ops)
-    alphas = {kind: values.detach().clone().requires_grad_() for kind, values in phase.alphas.items()}
-    adam = phase.alpha_optimizer.param_groups[0]
+    alphas = {kind: values.detach().clone().requires_grad_() for kind, values in phase.strategy.alphas.items()}
+    adam = phase.strategy.optimizer.param_groups[0]
     search = steps.DirectSearch(model, alphas, relax, order, adam["lr"], adam["betas"])
     for step in range(2):
         train, val = [batch(3 * step + half, num_views=2 if loss == "barlow" else 1) for half in range(2)]
         got = phase.step(0, step, (train, val))
         expected = search.step(train, val, cosine(0.025, 0.001, step / phase.num_steps(0) / 4))
         assert {key: got[key] for key in expected} == pytest.approx(expected, rel=1e-9)
-    start = {kind: values[0] for kind, values in phase.history.items()}
-    assert distance(phase.alphas, alphas) < 1e-6 * distance(start, alphas)
+    start = {kind: values[0] for kind, values in phase.strategy.history.items()}
+    assert distance(phase.strategy.alphas, alphas) < 1e-6 * distance(start, alphas)
     mine = {direct.product_name(name): value for name, value in model.named_parameters()}
     assert distance(dict(phase.model.named_parameters()), mine) < 1e-9
 
@@ -233,7 +234,7 @@ def test_the_products_training_steps(tiny_digits, name):
     genotype, _ = golden(name)
     flags = {"channels": 4, "layers": 3, "batch_size": 16, "epochs": 4, "drop_path": 0.4}
     settings = load_settings(RetrainSettings, flags=flags).resolve_plugins()
-    (phase,), net = build_phases(genotype, settings, tiny_digits, CPU)
+    (phase,), net = build_phases(make_card(genotype, settings, tiny_digits), settings, tiny_digits, CPU)
     net.double()
     model = direct.Classifier(plans(genotype), genotype.drop_path, 1, 4, 3, 10).double()
     direct.load_product(model, net.state_dict())

@@ -128,6 +128,6 @@ def test_the_heads_are_those_of_the_papers():
 
 def test_objectives_say_what_they_need():
     ce, self_supervised = build("ce"), build("barlow")
-    assert (ce.num_views, ce.head) == (1, "classifier")
+    assert (ce.num_views, ce.head) == (1, "linear")
     assert (self_supervised.num_views, self_supervised.head) == (2, "projector")
     assert (self_supervised.options.lambda_, self_supervised.options.centred) == (0.0051, True)

@@ -199,7 +199,14 @@ class RunFolder:
 Identify = Callable[[RunFolder], Mapping[str, Any]]
 
 
-def finished(path: Path, kind: str, identity: Mapping[str, Any], identify: Identify) -> dict[str, Any] | None:
+def recorded_identity(run: RunFolder) -> Mapping[str, Any]:
+    """The identity that a run's config states."""
+    return run.config["identity"]
+
+
+def finished(
+    path: Path, kind: str, identity: Mapping[str, Any], identify: Identify = recorded_identity
+) -> dict[str, Any] | None:
     """What this very run printed when it was done, or None if it is not done.
 
     Args:
@@ -217,7 +224,11 @@ def finished(path: Path, kind: str, identity: Mapping[str, Any], identify: Ident
 
 @contextlib.contextmanager
 def writing(
-    path: Path, kind: str, config: Mapping[str, Any], identity: Mapping[str, Any], identify: Identify
+    path: Path,
+    kind: str,
+    config: Mapping[str, Any],
+    identity: Mapping[str, Any],
+    identify: Identify = recorded_identity,
 ) -> Iterator[RunFolder]:
     """Make the run's folder, or find it half done; hold its lock and keep its log.txt.
 

@@ -94,6 +94,7 @@ def dry_retrain(
     resolved = plan.settings
     chosen = {name: getattr(resolved, name).name for name in ("network", "loss", "pretrain")}
     chosen["pretrain_epochs"] = phases[0].epochs if len(phases) > 1 else 0
+    chosen["num_aux_params"] = count_params(model.aux) if model.aux is not None else 0
     return _facts(plan, device, phases[-1], count_params(model), chosen) | figures
 
 

@@ -16,8 +16,8 @@ from ssfnas_cli.artifacts.genotype import read_genotype
 from ssfnas_cli.artifacts.model import load_model
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.artifacts.tensors import load_tensors
-from ssfnas_cli.engine.retrain import load_classifier
-from ssfnas_cli.engine.search import derive_run
+from ssfnas_cli.engine.derive_run import derive_run
+from ssfnas_cli.engine.network import load_classifier
 from ssfnas_cli.errors import SsfnasError
 
 KINDS = ["flip", "cut", "grow", "insert", "overwrite", "remove"]

@@ -115,7 +115,7 @@ def fault_poison(value) -> None:
             return
         with torch.no_grad():
             if what == "alpha":
-                phase.alphas["normal"][0, 0] = float("nan")
+                phase.strategy.alphas["normal"][0, 0] = float("nan")
             elif what == "weight":
                 next(phase.model.parameters()).view(-1)[0] = float("inf")
             elif what == "buffer":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssfnas_cli.data import batches
+from ssfnas_cli.data import augment
 from ssfnas_cli.data.augment import Augmentation, Normalise
 from ssfnas_cli.data.batches import Subset, TrainingBatches, load_from
 from ssfnas_cli.native import library
@@ -79,7 +79,7 @@ def test_kernels_refuse_arrays_that_do_not_fit():
 
 
 def test_without_a_compiler_torch_makes_the_views(monkeypatch):
-    monkeypatch.setattr(batches, "load_kernels", lambda: None)
+    monkeypatch.setattr(augment, "load_kernels", lambda: None)
     images, ids = pixels(6, 9, 9, 3), np.arange(6)
     ours, theirs = augmentation()(images, 0, 0, ids), augmentation(compiled=False)(images, 0, 0, ids)
     assert all(map(torch.equal, ours, theirs))
@@ -89,7 +89,7 @@ def test_nothing_is_compiled_unless_asked_for(monkeypatch):
     def refuse():
         raise AssertionError("loaded")
 
-    monkeypatch.setattr(batches, "load_kernels", refuse)
+    monkeypatch.setattr(augment, "load_kernels", refuse)
     augmentation(compiled=False)(pixels(6, 9, 9, 3), 0, 0, np.arange(6))
     with pytest.raises(AssertionError, match="loaded"):
         augmentation(compiled=True)

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from registry import LOSSES
-from registry.losses import cross_correlation
+from registry import LOSSES, Options
+from registry.losses import Objective, cross_correlation
 from registry.norm import BatchNorm
 
 RNG = np.random.default_rng(11)
@@ -131,3 +131,47 @@ def test_objectives_say_what_they_need():
     assert (ce.num_views, ce.head) == (1, "linear")
     assert (self_supervised.num_views, self_supervised.head) == (2, "projector")
     assert (self_supervised.options.lambda_, self_supervised.options.centred) == (0.0051, True)
+
+
+def test_a_loss_sees_how_far_training_is_and_one_of_an_older_form_still_works():
+    class New(Objective):
+        def loss(self, outputs, labels, progress=1.0):
+            return outputs[0].sum() * progress
+
+    class Old(Objective):
+        def loss(self, outputs, labels):
+            return outputs[0].sum()
+
+    class Any(Objective):
+        def loss(self, outputs, labels, **more):
+            return outputs[0].sum() * more["progress"]
+
+    values = [kind(Options(), 2, [1, 1])([torch.ones(1, 2)], torch.zeros(1), 0.25).item() for kind in (New, Old, Any)]
+    assert values == [0.5, 2.0, 0.5]
+
+
+def test_a_loss_gets_float32_from_heads_of_any_precision_and_a_tuple_as_a_tuple():
+    seen = []
+
+    class Spy(Objective):
+        num_views = 2
+
+        def loss(self, outputs, labels, progress=1.0):
+            seen.extend(outputs), seen.append(labels)
+            return outputs[0].sum()
+
+    half = torch.ones(2, 3, dtype=torch.bfloat16)
+    Spy(Options(), 2, [1, 1])([half, (half, half)], torch.zeros(2), 0.0)
+    assert seen[0].dtype == torch.float32 and [part.dtype for part in seen[1]] == [torch.float32] * 2
+    assert seen[2] is None, "a self-supervised loss never sees the labels"
+
+
+def test_an_older_name_of_the_linear_head_still_works():
+    class Old(Objective):
+        head = "classifier"
+
+        def loss(self, outputs, labels):
+            return outputs[0].sum()
+
+    head = Old(Options(), 4, [1] * 4).build_head(8)
+    assert (head.in_features, head.out_features) == (8, 4)

@@ -40,9 +40,14 @@ class Objective(abc.ABC):
         """Options of the default head that follow from this objective's own."""
         return {}
 
+    @property
+    def default_head(self) -> str:
+        """The name of its default head in the registry of heads."""
+        return "linear" if self.head == "classifier" else self.head
+
     def build_head(self, num_features: int) -> nn.Module:
         """The default head: a module from pooled features [N, num_features] to what `loss` reads."""
-        plugin = HEADS.get("linear" if self.head == "classifier" else self.head)
+        plugin = HEADS.get(self.default_head)
         return plugin.factory(
             plugin.parse_options(self.head_options()), num_features, self.num_classes, self.class_counts
         )
@@ -59,12 +64,12 @@ class Objective(abc.ABC):
         """
 
     def __call__(self, outputs: Sequence[Any], labels: Tensor | None, progress: float) -> Tensor:
-        """`loss` of outputs of any precision; a self-supervised objective never sees the labels."""
+        """`loss`, in float32, of outputs of any precision; a self-supervised objective never sees the labels."""
         seen = labels if self.supervised else None
         exact = [_to_float32(output) for output in outputs]
-        if _takes_progress(type(self)):
-            return self.loss(exact, seen, progress=progress)
-        return self.loss(exact, seen)
+        more = {"progress": progress} if _takes_progress(type(self)) else {}
+        with torch.autocast(_device_type(exact[0]), enabled=False):  # correlations and sums lose too much in bf16
+            return self.loss(exact, seen, **more)
 
 
 @functools.cache
@@ -74,7 +79,14 @@ def _takes_progress(objective: type[Objective]) -> bool:
 
 
 def _to_float32(output: Any) -> Any:
-    return tuple(part.float() for part in output) if isinstance(output, tuple) else output.float()
+    """A head's output, or the parts of a tuple, in float32; float64, which only tests use, stays."""
+    if isinstance(output, tuple):
+        return tuple(_to_float32(part) for part in output)
+    return output if output.dtype == torch.float64 else output.float()
+
+
+def _device_type(output: Any) -> str:
+    return (output[0] if isinstance(output, tuple) else output).device.type
 
 
 class CrossEntropyOptions(Options):

@@ -7,7 +7,7 @@ are kept out.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -70,10 +70,41 @@ def record_statistics(norms: Sequence[BatchNorm], means: Tensor, variances: Tens
 def held_statistics(module: nn.Module) -> Iterator[None]:
     """Within: every BatchNorm in `module` normalises by its batch and leaves its running statistics alone."""
     norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+    before = [norm.hold_statistics for norm in norms]
     for norm in norms:
         norm.hold_statistics = True
     try:
         yield
     finally:
-        for norm in norms:
-            norm.hold_statistics = False
+        for norm, held in zip(norms, before, strict=True):
+            norm.hold_statistics = held
+
+
+@contextlib.contextmanager
+def estimated_statistics(module: nn.Module, passes: Iterable[Callable[[], object]]) -> Iterator[None]:
+    """Within: running statistics are the means over the batches of `passes`; afterwards they are what they were.
+
+    Running averages lag behind the weights in the first hundreds of steps.
+
+    Args:
+        passes: each runs the module on one batch; the module is put into training mode for them. None at all leaves
+            the running averages as they are.
+    """
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    saved = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
+    was_training = module.training
+    try:
+        module.train()
+        with torch.no_grad():
+            for number, run in enumerate(passes):
+                for norm in norms:
+                    norm.momentum = 1 / (1 + number)  # the mean of all batches so far
+                run()
+        module.train(was_training)
+        yield
+    finally:
+        for norm, momentum, buffers in zip(norms, momenta, saved, strict=True):
+            norm.momentum = momentum
+            for name, value in norm.named_buffers():
+                value.copy_(buffers[name])

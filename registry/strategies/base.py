@@ -53,8 +53,8 @@ class SearchContext:
 class WeightStep(NamedTuple):
     """The SGD step that the weights take next: w - lr * (momentum * buffer + clipped gradient + weight_decay * w).
 
-    `momenta` are the buffers in the order of the weights, None before the first step; `clip` is the largest norm of
-    the gradient.
+    `momenta` are the buffers in the order of the weights, None before the first step; `clip` is the largest norm of a
+    group's gradient.
     """
 
     lr: float
@@ -71,8 +71,8 @@ class Bench(Protocol):
     progress: float  # of the search, from 0 to 1
 
     @property
-    def weights(self) -> list[nn.Parameter]:
-        """The lower level's parameters."""
+    def weight_groups(self) -> list[list[nn.Parameter]]:
+        """The lower level's parameters, in groups whose gradients are clipped apart."""
 
     def generator(self) -> torch.Generator:
         """This step's random numbers, from their beginning: every call within a step draws the same ones."""
@@ -84,13 +84,16 @@ class Bench(Protocol):
         """The architecture's loss on this step's batch of the alpha half."""
 
     def accuracy(self, mixing: Mixing) -> float:
-        """Top-1 in percent over the alpha half."""
+        """Top-1 in percent over the alpha half, with statistics of batch normalisation estimated for these weights."""
 
     def weight_step(self) -> WeightStep:
         """The step that the weights are about to take."""
 
     def held_statistics(self) -> contextlib.AbstractContextManager[None]:
         """Within: passes leave running statistics of batch normalisation as they are."""
+
+    def exact(self) -> contextlib.AbstractContextManager[None]:
+        """Within: passes are computed in float32, whatever the precision of the search."""
 
 
 class Strategy(abc.ABC):

@@ -1,22 +1,25 @@
 """The alpha step of the bilevel problem (paper, Eq. 2 and 3), to first and to second order.
 
-Losses are closures that run the network on a fixed batch; weights and alphas are leaf tensors that the closures
-read. Trial steps put the weights back bit for bit; keeping batch statistics still is the closures' business.
+Losses are closures that run the network on a fixed batch. Weights and alphas are leaf tensors that the closures read.
+Trial steps restore the weights bit for bit; keeping batch statistics as they are is the closures' business.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
+
+from registry.strategies.base import WeightStep
 
 Loss = Callable[[], Tensor]
 
 
 def first_order(val_loss: Loss, alphas: Sequence[Tensor]) -> tuple[list[Tensor], float]:
-    """Gradient of L_val(w, alpha) by the alphas at today's weights (xi = 0), and the loss."""
+    """Gradient of L_val(w, alpha) with respect to the alphas at the present weights (xi = 0), and the loss."""
     loss = val_loss()
     return list(torch.autograd.grad(loss, list(alphas))), loss.item()
 
@@ -24,47 +27,85 @@ def first_order(val_loss: Loss, alphas: Sequence[Tensor]) -> tuple[list[Tensor],
 def second_order(
     train_loss: Loss,
     val_loss: Loss,
-    weights: Sequence[Tensor],
+    groups: Sequence[Sequence[Tensor]],
     alphas: Sequence[Tensor],
-    velocity: Sequence[Tensor | None],
-    lr: float,
-    momentum: float,
-    weight_decay: float,
+    step: WeightStep,
     radius: float = 0.01,
 ) -> tuple[list[Tensor], float]:
-    """Gradient of L_val(w', alpha) by the alphas, w' being the weights after one SGD step on L_train(w, alpha).
+    """Gradient of L_val(w', alpha) with respect to the alphas, w' being the weights after the SGD step on L_train.
 
-    w' = w - xi (momentum v + grad_w L_train + weight_decay w), xi the learning rate. The mixed second derivative is a
-    central difference along grad_w' L_val with the step radius / ||grad_w' L_val|| (DARTS, Eq. 7 and 8;
-    REFERENCE: architect.py):
+    With g = grad_w L_train(w, alpha), |g| its norm and c = min(1, clip / |g|), the step is
 
-        d_alpha L_val(w', alpha) - xi * (d_alpha L_train(w+) - d_alpha L_train(w-)) / (2 R)
+        w' = w - xi (momentum v + c g + weight_decay w)
+
+    and its mixed second derivative is a central difference (DARTS, Eq. 7 and 8; REFERENCE: architect.py), here along
+    the direction u that the clipping leaves of h = grad_w' L_val:
+
+        d_alpha L_val(w', alpha) - xi * (d_alpha L_train(w + R u) - d_alpha L_train(w - R u)) / (2 R)
+        u = c (h - n (n . h)) with n = g / |g| if the gradient is clipped, else u = h;  R = radius / |u|
+
+    DARTS's own code ignores the clipping. Its w' is then not the one that the weights take: under a sigmoid or Barlow
+    Twins the norm lies far above 5.
 
     Args:
-        velocity: SGD's momentum buffers, None before the first step.
+        groups: the weights, in groups whose gradients are clipped apart.
+        step: the SGD step; its momenta are in the order of the weights.
 
     Returns:
         A gradient per alpha, and L_val(w', alpha).
     """
-    weights, alphas = list(weights), list(alphas)
+    weights, alphas = list(chain.from_iterable(groups)), list(alphas)
+    sizes = [len(group) for group in groups]
     gradients = _gradients(train_loss(), weights)
+    clipped = [_clip(part, step.clip) for part in _split(gradients, sizes)]
     with _restored(weights):
-        for weight, gradient, buffer in zip(weights, gradients, velocity, strict=True):
-            step = gradient + weight_decay * weight.detach()
+        for weight, gradient, buffer in zip(weights, chain.from_iterable(clipped), step.momenta, strict=True):
+            change = gradient + step.weight_decay * weight.detach()
             if buffer is not None:
-                step = step + momentum * buffer
-            weight.data.sub_(lr * step)
+                change = change + step.momentum * buffer
+            weight.data.sub_(step.lr * change)
         loss = val_loss()
-        gradients = _gradients(loss, [*alphas, *weights])
-        alpha_gradients, direction = gradients[: len(alphas)], gradients[len(alphas) :]
-    norm = torch.sqrt(sum(part.square().sum() for part in direction))  # type: ignore[arg-type]
-    step_size = radius / max(float(norm), 1e-12)
+        ends = _gradients(loss, [*alphas, *weights])
+        alpha_gradients, ahead = ends[: len(alphas)], ends[len(alphas) :]
+    parts = zip(_split(gradients, sizes), _split(ahead, sizes), strict=True)
+    direction = list(chain.from_iterable(_through_clip(g, h, step.clip) for g, h in parts))
+    step_size = radius / max(float(_norm(direction)), 1e-12)
     above = _alpha_gradients_at(train_loss, weights, alphas, direction, step_size)
     below = _alpha_gradients_at(train_loss, weights, alphas, direction, -step_size)
     return [
-        gradient - lr * (plus - minus) / (2 * step_size)
+        gradient - step.lr * (plus - minus) / (2 * step_size)
         for gradient, plus, minus in zip(alpha_gradients, above, below, strict=True)
     ], loss.item()
+
+
+def clip_factor(norm: Tensor, clip: float) -> Tensor:
+    """What `torch.nn.utils.clip_grad_norm_` multiplies a gradient of this norm by."""
+    return torch.clamp(clip / (norm + 1e-6), max=1.0)
+
+
+def _clip(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
+    factor = clip_factor(_norm(gradients), clip)
+    return [factor * gradient for gradient in gradients]
+
+
+def _through_clip(gradients: Sequence[Tensor], direction: Sequence[Tensor], clip: float) -> list[Tensor]:
+    """The derivative of the clipping, transposed and applied to a direction: c (h - n (n . h)), or h unclipped."""
+    norm = _norm(gradients)
+    factor = clip_factor(norm, clip)
+    if factor >= 1:
+        return list(direction)
+    along = sum((g * h).sum() for g, h in zip(gradients, direction, strict=True)) / norm.square()
+    return [factor * (h - along * g) for g, h in zip(gradients, direction, strict=True)]
+
+
+def _norm(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]))
+
+
+def _split(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Sequence[Tensor]]:
+    """Consecutive runs of these lengths."""
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    return [tensors[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
 
 def _alpha_gradients_at(
@@ -78,7 +119,7 @@ def _alpha_gradients_at(
 
 
 def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Gradients; zeros for what the loss does not reach (a head that only the other loss trains)."""
+    """Gradients; zeros for what the loss does not depend on (a head that only the other loss trains)."""
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
     return [
         torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(inputs, gradients, strict=True)

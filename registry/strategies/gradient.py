@@ -69,19 +69,11 @@ class Gradient(Strategy):
         val_loss = lambda: bench.val_loss(mixing())
         with bench.held_statistics():
             if self.context.order == 1:
-                with _frozen(bench.weights):
+                with _frozen([weight for group in bench.weight_groups for weight in group]):
                     return bilevel.first_order(val_loss, alphas)
-            step = bench.weight_step()
-            return bilevel.second_order(
-                lambda: bench.train_loss(mixing()),
-                val_loss,
-                bench.weights,
-                alphas,
-                step.momenta,
-                lr=step.lr,
-                momentum=step.momentum,
-                weight_decay=step.weight_decay,
-            )
+            with bench.exact():
+                train_loss = lambda: bench.train_loss(mixing())
+                return bilevel.second_order(train_loss, val_loss, bench.weight_groups, alphas, bench.weight_step())
 
     def _check_alphas(self) -> None:
         for kind, values in self.alphas.items():

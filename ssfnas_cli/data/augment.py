@@ -1,4 +1,7 @@
-"""Augmentation of batches [N, C, H, W] in [0, 1], random by (seed, epoch, sample, view) and nothing else.
+"""Augmentation of batches [N, C, H, W] in [0, 1], random by (seed, epoch, draw, view) and nothing else.
+
+A draw is the place of an image in the order in which the epoch shows images; an image that is shown twice looks
+different each time.
 
 Every image draws its own row of uniform numbers, so what happens to it does not depend on the batch, the loader
 processes or where a run was interrupted; and every step below works on an image's numbers alone and rounds each of
@@ -32,6 +35,7 @@ Uniforms = NDArray[np.float32]
 DEFAULT_VIEWS = Views()
 
 NUM_UNIFORMS = 16
+SMALLEST_SIGMA, LARGEST_SIGMA, SIGMA_SIDE = 0.1, 2.0, 224  # of the blur, in pixels of an image of that side
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as PIL and torchvision
 _TO_YIQ = np.array([_LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
@@ -53,18 +57,18 @@ _PHILOX_WEYL = (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)
 _PHILOX_ROUNDS = 10
 
 
-def sample_uniforms(seed: int, epoch: int, samples: np.ndarray, num_views: int) -> Uniforms:
-    """Uniform numbers [num_views, N, NUM_UNIFORMS] in [0, 1), a row for each sample and view.
+def draw_uniforms(seed: int, epoch: int, draws: np.ndarray, num_views: int) -> Uniforms:
+    """Uniform numbers [num_views, N, NUM_UNIFORMS] in [0, 1), a row for each draw and view.
 
-    A row is what `np.random.Generator(np.random.Philox(key=[seed, view], counter=[0, epoch, sample, 0]))` draws.
+    A row is what `np.random.Generator(np.random.Philox(key=[seed, view], counter=[0, epoch, draw, 0]))` draws.
     """
     num_blocks = NUM_UNIFORMS // 8  # of four words of 64 bits, each good for two numbers
-    counters = np.zeros((4, num_views, len(samples), num_blocks), dtype=np.uint64)
+    counters = np.zeros((4, num_views, len(draws), num_blocks), dtype=np.uint64)
     counters[0] = np.arange(1, num_blocks + 1)  # NumPy counts before it draws
     counters[1] = epoch
-    counters[2] = samples[:, None]
+    counters[2] = draws[:, None]
     bits = _philox(seed, np.arange(num_views, dtype=np.uint64)[:, None, None], counters)
-    words = np.moveaxis(bits, 0, -1).astype("<u8", order="C").view("<u4").reshape(num_views, len(samples), NUM_UNIFORMS)
+    words = np.moveaxis(bits, 0, -1).astype("<u8", order="C").view("<u4").reshape(num_views, len(draws), NUM_UNIFORMS)
     return (words >> 8).astype(np.float32) * np.float32(2**-24)
 
 
@@ -130,9 +134,9 @@ class Augmentation:
         if self.compiled:
             load_kernels()  # compiled once, here, and not by every loader process
 
-    def __call__(self, images: np.ndarray, seed: int, epoch: int, samples: np.ndarray) -> tuple[Tensor, ...]:
-        """uint8 [N, H, W, C] of these samples -> one normalised tensor per view, in channels-last memory."""
-        uniforms = sample_uniforms(seed, epoch, samples, self.num_views)
+    def __call__(self, images: np.ndarray, seed: int, epoch: int, draws: np.ndarray) -> tuple[Tensor, ...]:
+        """uint8 [N, H, W, C] of these draws -> one normalised tensor per view, in channels-last memory."""
+        uniforms = draw_uniforms(seed, epoch, draws, self.num_views)
         if self.num_views == 1:
             normal = self.normalise(to_float(crop_and_flip(images, uniforms[0], self.flip)))
             return (cutout(normal, uniforms[0], self.cutout),)
@@ -219,11 +223,11 @@ def draw_view(
     drawn = uniforms.astype(np.float64)
     below = lambda column, probability: uniforms[:, column] < np.float32(probability)
     jittered, grayed = below(5, options.jitter_probability), below(10, options.gray_probability)
-    radius = max(1, height // 20) if options.blur else 0
+    radius = math.ceil(3 * LARGEST_SIGMA * height / SIGMA_SIDE) if options.blur else 0
     return DrawnView(
         *_draw_crop(drawn, options.min_scale, below(4, 0.5) & flip, height, width),
         *_draw_colour(drawn, options, jittered, grayed, channels),
-        _draw_blur(drawn, below(12, (1.0, 0.1)[view]) & options.blur, radius),
+        _draw_blur(drawn, below(12, (1.0, 0.1)[view]) & options.blur, radius, height),
         below(13, options.solarize_probability) & (view == 1),
     )
 
@@ -273,10 +277,10 @@ def _draw_colour(
     return matrix.astype(np.float32), shift.astype(np.float32)
 
 
-def _draw_blur(drawn: NDArray[np.float64], blurred: NDArray[np.bool_], radius: int) -> NDArray[np.float32]:
-    """A Gaussian with a deviation of 0.1 to 2 pixels of a 224-pixel image's kernel, scaled to this side."""
+def _draw_blur(drawn: NDArray[np.float64], blurred: NDArray[np.bool_], radius: int, side: int) -> NDArray[np.float32]:
+    """A Gaussian whose deviation is 0.1 to 2 pixels in an image of 224 (Barlow Twins), scaled to the side."""
     distance = np.arange(radius + 1)
-    sigma = (0.1 + 1.9 * drawn[:, 11:12]) * max(radius, 1) / 3
+    sigma = (SMALLEST_SIGMA + (LARGEST_SIGMA - SMALLEST_SIGMA) * drawn[:, 11:12]) * side / SIGMA_SIDE
     taps = np.exp(-(distance**2) / (2 * sigma**2))
     taps /= taps[:, :1] + 2 * taps[:, 1:].sum(1, keepdims=True)
     return np.where(blurred[:, None], taps, distance == 0).astype(np.float32)

@@ -1,4 +1,8 @@
-"""Batches by number: what a step sees is a function of (seed, epoch, step), so a cursor is two integers."""
+"""Batches by number: what a step sees is a function of (seed, epoch, step), so a cursor is two integers.
+
+Every use of a seed has a stream of random numbers of its own (`stream_seed`). What happens to an image is keyed by the
+place of its draw in the epoch's order, so it is the same whoever loads it and wherever a run was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +29,17 @@ class Batch(NamedTuple):
     labels: Tensor
 
 
+class SearchBatch(NamedTuple):
+    """What one step of a search sees: a batch of the weight half, one of the alpha half, and the first one `apart`."""
+
+    weights: Batch
+    alphas: Batch
+    apart: Batch | None
+
+
 @dataclass(frozen=True)
 class Subset:
-    """Some rows of a split, and how a batch of them is made."""
+    """Some rows of a split, and how a batch of them is made. `seed` is that of a stream."""
 
     split: Split
     indices: np.ndarray
@@ -37,10 +49,25 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batch(self, rows: np.ndarray, epoch: int) -> Batch:
-        """The batch of these rows of the split, augmented for this epoch."""
-        views = self.augment(self.split.rows(rows), self.seed, epoch, rows)
+    def batch(self, places: np.ndarray, first_draw: int, epoch: int) -> Batch:
+        """The batch of the images at these places in `indices`.
+
+        Args:
+            first_draw: the place of the batch's first image in the order in which the epoch shows images.
+        """
+        rows = self.indices[places]
+        draws = np.arange(first_draw, first_draw + len(rows))
+        views = self.augment(self.split.rows(rows), self.seed, epoch, draws)
         return Batch(views, torch.from_numpy(self.split.labels[rows]))
+
+
+STREAMS = {"search weights": 0, "search alphas": 1, "search apart": 2, "pretrain": 3, "train": 4}
+
+
+def stream_seed(seed: int, stream: str) -> int:
+    """The seed of one of STREAMS: none of them shares random numbers with another."""
+    mixed = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(1, np.uint64)
+    return int(mixed[0] >> np.uint64(1))
 
 
 def training_subset(
@@ -48,32 +75,29 @@ def training_subset(
     split: Split,
     rows: np.ndarray,
     settings: Training,
+    stream: str,
     num_views: int,
     cutout: float = 0.0,
     compiled: bool = False,
 ) -> Subset:
-    """Rows of a data set's training split, augmented as a training's settings say."""
+    """Rows of a data set's training split, augmented as a training's settings say; `stream` is one of STREAMS."""
     flip = data.manifest.mirrorable if settings.flip == "auto" else settings.flip
     augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views, compiled)
-    return Subset(split, rows, augment, settings.seed)
+    return Subset(split, rows, augment, stream_seed(settings.seed, stream))
 
 
 def cut_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """An epoch's order, cut into batches; a lone last image joins the batch before it.
+    """An epoch's order, cut into batches of at most `batch_size` whose sizes differ by at most one image.
 
-    (Batch statistics and Barlow's correlation need at least two images.)
+    A short last batch would be a whole step in the direction of its noise. No batch has a single image, over which
+    nothing can be averaged, so three images in batches of two are one batch of three.
     """
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        lone = batches.pop()
-        batches[-1] = np.concatenate([batches[-1], lone])
-    return batches
+    return np.array_split(order, num_batches(len(order), batch_size))
 
 
 def num_batches(num: int, batch_size: int) -> int:
     """How many batches `cut_batches` gives."""
-    full, rest = divmod(num, batch_size)
-    return full + (rest > 1 or (rest == 1 and full == 0))
+    return max(1, min(-(-num // batch_size), num // 2))
 
 
 class TrainingBatches(Dataset):
@@ -82,32 +106,44 @@ class TrainingBatches(Dataset):
     def __init__(self, subset: Subset, order: np.ndarray, batch_size: int, epoch: int):
         self.subset, self.epoch = subset, epoch
         self.batches = cut_batches(order, batch_size)
+        self.first_draws = np.cumsum([0, *map(len, self.batches)])
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, number: int) -> Batch:
-        return self.subset.batch(self.subset.indices[self.batches[number]], self.epoch)
+        return self.subset.batch(self.batches[number], int(self.first_draws[number]), self.epoch)
 
 
 class BilevelBatches(Dataset):
-    """One epoch of a search; item k is the weight half's batch k and a batch redrawn from the alpha half.
+    """One epoch of a search; item k holds what step k sees.
 
-    The redraw at every step is DARTS's, so the alpha half is sampled, not swept.
+    The alpha half's batch is redrawn at every step, as in DARTS, so that half is sampled, not swept.
+
+    Args:
+        weights: the weight half, with the views of the weights' loss.
+        alpha_half: with the views of the alphas' loss.
+        apart: the weight half's images again, with the views of a head that is trained on detached features; None if
+            there is no such head.
     """
 
-    def __init__(self, weight_batches: TrainingBatches, alpha_half: Subset, batch_size: int):
-        self.weight_batches, self.alpha_half, self.batch_size = weight_batches, alpha_half, batch_size
-        self.epoch = weight_batches.epoch
+    def __init__(self, weights: TrainingBatches, alpha_half: Subset, batch_size: int, apart: Subset | None = None):
+        self.weights, self.alpha_half, self.apart = weights, alpha_half, apart
+        self.batch_size = min(batch_size, len(alpha_half))
 
     def __len__(self) -> int:
-        return len(self.weight_batches)
+        return len(self.weights)
 
-    def __getitem__(self, number: int) -> tuple[Batch, Batch]:
-        half = self.alpha_half
-        draw = np.random.Generator(np.random.Philox(key=[half.seed, self.epoch], counter=[0, 0, number, 1]))
-        rows = half.indices[draw.choice(len(half), min(self.batch_size, len(half)), replace=False)]
-        return self.weight_batches[number], half.batch(rows, self.epoch)
+    def __getitem__(self, number: int) -> SearchBatch:
+        half, epoch = self.alpha_half, self.weights.epoch
+        draw = np.random.Generator(np.random.Philox(key=[half.seed, epoch], counter=[0, 0, number, 1]))
+        places = draw.choice(len(half), self.batch_size, replace=False)
+        alphas = half.batch(places, number * self.batch_size, epoch)
+        apart = None
+        if self.apart is not None:
+            first = int(self.weights.first_draws[number])
+            apart = self.apart.batch(self.weights.batches[number], first, epoch)
+        return SearchBatch(self.weights[number], alphas, apart)
 
 
 def load_from(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:

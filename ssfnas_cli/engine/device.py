@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +67,17 @@ class Device:
         """Move a batch here."""
         views = tuple(view.to(self.torch, memory_format=torch.channels_last) for view in batch.views)
         return Batch(views, batch.labels.to(self.torch))
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """Within: float32 throughout, without autocast and TF32. A finite difference of anything coarser is noise."""
+        with torch.autocast(self.torch.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of forward passes."""

@@ -71,7 +71,12 @@ def dry_search(settings: SearchSettings, output: Path | None, force: bool) -> di
         # Epochs without alpha steps cost less than the others.
         stretches = [Stretch(phase, 0, warmup), Stretch(phase, warmup, phase.epochs - warmup)]
         mixing = phase.strategy.mixing(1 / phase.epochs)
-        figures = predict(stretches, lambda split, rows: phase.accuracy(split, rows, mixing))
+
+        def estimate() -> None:
+            with phase.estimated_statistics(mixing):
+                pass
+
+        figures = predict(stretches, lambda split, rows: phase.accuracy(split, rows, mixing), estimate)
     chosen = {name: getattr(plan.settings, name).name for name in ("strategy", "relax", "loss")}
     chosen["order"] = plan.settings.order  # type: ignore[attr-defined]
     num_params = sum(weight.numel() for weight in phase.weights)
@@ -139,7 +144,9 @@ class Stretch(NamedTuple):
     epochs: int
 
 
-def predict(stretches: Sequence[Stretch], evaluate: Evaluate) -> dict[str, Any]:
+def predict(
+    stretches: Sequence[Stretch], evaluate: Evaluate, prepare: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Seconds and bytes of a run, from a few steps of phases that have just been built (and are spent by it).
 
     The process must have done nothing larger before: its own peak is the predicted one.
@@ -147,13 +154,14 @@ def predict(stretches: Sequence[Stretch], evaluate: Evaluate) -> dict[str, Any]:
     Args:
         stretches: in order; those without epochs are left out.
         evaluate: what the end of an epoch does with the rows of a split.
+        prepare: what it does once before.
     """
     stretches = [stretch for stretch in stretches if stretch.epochs]
     for stretch in stretches:
         for split, _ in stretch.phase.evaluated().values():
             _touch(split)
     built = time.monotonic() - stop.STARTED
-    timed = [_time_stretch(stretch, evaluate) for stretch in stretches]
+    timed = [_time_stretch(stretch, evaluate, prepare) for stretch in stretches]
     last = timed[-1]
     setup = built + sum(one.steps.warm_up_seconds for one in timed)
     whole = setup + sum(stretch.epochs * one.epoch_seconds for stretch, one in zip(stretches, timed, strict=True))
@@ -214,10 +222,10 @@ class TimedStretch(NamedTuple):
     epoch_seconds: float
 
 
-def _time_stretch(stretch: Stretch, evaluate: Evaluate) -> TimedStretch:
+def _time_stretch(stretch: Stretch, evaluate: Evaluate, prepare: Callable[[], None]) -> TimedStretch:
     phase = stretch.phase
     steps = _time_steps(phase, stretch.first)
-    evaluation = _time_evaluation(list(phase.evaluated().values()), evaluate)
+    evaluation = _seconds_of(prepare) + _time_evaluation(list(phase.evaluated().values()), evaluate)
     save, num_bytes = _time_checkpoint(phase)
     seconds = steps.epoch_seconds + evaluation + save
     seconds += save * math.floor(seconds / (60 * phase.settings.save_minutes))
@@ -266,8 +274,8 @@ def _step(phase: TimedPhase, epoch: int, step: int, batch: Any) -> int:
     for name, value in values.items():
         if not math.isfinite(value):
             raise Diverged(f"dry run: {name} is {value} at step {step}: training diverges at once")
-    parts = [batch] if hasattr(batch, "labels") else batch  # a search has a batch of either half
-    return sum(len(part.labels) for part in parts)
+    parts = [batch] if hasattr(batch, "labels") else batch  # a search has several
+    return sum(len(part.labels) for part in parts if part is not None)
 
 
 def _touch(split: Split) -> None:

@@ -124,6 +124,8 @@ class Loop:
         """Load the checkpoint. What an earlier ssfnas did not keep in it starts fresh, with one warning."""
         assert self._pending is not None
         saved, fresh = self._pending.tensors, phase.tensors()
+        # What only an earlier ssfnas knew. Optimizers' states come to be in the first step, so fresh ones have none.
+        saved = {name: value for name, value in saved.items() if name in fresh or not name.startswith("model.")}
         lacking = sorted(fresh.keys() - saved.keys())
         if lacking:
             log.warning(

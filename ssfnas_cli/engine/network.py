@@ -29,17 +29,19 @@ def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSe
         genotype: None if the settings name a network instead.
         settings: resolved.
     """
+    counts = data.counts("train")
+    objective = build_plugin(LOSSES, settings.loss, num_classes=data.num_classes, class_counts=counts)
     network: DerivedNetwork | Part = _part(settings.network)
     if genotype is not None:
         network = DerivedNetwork(genotype=genotype, channels=settings.channels, layers=settings.layers)
     return ModelCard(
         network=network,
         loss=_part(settings.loss),
-        head=_part(settings.head),
+        head=_part(resolve_head(settings.head, objective)),
         aux=settings.aux_weight > 0,
         in_channels=data.channels,
         class_names=list(data.class_names),
-        train_counts=data.counts("train"),
+        train_counts=counts,
         image_size=data.image_size,
         mean=list(data.mean),
         std=list(data.std),
@@ -74,7 +76,6 @@ def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
     """The whole network of a card: encoder, head, and the auxiliary head if there is one."""
     encoder = build_encoder(card, drop_path)
     num_classes = len(card.class_names)
-    nn.Linear(encoder.num_features, num_classes)  # recipe 1 draws these weights, which nothing uses
     aux = AuxiliaryHead(encoder.aux_channels, num_classes) if card.aux and encoder.aux_channels else None
     head = head_builder(_section(card.head), build_objective(_section(card.loss), card))
     return Classifier(encoder, head(encoder.num_features), aux)
@@ -87,6 +88,16 @@ def head_builder(section: PluginSection, objective: Objective) -> Callable[[int]
     plugin = HEADS.get(section.name)
     context = {"num_classes": objective.num_classes, "class_counts": objective.class_counts}
     return partial(plugin.factory, plugin.parse_options(section.options()), **context)
+
+
+def resolve_head(section: PluginSection, objective: Objective) -> PluginSection:
+    """The head that a section names, with its options; it stays `auto` if the objective builds one of its own kind."""
+    if section.name == "auto":
+        if type(objective).build_head is not Objective.build_head:
+            return section
+        section = PluginSection(name=objective.default_head, **objective.head_options())
+    options = HEADS.get(section.name).parse_options(section.options())
+    return PluginSection(name=section.name, **options.model_dump(by_alias=True, mode="json"))
 
 
 def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Classifier:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from registry import LOSSES, SAMPLERS
 from registry.losses import Objective
-from registry.norm import held_statistics
+from registry.norm import estimated_statistics, held_statistics
 from registry.samplers import Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from registry.strategies.base import Mixing, WeightStep
@@ -23,19 +24,21 @@ from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.artifacts.run import ALPHAS
 from ssfnas_cli.artifacts.tensors import save_tensors
 from ssfnas_cli.data.batches import (
-    Batch,
     BilevelBatches,
+    SearchBatch,
     Subset,
     TrainingBatches,
+    cut_batches,
     load_from,
     normaliser,
     num_batches,
+    plain_batches,
     stratified_halves,
     training_subset,
 )
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, set_lr
-from ssfnas_cli.engine.network import head_builder
+from ssfnas_cli.engine.network import head_builder, resolve_head
 from ssfnas_cli.engine.predict import accuracy, predict
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.nets.search_model import SearchModel
@@ -85,13 +88,31 @@ class SearchPhase:
         settings, data = self.settings, self.data
         torch.manual_seed(settings.seed)
         encoder = Supernet(data.channels, settings.channels, settings.layers, settings.ops, settings.op_options)
-        build_head = head_builder(settings.head, self.weight_loss)
-        model = SearchModel(encoder, data.num_classes, self.weight_loss, self.alpha_loss, build_head)
+        head, alpha_head = self._head_sections()
+        model = SearchModel(
+            encoder,
+            data.num_classes,
+            self.weight_loss,
+            head_builder(head, self.weight_loss),
+            None if alpha_head is None else head_builder(alpha_head, self.alpha_loss),
+        )
         self.model = self.device.place(model)
+
+    def _head_sections(self) -> tuple[PluginSection, PluginSection | None]:
+        """The head of either loss; None for the alpha step's if it is to share the other one.
+
+        Heads are shared only if they would be built equal.
+        """
+        head = resolve_head(self.settings.head, self.weight_loss)
+        if self.settings.alpha_loss.name == "none":
+            return head, None
+        own = resolve_head(PluginSection(name="auto"), self.alpha_loss)
+        return head, None if own == head and own.name != "auto" else own
 
     def _build_optimizers(self) -> None:
         settings = self.settings
-        self.weights = self.model.weight_parameters()
+        self.weight_groups = self.model.weight_groups()
+        self.weights = [weight for group in self.weight_groups for weight in group]
         self.optimizer = torch.optim.SGD(
             self.weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
@@ -102,51 +123,51 @@ class SearchPhase:
     # Batches
 
     def _epoch(self, epoch: int) -> BilevelBatches:
-        alpha_views = self.alpha_loss.num_views
-        # A head that only the alpha step's loss has is trained in the weight step, on that loss's views.
-        weight_views = max(self.weight_loss.num_views, alpha_views if self.model.alpha_head is not None else 1)
-        labels = self.split.labels[self.halves[0]]
-        order = self.sampler.order(labels, self.seed, epoch, epoch / self.epochs)
-        return BilevelBatches(
-            TrainingBatches(self._subset(self.halves[0], weight_views), order, self.settings.batch_size, epoch),
-            self._subset(self.halves[1], alpha_views),
-            self.settings.batch_size,
-        )
+        weight_half, alpha_half = self.halves
+        weights = self._subset(weight_half, "search weights", self.weight_loss)
+        order = self.sampler.order(self.split.labels[weight_half], weights.seed, epoch, epoch / self.epochs)
+        size = self.settings.batch_size
+        apart = None
+        if self.model.alpha_head is not None:  # it is trained in the weight step, on the views of its own loss
+            apart = self._subset(weight_half, "search apart", self.alpha_loss)
+        alphas = self._subset(alpha_half, "search alphas", self.alpha_loss)
+        return BilevelBatches(TrainingBatches(weights, order, size, epoch), alphas, size, apart)
 
-    def _subset(self, rows: np.ndarray, num_views: int) -> Subset:
+    def _subset(self, rows: np.ndarray, stream: str, loss: Objective) -> Subset:
         compiled = self.device.compiled_views
-        return training_subset(self.data, self.split, rows, self.settings, num_views, compiled=compiled)
+        return training_subset(self.data, self.split, rows, self.settings, stream, loss.num_views, compiled=compiled)
 
     def num_steps(self, epoch: int) -> int:
         return num_batches(self.sampler.length(epoch / self.epochs), self.settings.batch_size)
 
-    def batches(self, epoch: int, start: int) -> Iterator[tuple[Batch, Batch]]:
-        """Pairs of a weight-half batch and an alpha-half batch."""
-        for train, val in load_from(self._epoch(epoch), start, self.settings.workers):
-            yield self.device.move(train), self.device.move(val)
+    def batches(self, epoch: int, start: int) -> Iterator[SearchBatch]:
+        """What the epoch's steps see, from `start` on."""
+        for weights, alphas, apart in load_from(self._epoch(epoch), start, self.settings.workers):
+            move = self.device.move
+            yield SearchBatch(move(weights), move(alphas), None if apart is None else move(apart))
 
     # Steps
 
-    def step(self, epoch: int, step: int, batch: tuple[Batch, Batch]) -> dict[str, float]:
+    def step(self, epoch: int, step: int, batch: SearchBatch) -> dict[str, float]:
         """The strategy's step, then the weight step (DARTS, Algorithm 1)."""
-        train, val = batch
         progress = (epoch + step / self.num_steps(epoch)) / self.epochs
         set_lr(self.optimizer, cosine(self.settings.lr, self.settings.lr_min, progress))
         self.model.train()
-        values = self.strategy.update(StepBench(self, train, val, epoch, progress))
-        return values | self._weight_step(train, progress)
+        values = self.strategy.update(StepBench(self, batch, epoch, progress))
+        return values | self._weight_step(batch, progress)
 
-    def _weight_step(self, train: Batch, progress: float) -> dict[str, float]:
+    def _weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:
         with torch.no_grad():
             mixing = self.strategy.mixing(progress, step_generator())
-        loss, features = self.weight_objective(train, mixing, progress)
+        loss, features = self.weight_objective(batch, mixing, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
+        for group in self.weight_groups:
+            nn.utils.clip_grad_norm_(group, self.settings.clip)
         self.optimizer.step()
         values = {"weight_loss": loss.item(), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.model.probe is not None:
-            values["probe_loss"] = self._probe_step(features.detach(), train.labels)
+            values["probe_loss"] = self._probe_step(features.detach(), batch.weights.labels)
         return values
 
     def _probe_step(self, features: Tensor, labels: Tensor) -> float:
@@ -159,24 +180,34 @@ class SearchPhase:
 
     # Objectives
 
-    def weight_objective(self, batch: Batch, mixing: Mixing, progress: float) -> tuple[Tensor, Tensor]:
-        """L_train and the first view's features. The views go through the encoder one after the other."""
-        model = self.model
-        with self.device.autocast():
-            features = [model.encoder(view, mixing) for view in batch.views]
-            outputs = [model.head(feature) for feature in features[: self.weight_loss.num_views]]
-            loss = self.weight_loss(outputs, batch.labels, progress)
-            if model.alpha_head is not None:
-                apart = [model.alpha_head(feature.detach()) for feature in features[: self.alpha_loss.num_views]]
-                loss = loss + self.alpha_loss(apart, batch.labels, progress)
+    def weight_objective(
+        self, batch: SearchBatch, mixing: Mixing, progress: float, exact: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """L_train and the first view's features. The views go through the encoder one after the other.
+
+        A head of the alpha step's own is trained beside it, on its own views and on features that it does not change:
+        neither the encoder's weights nor its running statistics learn from them.
+        """
+        model, weights, apart = self.model, batch.weights, batch.apart
+        with self._precision(exact):
+            features = [model.encoder(view, mixing) for view in weights.views]
+            loss = self.weight_loss([model.head(feature) for feature in features], weights.labels, progress)
+            if model.alpha_head is not None and apart is not None:
+                with torch.no_grad(), held_statistics(model.encoder):
+                    detached = [model.encoder(view, mixing) for view in apart.views]
+                outputs = [model.alpha_head(feature) for feature in detached]
+                loss = loss + self.alpha_loss(outputs, apart.labels, progress)
         return loss, features[0].float()
 
-    def alpha_objective(self, batch: Batch, mixing: Mixing, progress: float) -> Tensor:
+    def alpha_objective(self, batch: SearchBatch, mixing: Mixing, progress: float, exact: bool = False) -> Tensor:
         """L_val, the loss of the architecture's step."""
         head = self.model.head if self.model.alpha_head is None else self.model.alpha_head
-        with self.device.autocast():
-            outputs = [head(self.model.encoder(view, mixing)) for view in batch.views]
-        return self.alpha_loss(outputs, batch.labels, progress)
+        with self._precision(exact):
+            outputs = [head(self.model.encoder(view, mixing)) for view in batch.alphas.views]
+        return self.alpha_loss(outputs, batch.alphas.labels, progress)
+
+    def _precision(self, exact: bool) -> contextlib.AbstractContextManager[Any]:
+        return self.device.exact() if exact else self.device.autocast()
 
     # Epochs
 
@@ -185,10 +216,12 @@ class SearchPhase:
         facts = self.strategy.end_epoch()
         name = "accuracy" if self.model.probe is None else "probe_accuracy"
         mixing = self.strategy.mixing((epoch + 1) / self.epochs)
-        measured = {
-            f"{name}_{place}": self.accuracy(split, rows, mixing) for place, (split, rows) in self.evaluated().items()
-        }
-        return measured | facts
+        with self.estimated_statistics(mixing):
+            accuracies = {
+                f"{name}_{place}": self.accuracy(split, rows, mixing)
+                for place, (split, rows) in self.evaluated().items()
+            }
+        return accuracies | facts
 
     def evaluated(self) -> dict[str, tuple[Split, np.ndarray]]:
         """What the end of an epoch evaluates: splits, and which rows of them."""
@@ -197,6 +230,23 @@ class SearchPhase:
         held_out = {name: self.data.split(name) for name in names}
         whole = {name: (split, np.arange(len(split))) for name, split in held_out.items()}
         return {"alpha_half": (self.split, self.halves[1]), **whole}
+
+    def estimated_statistics(self, mixing: Mixing) -> contextlib.AbstractContextManager[None]:
+        """Within: batch normalisation uses statistics of some images of the weight half, not its running averages.
+
+        The images are those of `statistics_batches` batches, not augmented, always the same ones. Training's own
+        state is as before afterwards.
+        """
+        half, size = self.halves[0], self.settings.batch_size
+        order = np.random.Generator(np.random.Philox(key=[self.seed, 3])).permutation(len(half))
+        chosen = [half[places] for places in cut_batches(order, size)[: self.settings.statistics_batches]]
+
+        def run(rows: np.ndarray) -> None:
+            (batch,) = plain_batches(self.split, rows, len(rows), normaliser(self.data))
+            with self.device.autocast():
+                self.model.classifier()(self.model.encoder(self.device.move(batch).views[0], mixing))
+
+        return estimated_statistics(self.model, (partial(run, rows) for rows in chosen))
 
     def accuracy(self, split: Split, rows: np.ndarray, mixing: Mixing) -> float:
         """Top-1 of the head, or of the linear probe (which uses labels), in percent."""
@@ -229,15 +279,15 @@ class StepBench:
     """The supernet at one step of a search: what a strategy sees of it (`registry.strategies.base.Bench`)."""
 
     phase: SearchPhase
-    train: Batch
-    val: Batch
+    batch: SearchBatch
     epoch: int
     progress: float
+    _exact: bool = False
 
     @property
-    def weights(self) -> list[nn.Parameter]:
-        """The lower level's parameters."""
-        return self.phase.weights
+    def weight_groups(self) -> list[list[nn.Parameter]]:
+        """The lower level's parameters, in groups whose gradients are clipped apart."""
+        return self.phase.weight_groups
 
     def generator(self) -> torch.Generator:
         """This step's random numbers from their beginning."""
@@ -245,28 +295,39 @@ class StepBench:
 
     def train_loss(self, mixing: Mixing) -> Tensor:
         """The weights' loss on this step's batch of the weight half."""
-        return self.phase.weight_objective(self.train, mixing, self.progress)[0]
+        return self.phase.weight_objective(self.batch, mixing, self.progress, self._exact)[0]
 
     def val_loss(self, mixing: Mixing) -> Tensor:
         """The architecture's loss on this step's batch of the alpha half."""
-        return self.phase.alpha_objective(self.val, mixing, self.progress)
+        return self.phase.alpha_objective(self.batch, mixing, self.progress, self._exact)
 
     def accuracy(self, mixing: Mixing) -> float:
         """Top-1 in percent over the alpha half; the model is back in training mode afterwards."""
-        value = self.phase.accuracy(self.phase.split, self.phase.halves[1], mixing)
-        self.phase.model.train()
+        phase = self.phase
+        with phase.estimated_statistics(mixing):
+            value = phase.accuracy(phase.split, phase.halves[1], mixing)
+        phase.model.train()
         return value
 
     def weight_step(self) -> WeightStep:
         """The SGD step that follows."""
         settings, optimizer = self.phase.settings, self.phase.optimizer
-        momenta = [optimizer.state.get(weight, {}).get("momentum_buffer") for weight in self.weights]
+        momenta = [optimizer.state.get(weight, {}).get("momentum_buffer") for weight in self.phase.weights]
         lr = optimizer.param_groups[0]["lr"]
         return WeightStep(lr, settings.momentum, settings.weight_decay, settings.clip, momenta)
 
     def held_statistics(self) -> contextlib.AbstractContextManager[None]:
         """Within: running statistics stay as they are."""
         return held_statistics(self.phase.model)
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """Within: losses are computed in float32."""
+        self._exact = True
+        try:
+            yield
+        finally:
+            self._exact = False
 
 
 def step_generator() -> torch.Generator:

@@ -18,7 +18,7 @@ from ssfnas_cli.errors import InputError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.settings import Training, identity_hash
 
-RECIPE = 1  # is raised when the same settings come to train differently; config.json records it
+RECIPE = 2  # is raised when the same settings come to train differently; config.json records it
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,12 @@ class TrainPhase:
             self.split,
             np.arange(len(self.split)),
             self.settings,
+            self.name,
             self.objective.num_views,
             self.schedule.cutout,
             self.device.compiled_views,
         )
-        order = self.sampler.order(self.split.labels, self.seed, epoch, epoch / self.epochs)
+        order = self.sampler.order(self.split.labels, subset.seed, epoch, epoch / self.epochs)
         return TrainingBatches(subset, order, self.settings.batch_size, epoch)
 
     def num_steps(self, epoch: int) -> int:

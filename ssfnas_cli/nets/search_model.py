@@ -7,15 +7,19 @@ from collections.abc import Callable
 from torch import nn
 
 from registry.losses import Objective
+from registry.norm import BatchNorm
 from ssfnas_cli.nets.supernet import Supernet
+
+BuildHead = Callable[[int], nn.Module]
 
 
 class SearchModel(nn.Module):
-    """Everything with weights: `encoder`, `head`, and where they are needed `alpha_head` and `probe`.
+    """Everything with weights: `encoder`, `head`, and if they are needed `alpha_head` and `probe`.
 
-    `head` serves the weight step's loss. The alpha step's loss shares it if both want the same kind of head;
-    otherwise `alpha_head` is trained in the weight step on features whose gradient is stopped. `probe` is the linear
-    classifier that judges a self-supervised search; it gives no gradient to anything else.
+    `head` serves the weight step's loss, and the alpha step's loss too if that would build an equal one. Otherwise
+    `alpha_head` is trained in the weight step on features whose gradient is stopped. `probe` is the linear classifier
+    that measures a self-supervised search. It gives no gradient to anything else, and standardises the features first:
+    relaxations differ in the scale of their features, which an optimizer would notice.
     """
 
     def __init__(
@@ -23,21 +27,32 @@ class SearchModel(nn.Module):
         encoder: Supernet,
         num_classes: int,
         weight_loss: Objective,
-        alpha_loss: Objective,
-        build_head: Callable[[int], nn.Module] | None = None,
+        build_head: BuildHead | None = None,
+        build_alpha_head: BuildHead | None = None,
     ):
-        """`build_head` makes the head from the number of features; None means the weight loss's default head."""
+        """Each builder makes a head from the number of features.
+
+        Args:
+            build_head: None means the weight loss's default head.
+            build_alpha_head: None means that the alpha step's loss shares `head`.
+        """
         super().__init__()
         features = encoder.num_features
         self.encoder = encoder
         self.head = (build_head or weight_loss.build_head)(features)
-        shared = alpha_loss.head == weight_loss.head
-        self.alpha_head = None if shared else alpha_loss.build_head(features)
-        self.probe = None if weight_loss.supervised else nn.Linear(features, num_classes)
+        self.alpha_head = None if build_alpha_head is None else build_alpha_head(features)
+        self.probe: nn.Sequential | None = None
+        if not weight_loss.supervised:
+            self.probe = nn.Sequential(BatchNorm(features, affine=False), nn.Linear(features, num_classes))
 
-    def weight_parameters(self) -> list[nn.Parameter]:
-        """The lower level's parameters, projector included: all but the probe's."""
-        return [value for name, value in self.named_parameters() if not name.startswith("probe.")]
+    def weight_groups(self) -> list[list[nn.Parameter]]:
+        """The lower level's parameters, projector included, in groups whose gradients are clipped apart.
+
+        A head that is trained on detached features must not use up the encoder's share of the norm.
+        """
+        parts = [[self.encoder, self.head], [] if self.alpha_head is None else [self.alpha_head]]
+        groups = [[value for part in group for value in part.parameters()] for group in parts]
+        return [group for group in groups if group]
 
     def classifier(self) -> nn.Module:
         """What turns features into class scores: the head, or the probe of a self-supervised search."""

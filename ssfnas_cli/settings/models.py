@@ -227,6 +227,11 @@ class SearchSettings(Training):
     alpha_betas: Literal["auto"] | tuple[Beta, Beta] = "auto"
     alpha_weight_decay: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the alphas stay fixed")
+    statistics_batches: int = Field(
+        20,
+        ge=0,
+        description="batches that estimate BN statistics before the supernet is evaluated; 0: its running averages",
+    )
     probe_lr: Rate = Field(1e-3, description="Adam's, for the linear probe of a self-supervised search")
 
     PLUGIN_KINDS = {

@@ -13,8 +13,8 @@ from ssfnas_cli.data.augment import (
     Normalise,
     crop_and_flip,
     cutout,
+    draw_uniforms,
     draw_view,
-    sample_uniforms,
     self_supervised_view,
     to_float,
 )
@@ -42,7 +42,7 @@ def uniforms(num, **columns):
 
 def drawn(num, view=0, seed=0, epoch=0):
     """What samples 0 to num - 1 draw."""
-    return sample_uniforms(seed, epoch, np.arange(num), view + 1)[view]
+    return draw_uniforms(seed, epoch, np.arange(num), view + 1)[view]
 
 
 def view_of(images, rows, view, options, flip):
@@ -102,14 +102,14 @@ def test_uniforms_are_uniform_and_differ_by_seed_epoch_sample_and_view():
     assert np.abs(rows.mean(0) - 0.5).max() < 0.03 and np.abs(rows.std(0) - 12**-0.5).max() < 0.02
     assert np.abs(np.corrcoef(rows.T) - np.eye(NUM_UNIFORMS)).max() < 0.08
     others = [(4, 1, 0), (3, 2, 0), (3, 1, 1), (0, 0, 0), (1, 0, 0), (0, 1, 0)]
-    seen = {rows[0].tobytes()} | {sample_uniforms(s, e, np.array([0]), v + 1)[v].tobytes() for s, e, v in others}
+    seen = {rows[0].tobytes()} | {draw_uniforms(s, e, np.array([0]), v + 1)[v].tobytes() for s, e, v in others}
     assert len(seen) == 7
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (2**63 - 1, 149), (12345678901234567, 3)])
 def test_uniforms_are_those_of_numpys_philox(seed, epoch):
     samples = np.array([0, 7, 2**32 - 1, 2**32, 2**62])
-    for view, rows in enumerate(sample_uniforms(seed, epoch, samples, 3)):
+    for view, rows in enumerate(draw_uniforms(seed, epoch, samples, 3)):
         for sample, row in zip(samples.tolist(), rows, strict=True):
             bits = np.random.Philox(key=[seed, view], counter=[0, epoch, sample, 0])
             assert np.array_equal(row, np.random.Generator(bits).random(NUM_UNIFORMS, dtype=np.float32))
@@ -344,19 +344,19 @@ def test_only_the_second_view_is_solarized():
     assert torch.equal(second[changed], solarized[changed])
 
 
-@pytest.mark.parametrize("side", [8, 28, 64])
-def test_blur_is_a_gaussian_of_the_drawn_width(side):
+@pytest.mark.parametrize("side", [32, 96, 224])
+def test_blur_is_a_gaussian_of_01_to_2_pixels_in_an_image_of_224(side):
     images = to_float(pixels(4, side))
     options, value = Views(**(PLAIN | {"blur": True})), 0.7
-    radius = max(1, side // 20)
-    sigma = (0.1 + 1.9 * value) * radius / 3
+    radius = math.ceil(6 * side / 224)
+    sigma = (0.1 + 1.9 * value) * side / 224
     got = view_of(images, uniforms(4, u11=value, u12=0.0), 0, options, flip=False)
     expected = v2.functional.gaussian_blur(images, [2 * radius + 1] * 2, [sigma, sigma])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
 
 
 def test_the_first_view_is_always_blurred_and_the_second_in_one_of_ten():
-    images = to_float(pixels(1000, 8))
+    images = to_float(pixels(1000, 48))
     rows = drawn(1000)
     rows[:, :4], rows[:, 11] = 0.5, 0.9
     for view, share in ((0, 1.0), (1, 0.1)):

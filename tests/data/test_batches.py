@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from registry import SAMPLERS
 from ssfnas_cli.data.augment import Augmentation, to_float
 from ssfnas_cli.data.batches import (
+    STREAMS,
     BilevelBatches,
     Subset,
     TrainingBatches,
@@ -16,6 +17,7 @@ from ssfnas_cli.data.batches import (
     num_batches,
     plain_batches,
     stratified_halves,
+    stream_seed,
 )
 from ssfnas_cli.errors import InputError
 
@@ -42,7 +44,7 @@ def training(part, batch_size, epoch):
 def bilevel(data, epoch=0, seed=0, batch_size=16):
     halves = stratified_halves(data.split("train").labels, data.class_names, 0)
     weights = training(subset(data, halves[0], seed=seed), batch_size, epoch)
-    return BilevelBatches(weights, subset(data, halves[1], 2, seed), batch_size)
+    return BilevelBatches(weights, subset(data, halves[1], 2, seed), batch_size, subset(data, halves[0], 2, seed + 9))
 
 
 def tensors(item):
@@ -65,14 +67,17 @@ def equal(one, other):
 def test_an_epoch_holds_every_image_once_in_batches_of_two_or_more(num, batch_size, seed, epoch):
     batches = shuffled_batches(num, batch_size, seed, epoch)
     assert sorted(np.concatenate(batches).tolist()) == list(range(num))
+    sizes = [len(batch) for batch in batches]
     assert len(batches) == num_batches(num, batch_size)
-    assert all(len(batch) == batch_size for batch in batches[:-1])
-    assert min(2, num) <= len(batches[-1]) <= batch_size + 1
+    assert max(sizes) - min(sizes) <= 1 and min(sizes) >= min(2, num)
+    assert max(sizes) <= batch_size or (batch_size == 2 and max(sizes) == 3)
+    assert len(batches) == -(-num // batch_size) or min(sizes) in (2, 3)
 
 
-def test_a_lone_last_image_joins_the_batch_before_it():
-    assert [len(batch) for batch in shuffled_batches(9, 4, 0, 0)] == [4, 5]
-    assert [len(batch) for batch in shuffled_batches(10, 4, 0, 0)] == [4, 4, 2]
+def test_what_is_left_over_is_spread_over_the_batches():
+    assert [len(batch) for batch in shuffled_batches(130, 64, 0, 0)] == [44, 43, 43]
+    assert [len(batch) for batch in shuffled_batches(10, 4, 0, 0)] == [4, 3, 3]
+    assert [len(batch) for batch in shuffled_batches(3, 2, 0, 0)] == [3], "no batch of a single image"
     assert [len(batch) for batch in shuffled_batches(1, 4, 0, 0)] == [1]
 
 
@@ -90,19 +95,26 @@ def test_the_order_changes_with_seed_and_epoch_and_is_a_shuffle():
 def test_a_batch_is_the_rows_it_names_augmented_by_their_own_numbers(tiny_digits):
     rows = np.array([30, 4, 77])
     part = subset(tiny_digits, rows)
-    batch = part.batch(rows, epoch=3)
+    batch = part.batch(np.arange(3), 10, epoch=3)
     split = tiny_digits.split("train")
     assert len(part) == 3 and batch.labels.tolist() == split.labels[rows].tolist()
-    for place, row in enumerate(rows):
-        alone = part.batch(np.array([row]), epoch=3)
-        assert torch.equal(batch.views[0][place], alone.views[0][0])
-    assert not torch.equal(batch.views[0], part.batch(rows, epoch=4).views[0])
+    for place in range(3):
+        alone = part.batch(np.array([place]), 10 + place, epoch=3)
+        assert torch.equal(batch.views[0][place], alone.views[0][0]), "whatever batch it is in"
+    assert not torch.equal(batch.views[0], part.batch(np.arange(3), 10, epoch=4).views[0])
+    same_image = part.batch(np.array([1, 1, 1]), 0, epoch=0).views[0]
+    assert not torch.equal(same_image[0], same_image[1]), "an image that is drawn twice looks different each time"
+
+
+def test_no_two_streams_share_shuffles_or_draws():
+    seeds = {stream_seed(seed, stream) for seed in range(5) for stream in STREAMS}
+    assert len(seeds) == 5 * len(STREAMS) and all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_training_batches_stay_within_their_subset(tiny_digits):
     rows = np.array([5, 17, 40, 41, 99, 120, 130])
     dataset = training(subset(tiny_digits, rows), 3, epoch=0)
-    assert len(dataset) == 2
+    assert len(dataset) == 3
     labels = torch.cat([batch.labels for batch in load_from(dataset, 0, 0)])
     assert sorted(labels.tolist()) == sorted(tiny_digits.split("train").labels[rows].tolist())
 
@@ -111,10 +123,10 @@ def test_the_alpha_half_is_redrawn_at_every_step_without_repeats(tiny_digits, mo
     dataset, drawn = bilevel(tiny_digits), []
     half, original = dataset.alpha_half, Subset.batch
 
-    def spy(self, rows, epoch):
+    def spy(self, places, first_draw, epoch):
         if self is half:
-            drawn.append(rows)
-        return original(self, rows, epoch)
+            drawn.append(self.indices[places])
+        return original(self, places, first_draw, epoch)
 
     monkeypatch.setattr(Subset, "batch", spy)
     for number in range(len(dataset)):
@@ -127,13 +139,14 @@ def test_the_alpha_half_is_redrawn_at_every_step_without_repeats(tiny_digits, mo
 
 def test_an_alpha_half_smaller_than_a_batch_is_drawn_whole(tiny_digits):
     dataset = bilevel(tiny_digits, batch_size=1000)
-    (train, val) = dataset[0]
-    assert len(train.labels) == len(dataset.weight_batches.subset) and len(val.labels) == len(dataset.alpha_half)
+    (train, val, _) = dataset[0]
+    assert len(train.labels) == len(dataset.weights.subset) and len(val.labels) == len(dataset.alpha_half)
 
 
 def test_the_halves_may_need_different_numbers_of_views(tiny_digits):
-    train, val = bilevel(tiny_digits)[0]
-    assert (len(train.views), len(val.views)) == (1, 2)
+    train, val, apart = bilevel(tiny_digits)[0]
+    assert (len(train.views), len(val.views), len(apart.views)) == (1, 2, 2)
+    assert torch.equal(train.labels, apart.labels), "the same images, with the views of another loss"
 
 
 @pytest.mark.parametrize("start", [0, 2])

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from registry.strategies import bilevel
+from registry.strategies.base import WeightStep
 from ssfnas_cli.artifacts.tensors import load_tensors
 from ssfnas_cli.data.augment import to_float
-from ssfnas_cli.data.batches import Batch, normaliser
+from ssfnas_cli.data.batches import Batch, SearchBatch, normaliser
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, seed_step
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -123,8 +124,8 @@ def test_the_halves_share_no_image_and_hold_every_class(search, tiny_digits):
     for half in (weight, alpha):
         assert np.bincount(phase.split.labels[half]).min() >= 5
     assert not np.array_equal(weight, search(seed=1).halves[0])
-    for train, val in phase.batches(0, 0):
-        assert len(train.labels) <= 17 and len(val.labels) == 16
+    for train, val, _ in phase.batches(0, 0):
+        assert len(train.labels) <= 16 and len(val.labels) == 16
 
 
 def test_a_class_too_small_for_both_halves_is_named(search, tiny_digits):
@@ -145,7 +146,7 @@ def test_the_alpha_step_leaves_weights_and_batch_statistics_bit_equal(search, mo
     before, alphas = state(phase), alphas_of(phase)
     buffers = [name for name, _ in phase.model.named_buffers() if "running" in name]
     assert any(name.startswith("head.") for name in buffers) == (loss == "barlow"), "the projector has BN too"
-    monkeypatch.setattr(phase, "_weight_step", lambda train, progress: {})
+    monkeypatch.setattr(phase, "_weight_step", lambda batch, progress: {})
     run(phase, 1, start=2)
     assert same(before, state(phase)) and not torch.equal(alphas, alphas_of(phase))
 
@@ -154,8 +155,9 @@ def test_the_alpha_step_leaves_weights_and_batch_statistics_bit_equal(search, mo
 def test_the_weight_step_alone_counts_batches_once_a_view(search, loss, views):
     phase = search(loss=loss, order=2)
     run(phase, 2)
-    counts = {int(value) for name, value in phase.model.named_buffers() if "num_batches" in name}
-    assert counts == {2 * views}
+    counts = {name: int(value) for name, value in phase.model.named_buffers() if "num_batches" in name}
+    assert {count for name, count in counts.items() if not name.startswith("probe.")} == {2 * views}
+    assert {count for name, count in counts.items() if name.startswith("probe.")} <= {2}, "it sees the first view"
 
 
 def test_the_orders_differ(search):
@@ -169,20 +171,20 @@ def test_the_second_order_gets_the_weight_steps_own_rate_momentum_and_decay(sear
     phase, seen = search(loss=loss, order=2, epochs=2), []
     original = bilevel.second_order
 
-    def spy(train_loss, val_loss, weights, alphas, velocity, **options):
-        seen.append((list(weights), [v if v is None else v.clone() for v in velocity], options))
-        return original(train_loss, val_loss, weights, alphas, velocity, **options)
+    def spy(train_loss, val_loss, groups, alphas, step):
+        seen.append((list(groups[0]), [v if v is None else v.clone() for v in step.momenta], step))
+        return original(train_loss, val_loss, groups, alphas, step)
 
     monkeypatch.setattr(bilevel, "second_order", spy)
     run(phase, 1)
     momenta = [phase.optimizer.state[weight]["momentum_buffer"].clone() for weight in phase.weights]
     run(phase, 1, start=1)
-    (weights, first, _), (_, second, options) = seen
+    (weights, first, _), (_, second, step) = seen
     names = {id(value): name for name, value in phase.model.named_parameters()}
     assert [names[id(weight)] for weight in weights] == [n for n in names.values() if not n.startswith("probe.")]
     assert first == [None] * len(weights) and all(map(torch.equal, second, momenta))
     expected = cosine(0.025, 0.001, 1 / phase.num_steps(0) / 2)
-    assert options == {"lr": pytest.approx(expected), "momentum": 0.9, "weight_decay": 3e-4}
+    assert (step.lr, step.momentum, step.weight_decay, step.clip) == (pytest.approx(expected), 0.9, 3e-4, 5.0)
 
 
 def test_the_second_order_of_a_supernet_agrees_with_autograd(search):
@@ -196,7 +198,8 @@ def test_the_second_order_of_a_supernet_agrees_with_autograd(search):
     for weight in phase.weights:
         entry = phase.optimizer.state[weight]
         entry["momentum_buffer"] = buffers[id(weight)] = entry["momentum_buffer"].double()
-    train, val = (Batch(tuple(v.double() for v in part.views), part.labels) for part in next(phase.batches(0, 2)))
+    train, val = (Batch(tuple(v.double() for v in part.views), part.labels) for part in next(phase.batches(0, 2))[:2])
+    both = SearchBatch(train, val, None)
     names = [name for name, _ in phase.model.named_parameters()]
 
     def loss(batch, weights):
@@ -211,20 +214,19 @@ def test_the_second_order_of_a_supernet_agrees_with_autograd(search):
 
     lr, alphas = 0.1, list(phase.strategy.alphas.values())
     gradients = torch.autograd.grad(loss(train, phase.weights), phase.weights, create_graph=True)
-    moved = [w - lr * (0.9 * buffers[id(w)] + g + 3e-4 * w) for w, g in zip(phase.weights, gradients, strict=True)]
+    norm = torch.sqrt(sum(g.square().sum() for g in gradients))
+    clipped = [g * torch.clamp(phase.settings.clip / (norm + 1e-6), max=1) for g in gradients]
+    moved = [w - lr * (0.9 * buffers[id(w)] + g + 3e-4 * w) for w, g in zip(phase.weights, clipped, strict=True)]
     exact = torch.cat(torch.autograd.grad(loss(val, moved), alphas))
     first = torch.cat(torch.autograd.grad(loss(val, phase.weights), alphas))
     got = torch.cat(
         bilevel.second_order(
-            lambda: weight_loss(phase, train),
-            lambda: alpha_loss(phase, val),
-            phase.weights,
+            lambda: weight_loss(phase, both),
+            lambda: alpha_loss(phase, both),
+            phase.weight_groups,
             alphas,
-            [phase.optimizer.state[weight]["momentum_buffer"] for weight in phase.weights],
-            lr=lr,
-            momentum=0.9,
-            weight_decay=3e-4,
-            radius=1e-6,  # a supernet has kinks: stay on this side of them; the loss is in float32, so no smaller
+            WeightStep(lr, 0.9, 3e-4, phase.settings.clip, [buffers[id(weight)] for weight in phase.weights]),
+            radius=1e-6,  # a supernet has kinks: stay on this side of them
         )[0]
     )
     assert (got - exact).norm() < 0.05 * exact.norm() < 0.5 * (first - exact).norm()
@@ -253,9 +255,9 @@ def test_alphas_stay_fixed_in_the_warmup_epochs_while_weights_move(search):
 def test_the_first_alpha_step_is_adams_on_loss_decay_and_zero_one_together(search):
     phase = search("relax.init_std=0.3", "relax.zero_one=l2", relax="sigmoid", alpha_lr=0.01, alpha_weight_decay=0.5)
     before = {kind: values.detach().clone().double() for kind, values in phase.strategy.alphas.items()}
-    _, val = next(phase.batches(0, 0))
+    batch = next(phase.batches(0, 0))
     phase.model.train()
-    loss = alpha_loss(phase, val)
+    loss = alpha_loss(phase, batch)
     gradients = dict(
         zip(phase.strategy.alphas, torch.autograd.grad(loss, list(phase.strategy.alphas.values())), strict=True)
     )
@@ -275,13 +277,13 @@ def test_the_first_alpha_step_is_adams_on_loss_decay_and_zero_one_together(searc
 def test_weights_follow_sgd_with_momentum_decay_and_clipping(search):
     phase = search(warmup_epochs=1, clip=0.5)
     for step in range(2):
-        train, _ = next(phase.batches(0, step))
+        batch = next(phase.batches(0, step))
         before = [weight.detach().clone() for weight in phase.weights]
         momenta = [phase.optimizer.state.get(weight, {}).get("momentum_buffer") for weight in phase.weights]
         velocity = [torch.zeros_like(w) if v is None else v.clone() for w, v in zip(before, momenta, strict=True)]
         buffers = state(phase)
         phase.model.train()
-        gradients = torch.autograd.grad(weight_loss(phase, train), phase.weights)
+        gradients = torch.autograd.grad(weight_loss(phase, batch), phase.weights)
         phase.model.load_state_dict(buffers)
         norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients))
         assert norm > 0.5, "so that the clipping shows"
@@ -319,8 +321,9 @@ def test_a_head_that_only_the_alpha_loss_has_is_trained_without_touching_the_enc
     before = state(one, "alpha_head.")
     run(one, 2)
     assert not same(before, state(one, "alpha_head."))
-    gradients = torch.autograd.grad(weight_loss(one, next(one.batches(0, 0))[0]), one.weights, allow_unused=True)
-    train = next(one.batches(0, 0))[0]
+    batch = next(one.batches(0, 0))
+    gradients = torch.autograd.grad(weight_loss(one, batch), one.weights, allow_unused=True)
+    train = batch.weights
     outputs = one.model.head(one.model.encoder(train.views[0], one.strategy.mixing(0.0)))
     alone = torch.autograd.grad(
         torch.nn.functional.cross_entropy(outputs, train.labels), list(one.model.encoder.parameters())
@@ -332,7 +335,7 @@ def test_a_head_that_only_the_alpha_loss_has_is_trained_without_touching_the_enc
 @pytest.mark.parametrize(("loss", "alpha_loss"), [("ce", "barlow"), ("barlow", "ce")])
 def test_the_alpha_step_uses_its_own_loss_and_head(search, loss, alpha_loss):
     phase = search(loss=loss, alpha_loss=alpha_loss)
-    _, val = next(phase.batches(0, 0))
+    _, val, _ = next(phase.batches(0, 0))
     phase.model.train()
     outputs = [phase.model.alpha_head(phase.model.encoder(view, phase.strategy.mixing(0.0))) for view in val.views]
     expected = phase.alpha_loss.loss(outputs, val.labels).item()
@@ -365,6 +368,7 @@ def test_an_alpha_that_is_no_longer_finite_stops_the_search(search):
 
 
 def direct_accuracy(phase, split, rows):
+    """With running averages: the phases below set statistics_batches to 0."""
     part = phase.data.split(split)
     phase.model.eval()
     mixing = {kind: values.detach().softmax(-1) for kind, values in phase.strategy.alphas.items()}
@@ -376,7 +380,7 @@ def direct_accuracy(phase, split, rows):
 
 @pytest.mark.parametrize(("loss", "name"), [("ce", "accuracy"), ("barlow", "probe_accuracy")])
 def test_an_epoch_ends_with_the_accuracy_on_the_alpha_half_named_for_what_it_is(search, loss, name):
-    phase = search(loss=loss)
+    phase = search("statistics_batches=0", loss=loss)
     run(phase, 100)
     facts = phase.end_epoch(0)
     assert set(facts) == {f"{name}_alpha_half", "alpha_lr"} and facts["alpha_lr"] == 0.05
@@ -384,7 +388,7 @@ def test_an_epoch_ends_with_the_accuracy_on_the_alpha_half_named_for_what_it_is(
 
 
 def test_both_test_splits_are_tracked_when_asked(search, tiny_digits):
-    phase = search(track_test=True)
+    phase = search("statistics_batches=0", track_test=True)
     run(phase, 2)
     facts = phase.end_epoch(0)
     for split in ("test", "test_longtail"):
@@ -392,8 +396,9 @@ def test_both_test_splits_are_tracked_when_asked(search, tiny_digits):
         assert facts[f"accuracy_{split}"] == pytest.approx(direct_accuracy(phase, split, rows))
 
 
-def test_judging_the_supernet_changes_nothing(search):
-    phase = search()
+@pytest.mark.parametrize("batches", [0, 20])
+def test_evaluating_the_supernet_changes_nothing(search, batches):
+    phase = search(f"statistics_batches={batches}")
     run(phase, 2)
     before = state(phase)
     phase.end_epoch(0)
@@ -431,3 +436,100 @@ def test_the_same_seed_gives_the_same_search_and_another_seed_another(search):
         run(phase, 2)
     assert same(state(phases[0]), state(phases[1])) and torch.equal(alphas_of(phases[0]), alphas_of(phases[1]))
     assert not torch.equal(alphas_of(phases[0]), alphas_of(phases[2]))
+
+
+# What the heads, the probe and the statistics do to each other
+
+
+def test_a_head_on_detached_features_takes_nothing_of_the_encoders_share_of_the_clipping(search):
+    phases = [search(f"alpha_loss.scale={scale}", alpha_loss="barlow", warmup_epochs=1) for scale in (1.0, 1000.0)]
+    for phase in phases:
+        run(phase, 3)
+    one, other = phases
+    assert same(state(one, "encoder.", "head."), state(other, "encoder.", "head."))
+    assert not same(state(one, "alpha_head."), state(other, "alpha_head."))
+
+
+def test_a_loss_beside_another_changes_neither_its_views_nor_its_statistics(search):
+    alone, beside = search(warmup_epochs=1), search(alpha_loss="barlow", warmup_epochs=1)
+    for one, other in zip(alone.batches(0, 0), beside.batches(0, 0), strict=True):
+        assert torch.equal(one.weights.views[0], other.weights.views[0]) and len(other.weights.views) == 1
+        assert len(other.apart.views) == 2
+    run(alone, 3), run(beside, 3)
+    assert same(state(alone, "encoder.", "head."), state(beside, "encoder.", "head.")), "running statistics included"
+
+
+def test_heads_are_shared_only_if_they_would_be_built_equal(search):
+    assert search(loss="ce", alpha_loss="ce").model.alpha_head is None
+    assert search("alpha_loss.lambda=0.5", loss="barlow", alpha_loss="barlow").model.alpha_head is None
+    apart = search("alpha_loss.projector_dim=16", loss="barlow", alpha_loss="barlow").model.alpha_head
+    assert apart[0].out_features == 16
+    assert search("head=projector", loss="ce", alpha_loss="ce").model.alpha_head.out_features == 10
+
+
+def test_rescaling_the_features_changes_nothing_for_the_probe(search):
+    """Relaxations differ in the scale of their features; an optimizer on raw ones would rank them by it."""
+    scales, phases = (1.0, 100.0), [search(loss="barlow") for _ in range(2)]
+    features = torch.randn(64, phases[0].model.encoder.num_features)
+    labels = torch.arange(64) % 10
+    for phase, scale in zip(phases, scales, strict=True):
+        phase.model.train()
+        for _ in range(50):
+            phase._probe_step(scale * features, labels)
+        phase.model.eval()
+    one, other = (phase.model.probe(scale * features) for phase, scale in zip(phases, scales, strict=True))
+    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
+
+
+def test_the_second_order_is_computed_in_float32_in_a_search_of_bf16(tiny_digits):
+    """Finite differences of bf16 losses are noise: their cosine to the exact ones is 0.6 at best."""
+    settings = {**TINY, "order": 2, "ops": ("avg_pool_3x3", "skip_connect", "dil_conv_3x3")}
+    gradients = []
+    for precision in ("fp32", "bf16"):
+        resolved = load_settings(SearchSettings, flags={**settings, "precision": precision}).resolve_plugins()
+        phase = SearchPhase(resolved, tiny_digits, Device("cpu", 0, precision))
+        run(phase, 1)
+        gradients.append(torch.cat([a.grad.flatten() for a in phase.strategy.alphas.values()]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.9999
+
+
+def test_a_loss_is_computed_in_float32_in_a_search_of_bf16(tiny_digits, monkeypatch):
+    """Barlow Twins's correlations among them."""
+    resolved = load_settings(SearchSettings, flags={**TINY, "loss": "barlow", "precision": "bf16"}).resolve_plugins()
+    phase, seen = SearchPhase(resolved, tiny_digits, Device("cpu", 0, "bf16")), []
+    original = type(phase.weight_loss).loss
+
+    def spy(self, outputs, labels, progress):
+        seen.append((outputs[0] @ outputs[1].T).dtype)
+        return original(self, outputs, labels, progress)
+
+    monkeypatch.setattr(type(phase.weight_loss), "loss", spy)
+    run(phase, 1)
+    assert len(seen) == 2 and set(seen) == {torch.float32}
+
+
+def test_statistics_are_estimated_on_the_weight_half_before_the_supernet_is_evaluated(search):
+    phase = search("statistics_batches=3")
+    run(phase, 2)
+    norm = phase.model.encoder.stem[1]
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    order = np.random.Generator(np.random.Philox(key=[phase.seed, 3])).permutation(len(phase.halves[0]))
+    parts = np.array_split(order, -(-len(order) // 16))[:3]
+    normal = normaliser(phase.data)
+    maps = [phase.model.encoder.stem[0](normal(to_float(phase.split.rows(phase.halves[0][part])))) for part in parts]
+    means = torch.stack([m.mean(dim=(0, 2, 3)) for m in maps])
+    with phase.estimated_statistics(phase.strategy.mixing(0.0)):
+        torch.testing.assert_close(norm.running_mean, means.mean(0), rtol=1e-4, atol=1e-5)
+        assert not torch.equal(norm.running_mean, before["running_mean"])
+    assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
+    assert norm.momentum == 0.1 and phase.model.training
+
+
+def test_in_the_first_steps_estimated_statistics_see_what_has_been_learned(search):
+    phase = search("lr=0.1")
+    for epoch in range(3):
+        run(phase, 100, epoch)
+    mixing, rows = phase.strategy.mixing(0.5), phase.halves[1]
+    lagging = phase.accuracy(phase.split, rows, mixing)
+    with phase.estimated_statistics(mixing):
+        assert phase.accuracy(phase.split, rows, mixing) >= lagging

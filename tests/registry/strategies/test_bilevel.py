@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from registry.strategies.base import WeightStep
 from registry.strategies.bilevel import first_order, second_order
 
 LR, MOMENTUM, DECAY = 0.3, 0.9, 0.05
+NEVER = 1e9  # a clip that no gradient reaches
 
 
 class Small:
@@ -41,8 +43,9 @@ class Small:
         loss = self.loss(1, moved)
         return torch.autograd.grad(loss, self.alphas), loss.item()
 
-    def approximate(self, velocity, **options):
-        return second_order(self.train, self.val, self.weights, self.alphas, velocity, LR, MOMENTUM, DECAY, **options)
+    def approximate(self, velocity, clip=NEVER, **options):
+        step = WeightStep(LR, MOMENTUM, DECAY, clip, velocity)
+        return second_order(self.train, self.val, [self.weights], self.alphas, step, **options)
 
 
 def relative_error(got, expected):
@@ -106,7 +109,7 @@ def test_the_weights_are_restored_after_an_error_in_a_trial(calls):
         return net.train()
 
     with pytest.raises(FloatingPointError):
-        second_order(failing, net.val, net.weights, net.alphas, net.velocity, LR, MOMENTUM, DECAY)
+        second_order(failing, net.val, [net.weights], net.alphas, WeightStep(LR, MOMENTUM, DECAY, NEVER, net.velocity))
     assert all(torch.equal(weight, value) for weight, value in zip(net.weights, before, strict=True))
 
 
@@ -119,7 +122,9 @@ def test_the_first_order_is_the_plain_gradient():
 
 def test_with_a_learning_rate_of_zero_the_second_order_is_the_first():
     net = Small()
-    got, loss = second_order(net.train, net.val, net.weights, net.alphas, net.velocity, 0.0, MOMENTUM, DECAY)
+    got, loss = second_order(
+        net.train, net.val, [net.weights], net.alphas, WeightStep(0.0, MOMENTUM, DECAY, NEVER, net.velocity)
+    )
     expected, value = first_order(net.val, net.alphas)
     assert loss == value and all(map(torch.equal, got, expected))
 
@@ -131,12 +136,9 @@ def test_weights_that_a_loss_does_not_reach_are_fine():
     got, _ = second_order(
         lambda: net.train() + apart.square().sum(),
         net.val,
-        [*net.weights, apart],
+        [net.weights, [apart]],
         net.alphas,
-        [*net.velocity, None],
-        LR,
-        MOMENTUM,
-        DECAY,
+        WeightStep(LR, MOMENTUM, DECAY, NEVER, [*net.velocity, None]),
     )
     assert relative_error(got, net.exact(net.velocity)[0]) < 1e-2
 
@@ -144,7 +146,78 @@ def test_weights_that_a_loss_does_not_reach_are_fine():
 def test_a_validation_loss_that_is_flat_in_the_weights_gives_finite_gradients():
     net = Small()
     got, _ = second_order(
-        net.train, lambda: sum(a.square().sum() for a in net.alphas), net.weights, net.alphas, net.velocity, LR, 0, 0
+        net.train,
+        lambda: sum(a.square().sum() for a in net.alphas),
+        [net.weights],
+        net.alphas,
+        WeightStep(LR, 0, 0, NEVER, net.velocity),
     )
     for gradient, alphas in zip(got, net.alphas, strict=True):
         torch.testing.assert_close(gradient, 2 * alphas.detach())
+
+
+# Clipping
+
+
+def by_difference(net, clip, groups, h=1e-6):
+    """d L_val(w'(alpha)) / d alpha by central differences of the whole step, torch's own clipping included."""
+
+    def moved_loss():
+        gradients = torch.autograd.grad(net.train(), net.weights)
+        moved, at = [], 0
+        for size in groups:
+            part = [torch.zeros_like(w).requires_grad_() for w in net.weights[at : at + size]]
+            for parameter, gradient in zip(part, gradients[at : at + size], strict=True):
+                parameter.grad = gradient.clone()
+            torch.nn.utils.clip_grad_norm_(part, clip)
+            rest = zip(part, net.weights[at : at + size], net.velocity[at : at + size], strict=True)
+            moved += [(w - LR * (MOMENTUM * v + p.grad + DECAY * w)).detach() for p, w, v in rest]
+            at += size
+        return net.loss(1, moved).item()
+
+    found = []
+    for alphas in net.alphas:
+        gradient = torch.zeros_like(alphas)
+        for place in range(alphas.numel()):
+            flat, before = alphas.data.view(-1), alphas.data.view(-1)[place].item()
+            ends = []
+            for sign in (1, -1):
+                flat[place] = before + sign * h
+                ends.append(moved_loss())
+            flat[place] = before
+            gradient.view(-1)[place] = (ends[0] - ends[1]) / (2 * h)
+        found.append(gradient)
+    return found
+
+
+@pytest.mark.parametrize("clip", [0.02, 0.2, NEVER], ids=["far above the clip", "above the clip", "below the clip"])
+@pytest.mark.parametrize("groups", [[3], [2, 1]], ids=["one group", "two groups"])
+def test_the_hypergradient_is_that_of_the_clipped_step(clip, groups):
+    net = Small()
+    cut = [net.weights[: groups[0]], net.weights[groups[0] :]]
+    step = WeightStep(LR, MOMENTUM, DECAY, clip, net.velocity)
+    got, _ = second_order(net.train, net.val, [part for part in cut if part], net.alphas, step, radius=1e-3)
+    assert relative_error(got, by_difference(net, clip, groups)) < 1e-4
+    if clip < NEVER:
+        assert relative_error(net.approximate(net.velocity, radius=1e-3)[0], by_difference(net, clip, groups)) > 1e-2
+
+
+def test_the_trial_step_is_the_step_that_sgd_then_takes():
+    net, seen = Small(), []
+    parameters = [torch.nn.Parameter(w.detach().clone()) for w in net.weights]
+    optimizer = torch.optim.SGD(parameters, LR, momentum=MOMENTUM, weight_decay=DECAY)
+    for parameter, velocity in zip(parameters, net.velocity, strict=True):
+        optimizer.state[parameter]["momentum_buffer"] = velocity.clone()
+    for parameter, gradient in zip(parameters, torch.autograd.grad(net.train(), net.weights), strict=True):
+        parameter.grad = gradient
+    norm = torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+    optimizer.step()
+
+    def val():
+        seen.extend(w.detach().clone() for w in net.weights)
+        return net.val()
+
+    second_order(net.train, val, [net.weights], net.alphas, WeightStep(LR, MOMENTUM, DECAY, 0.1, net.velocity))
+    assert norm > 0.1
+    for trial, real in zip(seen, parameters, strict=True):
+        torch.testing.assert_close(trial, real.detach(), rtol=1e-12, atol=1e-14)

@@ -201,6 +201,11 @@ class DataSet:
                 check_size(path / shard.file, shard)
         return cls(path, manifest, sha256_bytes(data))
 
+    @property
+    def held_out(self) -> list[str]:
+        """The splits that nothing is trained on, in their order."""
+        return [name for name in self.splits if name != "train"]
+
     def split(self, name: str) -> Split:
         """One of `splits`.
 

@@ -49,7 +49,8 @@ def check_val(source: Source, share: float, place: str) -> None:
 def val_counts(counts: list[int], share: float) -> list[int]:
     """How many of a class's long-tailed images go to val: its share, rounded down.
 
-    A class gives at least 1 image and keeps at least 2 to train on (a search divides them); one of less than 3 gives none.
+    A class gives at least 1 image and keeps at least 2 to train on, which a search divides. A class of less than 3
+    images gives none.
     """
     if not share:
         return [0] * len(counts)

@@ -11,8 +11,17 @@ import pytest
 from PIL import Image
 
 from ssfnas_cli.data.images import BadImage, choose_size, fit_array, read_header, read_image
-from ssfnas_cli.data.sources import open_source
+from ssfnas_cli.data.holdout import cut_test
+from ssfnas_cli.data.sources.base import open_source
 from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.settings import MakeDatasetSettings
+
+
+def opened(name, root=None, image_size="auto", seed=0, **options):
+    """The source of that name, and of those settings."""
+    section = {"name": name, **options}
+    settings = MakeDatasetSettings(source=section, root=str(root or ""), image_size=image_size, seed=seed)
+    return open_source(settings.resolve_plugins())
 
 
 def save(path, pixels, **options):
@@ -35,25 +44,27 @@ def png_claiming(width, height):
 
 
 def test_digits_are_a_seeded_stratified_fifth_and_the_rest():
-    source = open_source("digits", None, "auto", 0)
+    source = opened("digits")
+    cut_test(source, 0.2, 0, "")
     train, test = source.splits["train"], source.splits["test"]
     assert (source.channels, source.image_size, source.mirrorable) == (1, 8, False)
     assert sorted([*train.source_index, *test.source_index]) == list(range(1797))
     total = np.bincount(train.labels) + np.bincount(test.labels)
     assert np.array_equal(np.bincount(test.labels), total // 5)
-    other = open_source("digits", None, "auto", 1).splits["test"]
-    assert not np.array_equal(other.source_index, test.source_index)
+    other = opened("digits")
+    cut_test(other, 0.2, 1, "")
+    assert not np.array_equal(other.splits["test"].source_index, test.source_index)
 
 
 def test_digits_use_the_whole_range_of_grey():
-    split = open_source("digits", None, "auto", 0).splits["train"]
+    split = opened("digits").splits["train"]
     images = np.stack([split.read(index) for index in range(len(split))])
     assert images.shape[1:] == (8, 8, 1)
     assert (images.min(), images.max()) == (0, 255)
 
 
 def test_digits_are_resized_on_request():
-    assert open_source("digits", None, 27, 0).splits["test"].read(0).shape == (27, 27, 1)
+    assert opened("digits", None, 27).splits["train"].read(0).shape == (27, 27, 1)
 
 
 # What is wrong with the flags
@@ -61,15 +72,15 @@ def test_digits_are_resized_on_request():
 
 def test_an_unknown_source_lists_the_known_ones():
     with pytest.raises(UsageError, match=r"--source.*'mnist'.*digits, cifar10"):
-        open_source("mnist", None, "auto", 0)
+        opened("mnist", None)
 
 
 @pytest.mark.parametrize("name", ["folder", "npz", "cifar10", "cifar100"])
 def test_a_source_without_its_root_names_the_flag(name, tmp_path):
     with pytest.raises(UsageError, match="--root"):
-        open_source(name, None, "auto", 0)
+        opened(name, None)
     with pytest.raises(InputError, match=r"--root.*does not exist"):
-        open_source(name, tmp_path / "nowhere", "auto", 0)
+        opened(name, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("size", [7, 0, -1, 100_000, "large"])
@@ -99,7 +110,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(make_folder):
     (root / "train" / "a" / ".hidden.png").write_bytes(b"no image")
     (root / "train" / ".cache").mkdir()
     (root / "train" / "README.txt").write_text("beside the classes")
-    source = open_source("folder", root, "auto", 0)
+    source = opened("folder", root)
     assert (source.class_names, source.channels, source.image_size) == (["a", "b"], 3, 9)
     assert source.mirrorable and list(source.splits) == ["train", "val", "test"]
     assert source.splits["train"].labels.tolist() == [0, 0, 1, 1, 1]
@@ -110,41 +121,41 @@ def test_a_folder_is_read_in_the_order_of_its_names(make_folder):
 
 def test_a_folder_of_grey_images_has_one_channel_and_one_coloured_image_makes_three(make_folder):
     root = make_folder({"a": 2}, {"a": 1}, grey=True)
-    assert open_source("folder", root, "auto", 0).splits["train"].read(0).shape == (9, 9, 1)
+    assert opened("folder", root).splits["train"].read(0).shape == (9, 9, 1)
     save(root / "test" / "a" / "colour.png", np.zeros((9, 9, 3), np.uint8))
-    grey = open_source("folder", root, "auto", 0).splits["train"].read(0)
+    grey = opened("folder", root).splits["train"].read(0)
     assert grey.shape == (9, 9, 3) and np.array_equal(grey[:, :, 0], grey[:, :, 2])
 
 
 def test_images_of_several_sizes_are_made_square(make_folder):
     root = make_folder({"a": 1}, {"a": 1}, size=(20, 11))
     save(root / "train" / "a" / "tall.png", np.zeros((30, 9, 3), np.uint8))
-    source = open_source("folder", root, "auto", 0)
+    source = opened("folder", root)
     assert source.image_size == 64 and "--image-size" in source.notes[0]
     assert source.splits["train"].read(0).shape == (64, 64, 3)
-    assert open_source("folder", root, 15, 0).splits["train"].read(1).shape == (15, 15, 3)
+    assert opened("folder", root, 15, 0).splits["train"].read(1).shape == (15, 15, 3)
 
 
 def test_a_class_in_one_split_only_is_named(make_folder):
     with pytest.raises(InputError, match="'wolf' is in test but not in train"):
-        open_source("folder", make_folder({"a": 1}, {"a": 1, "wolf": 1}), "auto", 0)
+        opened("folder", make_folder({"a": 1}, {"a": 1, "wolf": 1}))
     with pytest.raises(InputError, match="'a' is in train but not in val"):
-        open_source("folder", make_folder({"a": 1}, {"a": 1}, val={"b": 1}, name="other"), "auto", 0)
+        opened("folder", make_folder({"a": 1}, {"a": 1}, val={"b": 1}, name="other"))
 
 
 def test_a_folder_laid_out_otherwise_says_what_is_wanted(make_folder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"train/CLASS/ and test/CLASS/"):
-        open_source("folder", tmp_path / "empty", "auto", 0)
+        opened("folder", tmp_path / "empty")
     (tmp_path / "empty" / "train").mkdir()
     with pytest.raises(InputError, match=r"test"):
-        open_source("folder", tmp_path / "empty", "auto", 0)
+        opened("folder", tmp_path / "empty")
     with pytest.raises(InputError, match=r"is not a folder"):
-        open_source("folder", save(tmp_path / "one.png", np.zeros((9, 9), np.uint8)), "auto", 0)
+        opened("folder", save(tmp_path / "one.png", np.zeros((9, 9), np.uint8)))
     root = make_folder({"a": 1}, {"a": 1})
     (root / "train" / "a" / "more").mkdir()
     with pytest.raises(InputError, match="more: is a folder inside a class folder"):
-        open_source("folder", root, "auto", 0)
+        opened("folder", root)
 
 
 def test_a_folder_without_one_readable_image_says_so(tmp_path):
@@ -152,14 +163,14 @@ def test_a_folder_without_one_readable_image_says_so(tmp_path):
         (tmp_path / split / "a").mkdir(parents=True)
         (tmp_path / split / "a" / "notes.txt").write_text("hello")
     with pytest.raises(InputError, match=r"no readable image; train/a/notes.txt"):
-        open_source("folder", tmp_path, "auto", 0)
+        opened("folder", tmp_path)
 
 
 def test_links_are_followed_and_dangling_ones_are_bad_images(make_folder):
     root = make_folder({"a": 1}, {"a": 1})
     (root / "train" / "a" / "1-good.png").symlink_to(root / "test" / "a" / "0000.png")
     (root / "train" / "a" / "2-dangling.png").symlink_to(root / "nowhere.png")
-    split = open_source("folder", root, "auto", 0).splits["train"]
+    split = opened("folder", root).splits["train"]
     assert split.read(1).shape == (9, 9, 3)
     with pytest.raises(BadImage, match="2-dangling"):
         split.read(2)
@@ -168,7 +179,7 @@ def test_links_are_followed_and_dangling_ones_are_bad_images(make_folder):
 def test_a_pipe_among_the_images_does_not_block(make_folder):
     root = make_folder({"a": 1}, {"a": 1})
     os.mkfifo(root / "train" / "a" / "pipe.png")
-    assert len(open_source("folder", root, "auto", 0).splits["train"]) == 1
+    assert len(opened("folder", root).splits["train"]) == 1
 
 
 # One image
@@ -246,7 +257,7 @@ def test_fitting_crops_the_centre_of_the_longer_side():
 
 
 def test_an_npz_is_read_with_its_own_splits(make_npz):
-    source = open_source("npz", make_npz(), "auto", 0)
+    source = opened("npz", make_npz())
     assert (source.class_names, source.channels, source.image_size) == (["0", "1", "2", "3"], 1, 12)
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 40, "val": 8, "test": 12}
     before = source.splits["train"].read(3)
@@ -264,7 +275,7 @@ def test_an_npz_may_lack_val_and_have_flat_labels_and_colours(make_npz):
         test_images=test,
         train_labels=np.arange(40) % 4,
     )
-    source = open_source("npz", path, "auto", 0)
+    source = opened("npz", path)
     assert list(source.splits) == ["train", "test"]
     assert source.splits["test"].read(0).shape == (64, 64, 3)
 
@@ -287,7 +298,7 @@ def test_an_npz_may_lack_val_and_have_flat_labels_and_colours(make_npz):
 )
 def test_an_npz_that_does_not_fit_names_the_file_and_the_key(make_npz, arrays, words):
     with pytest.raises(InputError, match=words) as caught:
-        open_source("npz", make_npz(**arrays), "auto", 0)
+        opened("npz", make_npz(**arrays))
     assert "medical.npz" in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -297,9 +308,9 @@ def test_a_broken_npz_names_the_file(make_npz, tmp_path):
     for name, data in {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello"}.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(InputError, match=f"{name}: "):
-            open_source("npz", tmp_path / name, "auto", 0)
+            opened("npz", tmp_path / name)
     with pytest.raises(InputError, match="cannot be read"):
-        open_source("npz", tmp_path, "auto", 0)
+        opened("npz", tmp_path)
 
 
 def test_an_array_that_claims_fewer_images_than_it_has_is_refused(make_npz, tmp_path):
@@ -307,7 +318,7 @@ def test_an_array_that_claims_fewer_images_than_it_has_is_refused(make_npz, tmp_
         for name in source.namelist():
             target.writestr(name, source.read(name) + b"more")
     with pytest.raises(InputError, match=r"long\.npz: 'train_labels' .*bytes follow the array"):
-        open_source("npz", tmp_path / "long.npz", "auto", 0)
+        opened("npz", tmp_path / "long.npz")
 
 
 def test_a_flipped_bit_in_an_npz_names_the_array(make_npz, tmp_path):
@@ -320,7 +331,7 @@ def test_a_flipped_bit_in_an_npz_names_the_array(make_npz, tmp_path):
         start = archive.getinfo("train_images.npy").header_offset
     data[start + 1000] ^= 1
     stored.write_bytes(data)
-    split = open_source("npz", stored, "auto", 0).splits["train"]
+    split = opened("npz", stored).splits["train"]
     with pytest.raises(InputError, match=r"'train_images' cannot be read.*CRC"):
         split.read(0)
 
@@ -343,7 +354,7 @@ def test_cifar_goes_through_torchvision_and_keeps_stdout_clean(monkeypatch, tmp_
             self.targets = [0, 1] * (len(self.data) // 2)
 
     stand_in(monkeypatch, Reader)
-    source = open_source("cifar10", tmp_path, "auto", 0)
+    source = opened("cifar10", tmp_path)
     assert (source.class_names, len(source.splits["train"])) == (["cat", "dog"], 6)
     assert source.splits["test"].read(3).shape == (32, 32, 3)
     assert capsys.readouterr().out == ""
@@ -356,11 +367,11 @@ def test_a_failed_cifar_download_says_where_to_put_the_files(monkeypatch, tmp_pa
 
     stand_in(monkeypatch, reader)
     with pytest.raises(InputError, match=f"--root.*Name or service not known.*put {folder} there"):
-        open_source(name, tmp_path, "auto", 0)
+        opened(name, tmp_path)
 
 
 def test_reading_a_folder_changes_nothing_in_it(make_folder):
     root = make_folder({"a": 2}, {"a": 1})
     before = {path: hashlib.sha256(path.read_bytes()).digest() for path in root.rglob("*.png")}
-    open_source("folder", root, "auto", 0).splits["train"].read(0)
+    opened("folder", root).splits["train"].read(0)
     assert {path: hashlib.sha256(path.read_bytes()).digest() for path in root.rglob("*") if path.is_file()} == before

@@ -107,7 +107,7 @@ def _understood(root: Path, layout: Layout, splits: dict[str, FolderSplit]) -> s
 
 
 class _Scan:
-    """Goes once through the headers of all images of a folder, split by split, and remembers what they have in common."""
+    """Reads the headers of all images of a folder once, split by split, and remembers what they have in common."""
 
     def __init__(self, root: Path, pixel_range: PixelRange, passed: PassedOver):
         self.root, self.pixel_range, self.passed = root, pixel_range, passed

@@ -21,7 +21,7 @@ SIDE_FOLDERS = {
     *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "__macosx"),
     *("lost+found", "system volume information", "__pycache__"),
 }
-# A file of such a name is taken for an image, so that a damaged one, or one of a foreign format, is not lost in silence.
+# A file of such a name is taken for an image: a damaged one, or one of a foreign format, is not lost in silence.
 IMAGE_SUFFIXES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".ppm"),
     *(".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".eps", ".ico"),

@@ -2,6 +2,7 @@ import json
 import os
 import stat
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data import build
 from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.data.sources.base import Source, SourceSplit, open_source
+from ssfnas_cli.data.sources.folder import FolderSplit
 from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
 from ssfnas_cli.settings import MakeDatasetSettings, load_settings
 
@@ -49,7 +51,8 @@ def test_the_same_seed_gives_the_same_folder_byte_for_byte(folder_plan, tmp_path
     first = build_dataset(folder_plan, tmp_path / "one", lines.append)
     second = build_dataset(folder_plan, tmp_path / "deeper" / "two", lines.append)
     assert contents(first.path) == contents(second.path)
-    assert first.sha256 == second.sha256 and lines == []
+    assert first.sha256 == second.sha256
+    assert lines[1::2] == ["train: 21 of 36 images kept: 15 left out by --dist exp, --mu 0.25"] * 2
 
 
 def test_another_seed_takes_other_images(folder_plan, tmp_path, lines):
@@ -114,7 +117,12 @@ def test_digits_need_no_root_and_hold_no_image_twice(tmp_path, lines):
     assert sum(data.counts("test")) == 355 and sum(data.counts("train")) == 591
     train, test = data.split("train").source_index.tolist(), data.split("test").source_index.tolist()
     assert len({*train, *test}) == len(train) + len(test)
-    assert lines == ["classes with fewer images than their share keep what they have: '0' 143 of 147"]
+    assert data.sha256 == "0320d0327619626963c81364836ae338cd5ac507fda16dac8308df535a3c17a6"
+    assert lines == [
+        "test: 355 of 1797 images, drawn from each class by the seed (--test-share 0.2)",
+        "train: 591 of 1442 images kept: 851 left out by --dist exp, --mu 0.1",
+        "classes with fewer images than their share keep what they have: '0' 143 of 147",
+    ]
     assert [item.model_dump() for item in data.manifest.short_classes] == [{"name": "0", "share": 147, "kept": 143}]
 
 
@@ -172,13 +180,13 @@ def test_a_bad_image_fails_the_build_with_its_name_and_the_mend(damaged_plan, tm
 def test_bad_images_are_left_out_on_request_and_counted(damaged_plan, tmp_path, lines):
     plan = but(damaged_plan, on_bad="skip")
     data = build_dataset(plan, tmp_path / "out", lines.append)
-    assert data.counts("train") == [9, 6, 3] and data.counts("test") == [5, 4, 5]
+    assert data.counts("train") == [3, 12, 6] and data.counts("test") == [5, 4, 5]
     assert data.manifest.skipped.count == 4
     assert set(data.manifest.skipped.files) == {
         *(f"train/a/000{n}.png" for n in (3, 5, 7)),
         "test/b/0001.png",
     }
-    assert [item.kept for item in data.manifest.short_classes] == [9]
+    assert data.manifest.short_classes == [] and data.manifest.n_max == 12
     assert len([line for line in lines if line.startswith("warning: left out ")]) == 5
 
 
@@ -193,7 +201,8 @@ def test_many_bad_images_are_named_up_to_a_limit(folder_plan, tmp_path, lines):
         (Path(folder_plan.root) / "test" / "a" / f"{number}.png").write_bytes(b"")
     data = build_dataset(but(folder_plan, on_bad="skip"), tmp_path / "out", lines.append)
     assert (data.manifest.skipped.count, len(data.manifest.skipped.files)) == (30, 20)
-    assert len(lines) == 21
+    assert len([line for line in lines if line.startswith("warning: left out test/a/")]) == 20
+    assert "warning: left out 30 images that could not be read" in lines
 
 
 def test_a_class_without_a_readable_image_cannot_be_skipped(folder_plan, tmp_path, lines):
@@ -240,6 +249,85 @@ def test_files_get_the_permissions_of_the_umask(folder_plan, tmp_path, lines):
         os.umask(old)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in data.path.iterdir()}
     assert modes == {0o644} and stat.S_IMODE(data.path.stat().st_mode) == 0o755
+
+
+def test_the_profile_follows_what_can_be_read(make_folder, tmp_path, lines):
+    root = make_folder({"a": 20, "b": 20, "c": 20}, dict.fromkeys("abc", 2))
+    plan = plan_of(root, source="folder", dist="exp", mu=0.1, on_bad="skip")
+    cut_short = (root / "train" / "a" / "0000.png").read_bytes()[:60]
+    for name in "abc":
+        for number in range(20):
+            (root / "train" / name / f"{number}.txt").write_text("0 0.5 0.5 1 1")
+        for number in range(15):
+            (root / "train" / name / f"bad{number}.png").write_bytes(
+                (root / "train" / "a" / "0000.png").read_bytes()[:60]
+            )
+    data = build_dataset(plan, tmp_path / "out", lines.append)
+    assert data.counts("train") == [20, 6, 2] and data.manifest.skipped.count == 45
+
+
+def test_the_largest_class_is_the_head_if_classes_differ_by_nature(make_folder, tmp_path, lines):
+    root = make_folder({"a": 4, "b": 9, "c": 16}, dict.fromkeys("abc", 2))
+    plan = plan_of(root, source="folder", dist="exp", mu=0.25)
+    data = build_dataset(plan, tmp_path / "exp", lines.append)
+    assert data.class_names == ["a", "b", "c"] and data.counts("train") == [4, 8, 16]
+    step = build_dataset(but(plan, dist="step", mu=0.5), tmp_path / "step", lines.append)
+    assert step.counts("train") == [4, 9, 16]
+
+
+def test_auto_is_the_sources_own_distribution(make_folder, make_npz, tmp_path, lines):
+    folder = make_folder({"a": 4, "b": 9}, {"a": 1, "b": 1})
+    for name, root, dist in (("digits", "", "exp"), ("folder", folder, "natural"), ("npz", make_npz(), "natural")):
+        plan = plan_of(root, source=name)
+        assert (plan.dist, plan.resolve_plugins().dist) == ("auto", dist)
+        assert build_dataset(plan, tmp_path / name, lines.append).manifest.dist == dist
+    assert plan_of(source="digits", dist="step").resolve_plugins().dist == "step"
+
+
+def test_a_limit_is_said_with_what_it_leaves_out(make_folder, tmp_path, lines):
+    root = make_folder({"a": 4, "b": 9}, {"a": 1, "b": 1})
+    build_dataset(plan_of(root, source="folder", max_per_class=5), tmp_path / "out", lines.append)
+    assert "train: 7 of 13 images kept: 6 left out by --dist natural, --max-per-class 5" in lines
+
+
+def test_a_class_of_one_training_image_is_said_with_advice_that_fits(make_folder, tmp_path, lines):
+    root = make_folder({"a": 20, "b": 10, "c": 1}, dict.fromkeys("abc", 2))
+    build_dataset(plan_of(root, source="folder"), tmp_path / "natural", lines.append)
+    said = [line for line in lines if "1 training image" in line]
+    assert len(said) == 1 and "class 'c':" in said[0] and "add images" in said[0]
+    lines.clear()
+    build_dataset(plan_of(root, source="folder", dist="exp", mu=0.05), tmp_path / "exp", lines.append)
+    assert "raise --mu" not in "".join(lines), "class c has no more images to give"
+    lines.clear()
+    two = make_folder({"a": 20, "b": 10}, dict.fromkeys("ab", 2), name="two")
+    build_dataset(plan_of(two, source="folder", dist="exp", mu=0.05), tmp_path / "out", lines.append)
+    assert any("class 'b':" in line and "raise --mu or --max-per-class" in line for line in lines)
+
+
+def count_of_images_in_memory(monkeypatch, root, output):
+    """The most images of a folder that were alive at one time while its data set was made."""
+    alive, most = set(), 0
+    read = FolderSplit.read
+
+    def counted(self, index):
+        nonlocal most
+        image = read(self, index)
+        alive.add(id(image))
+        weakref.finalize(image, alive.discard, id(image))
+        most = max(most, len(alive))
+        return image
+
+    monkeypatch.setattr(FolderSplit, "read", counted)
+    build_dataset(plan_of(root, source="folder"), output, lambda line: None)
+    monkeypatch.undo()
+    return most
+
+
+def test_the_images_of_a_folder_are_held_one_by_one(make_folder, monkeypatch, tmp_path):
+    few = make_folder({"a": 5, "b": 5}, {"a": 2, "b": 2}, name="few")
+    many = make_folder({"a": 100, "b": 100}, {"a": 20, "b": 20}, name="many")
+    numbers = [count_of_images_in_memory(monkeypatch, root, tmp_path / f"{root.name}-out") for root in (few, many)]
+    assert numbers[0] == numbers[1] <= 3
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def _open_cifar(name: str, reader: Any, folder: str, options: DownloadOptions, s
     except Exception as error:
         why = " ".join(reason(error).split()) or type(error).__name__
         raise InputError(
-            f"--root: {root} has no whole {folder} and the download failed ({why}): put {folder} there"
+            f"--root: {root} has no whole {folder}, and it could not be fetched ({why}): put {folder} there"
         ) from error
     splits: dict[str, SourceSplit] = {
         part: ArraySplit(read.data, np.asarray(read.targets, dtype=np.int64), size) for part, read in parts.items()

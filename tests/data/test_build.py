@@ -259,9 +259,7 @@ def test_the_profile_follows_what_can_be_read(make_folder, tmp_path, lines):
         for number in range(20):
             (root / "train" / name / f"{number}.txt").write_text("0 0.5 0.5 1 1")
         for number in range(15):
-            (root / "train" / name / f"bad{number}.png").write_bytes(
-                (root / "train" / "a" / "0000.png").read_bytes()[:60]
-            )
+            (root / "train" / name / f"bad{number}.png").write_bytes(cut_short)
     data = build_dataset(plan, tmp_path / "out", lines.append)
     assert data.counts("train") == [20, 6, 2] and data.manifest.skipped.count == 45
 

@@ -154,6 +154,13 @@ class MakeDatasetSettings(Settings):
 
     PLUGIN_KINDS = {"source": "source"}
 
+    @field_validator("root")
+    @classmethod
+    def _is_utf8(cls, root: str) -> str:
+        if any("\ud800" <= character <= "\udfff" for character in root):  # bytes that settings as text cannot hold
+            raise ValueError("is not named in UTF-8: rename it, or give a link to it")
+        return root
+
     def resolve_plugins(self) -> MakeDatasetSettings:
         """As for every command; and the distribution that the source stands for."""
         settings = super().resolve_plugins()

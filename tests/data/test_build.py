@@ -341,6 +341,7 @@ def test_the_images_of_a_folder_are_held_one_by_one(make_folder, monkeypatch, tm
         ({"image_size": "large"}, "--image-size"),
         ({"test_share": 1.0}, "--test-share"),
         ({"val_share": -0.1}, "--val-share"),
+        ({"root": "x\udcff"}, "--root: is not named in UTF-8"),
         ({"source": "digit"}, "--source: unknown source 'digit'.*Did you mean 'digits'.*folder, npz"),
     ],
 )

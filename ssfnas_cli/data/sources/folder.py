@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from registry import Options
 from ssfnas_cli.data.images import (
@@ -30,14 +30,16 @@ if TYPE_CHECKING:
 
 
 def _pair(value: Any) -> Any:
-    """`LOW:HIGH` or `LOW,HIGH` as a pair."""
-    if isinstance(value, str) and value != "auto":
-        try:
-            low, high = (float(part) for part in value.replace(",", ":").split(":"))
-        except ValueError:
-            raise ValueError("should look like LOW:HIGH, for example -1000:400") from None
-        return low, high
-    return value
+    """`LOW:HIGH`, `LOW,HIGH` or a list of both as a rising pair of numbers."""
+    if value == "auto":
+        return value
+    try:
+        low, high = (float(part) for part in (value.replace(",", ":").split(":") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        raise ValueError("should look like LOW:HIGH, for example -1000:400") from None
+    if not low < high:
+        raise ValueError("LOW should be below HIGH")
+    return low, high
 
 
 class FolderOptions(Options):
@@ -46,13 +48,6 @@ class FolderOptions(Options):
     range: Annotated[Literal["auto"] | tuple[float, float], BeforeValidator(_pair)] = Field(
         "auto", description="LOW:HIGH, what is black and white in pixels of more than 8 bits; auto: 0:65535 of 16 bits"
     )
-
-    @field_validator("range")
-    @classmethod
-    def _rises(cls, value: PixelRange) -> PixelRange:
-        if value != "auto" and not value[0] < value[1]:
-            raise ValueError("LOW should be below HIGH")
-        return value
 
 
 class FolderSplit(SourceSplit):

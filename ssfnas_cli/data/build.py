@@ -55,14 +55,13 @@ def build_dataset(
     if not force and os.path.lexists(output):
         raise OutputExistsError(f"{output}: exists: give another folder with -o, or --force")
     source = open_source(settings)
-    for note in source.notes:
-        report(note)
     left_out = _LeftOut(settings, report)
     left_out.sort_out(source)
     check_val(source, settings.val_share, where(settings))
-    if cut := cut_test(source, settings.test_share, settings.seed, where(settings)):
-        report(cut)
+    cut = cut_test(source, settings.test_share, settings.seed, where(settings))
     plan = _plan_classes(settings, source, bool(left_out.count))
+    for note in [*source.notes, *cut]:  # after the checks: a source that is refused gets one line, the reason
+        report(note)
     with _no_one_was_faster(output), atomic_folder(output) as folder:
         builder = _Builder(settings, source, folder, left_out, report)
         splits = builder.write_train(plan)

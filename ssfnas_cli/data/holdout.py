@@ -9,8 +9,8 @@ from ssfnas_cli.data.sources.base import PartOfSplit, Source
 from ssfnas_cli.errors import InputError, UsageError
 
 
-def cut_test(source: Source, share: float, seed: int, place: str) -> str | None:
-    """Divide `train` into `train` and `test` if the source has no test split; the line that says so.
+def cut_test(source: Source, share: float, seed: int, place: str) -> list[str]:
+    """Divide `train` into `train` and `test` if the source has no test split; gives the line that says so.
 
     Of every class the seed draws `share` of the images, rounded down, but at least 1.
 
@@ -18,7 +18,7 @@ def cut_test(source: Source, share: float, seed: int, place: str) -> str | None:
         UsageError: the share is 0. InputError: a class has 1 image, which cannot be in both; `place` names the source.
     """
     if "test" in source.splits:
-        return None
+        return []
     if not share:
         raise UsageError(f"--test-share: 0 leaves no test images, and {place} has no test split of its own")
     whole = source.splits["train"]
@@ -33,7 +33,7 @@ def cut_test(source: Source, share: float, seed: int, place: str) -> str | None:
         in_test[order[: max(1, int(len(order) * share))]] = True
     for name, places in (("train", ~in_test), ("test", in_test)):
         source.splits[name] = PartOfSplit(whole, np.flatnonzero(places))
-    return f"test: {in_test.sum()} of {len(whole)} images, drawn from each class by the seed (--test-share {share:g})"
+    return [f"test: {in_test.sum()} of {len(whole)} images, drawn from each class by the seed (--test-share {share:g})"]
 
 
 def check_val(source: Source, share: float, place: str) -> None:

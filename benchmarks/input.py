@@ -31,8 +31,8 @@ from torchvision import transforms
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.augment import Augmentation
 from ssfnas_cli.data.batches import Subset, TrainingBatches, load_from, normaliser
-from ssfnas_cli.data.build import BuildPlan, build_dataset
-from ssfnas_cli.settings import Views
+from ssfnas_cli.data.build import build_dataset
+from ssfnas_cli.settings import MakeDatasetSettings, Views
 
 SIDE, BATCH, WORKERS, ROUNDS = 32, 64, 2, 7
 NUM_IMAGES = 50_000  # as CIFAR
@@ -75,7 +75,7 @@ def make_data(folder: Path) -> DataSet:
         arrays[f"{split}_images"] = draw.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = (np.arange(count) % 10)[:, None].astype(np.uint8)
     np.savez(folder / "random.npz", **arrays)
-    plan = BuildPlan(source="npz", root=folder / "random.npz", dist="natural")
+    plan = MakeDatasetSettings(source="npz", root=str(folder / "random.npz"), dist="natural")
     return build_dataset(plan, folder / "data", lambda line: None)
 
 

@@ -24,10 +24,11 @@ import report
 from torch import Tensor
 
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.data.build import BuildPlan, build_dataset
+from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import peak_memory_bytes
 from ssfnas_cli.main import WAITING
+from ssfnas_cli.settings import MakeDatasetSettings
 
 OURS = dict([WAITING])  # the program's own environment; a direct side keeps torch's, with which it is faster here
 WARM_UP_ROUNDS = 1  # allocates what later steps reuse
@@ -225,7 +226,7 @@ def random_images(folder: Path, num_train: int, side: int, num_classes: int = 10
         arrays[f"{split}_images"] = rng.integers(0, 256, (num, side, side, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = (np.arange(num) % num_classes)[:, None].astype(np.uint8)
     np.savez(folder / "noise.npz", **arrays)
-    plan = BuildPlan(source="npz", root=folder / "noise.npz", dist="balance", mu=1.0)
+    plan = MakeDatasetSettings(source="npz", root=str(folder / "noise.npz"), dist="balance", mu=1.0)
     return build_dataset(plan, folder / "data", lambda line: None)
 
 

@@ -1,4 +1,4 @@
-"""What can be plugged into ssfnas: ops, relaxations, losses, heads, samplers, networks and search strategies.
+"""What can be plugged into ssfnas: ops, relaxations, losses, heads, samplers, networks, strategies, sources.
 
 Importing this package imports no torch. Each kind has a registry; a plugin registers with a decorator and is found by
 an entry point (see CONTRIBUTING.md).
@@ -12,12 +12,14 @@ from registry.core import (
     REGISTRIES,
     RELAXATIONS,
     SAMPLERS,
+    SOURCES,
     STRATEGIES,
     OpFacts,
     Options,
     Plugin,
     PluginError,
     Registry,
+    SourceFacts,
 )
 
 __all__ = [
@@ -28,11 +30,13 @@ __all__ = [
     "REGISTRIES",
     "RELAXATIONS",
     "SAMPLERS",
+    "SOURCES",
     "STRATEGIES",
     "OpFacts",
     "Options",
     "Plugin",
     "PluginError",
     "Registry",
+    "SourceFacts",
 ]
 SSFNAS_REGISTRY = True  # ssfnas_cli looks for this: `registry` is a common word for a module

@@ -45,6 +45,20 @@ class OpFacts:
 
 
 @dataclass(frozen=True)
+class SourceFacts:
+    """What must be known of a source of images before it is opened.
+
+    Attributes:
+        root: what `--root` has to name, in words. Empty: the source reads no root. None: a root may be given.
+        imbalanced: whether the classes differ in size by nature. `--dist auto` then keeps their profile, and `exp` and
+            `step` go from the largest class to the smallest. Otherwise `auto` is `exp`, in the order of the classes.
+    """
+
+    root: str | None = None
+    imbalanced: bool = True
+
+
+@dataclass(frozen=True)
 class Plugin(Generic[T]):
     """A registered plugin: what it is called, how it is built and where it came from."""
 
@@ -218,6 +232,17 @@ HEADS: Registry[Any] = Registry("head", "ssfnas.heads", {"registry.heads": ("lin
 SAMPLERS: Registry[Any] = Registry("sampler", "ssfnas.samplers", {"registry.samplers": ("instance",)})
 NETWORKS: Registry[Any] = Registry("network", "ssfnas.networks", {"registry.networks": ("resnet32",)})
 STRATEGIES: Registry[Any] = Registry("strategy", "ssfnas.strategies", {"registry.strategies.gradient": ("gradient",)})
+# The modules of built-in sources belong to the application: they are named here, and imported when one is asked for.
+SOURCES: Registry[Any] = Registry(
+    "source",
+    "ssfnas.sources",
+    {
+        "ssfnas_cli.data.sources.arrays": ("digits", "cifar10", "cifar100"),
+        "ssfnas_cli.data.sources.folder": ("folder",),
+        "ssfnas_cli.data.sources.npz": ("npz",),
+    },
+    default_facts=SourceFacts(),
+)
 REGISTRIES: dict[str, Registry[Any]] = {
-    registry.kind: registry for registry in (OPS, RELAXATIONS, LOSSES, HEADS, SAMPLERS, NETWORKS, STRATEGIES)
+    one.kind: one for one in (OPS, RELAXATIONS, LOSSES, HEADS, SAMPLERS, NETWORKS, STRATEGIES, SOURCES)
 }

@@ -19,7 +19,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_digits(tmp_path_factory: pytest.TempPathFactory):
     """Digits, 8x8 and grey: 20 images of the largest class, 10 of the smallest."""
-    from ssfnas_cli.data.build import BuildPlan, build_dataset
+    from ssfnas_cli.data.build import build_dataset
+    from ssfnas_cli.settings import MakeDatasetSettings
 
     folder = tmp_path_factory.mktemp("data") / "digits"
-    return build_dataset(BuildPlan(mu=0.5, max_per_class=20), folder, lambda line: None)
+    return build_dataset(MakeDatasetSettings(mu=0.5, max_per_class=20), folder, lambda line: None)

@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 def command(
     source: Annotated[
-        str | None, typer.Option(help="digits, cifar10, cifar100, folder or npz.", show_default="digits")
+        str | None,
+        typer.Option(
+            help="digits, cifar10, cifar100, folder, npz, or a plugin's.",
+            show_default="digits",
+            autocompletion=common.names_of("source"),
+        ),
     ] = None,
     root: Annotated[
         Path | None,
@@ -30,9 +35,20 @@ def command(
             show_default=False,
         ),
     ] = None,
-    dist: Annotated[str | None, typer.Option(help="balance, step, exp or natural.", show_default="exp")] = None,
+    dist: Annotated[
+        str | None,
+        typer.Option(
+            help="balance, step, exp or natural.", show_default="natural for folder and npz, exp for digits and CIFAR"
+        ),
+    ] = None,
     mu: Annotated[float | None, typer.Option(help="Imbalance factor, in (0, 1].", show_default="0.1")] = None,
     max_per_class: Annotated[int | None, typer.Option(help="Images of the largest class.", show_default="all")] = None,
+    test_share: Annotated[
+        float | None, typer.Option(help="Share cut for test, if the source has no test split.", show_default="0.2")
+    ] = None,
+    val_share: Annotated[
+        float | None, typer.Option(help="Share of the long-tailed train split cut for val.", show_default="0")
+    ] = None,
     image_size: Annotated[str | None, typer.Option(help="Side in pixels, or auto.", show_default="auto")] = None,
     seed: common.Seed = None,
     output: Annotated[
@@ -49,30 +65,22 @@ def command(
 ) -> None:
     """Make a long-tailed data set. The same seed and source give the same folder, byte for byte."""
     set_verbosity(quiet, verbose)
-    flags = {
-        "source": source,
+    flags = common.flags_of(MakeDatasetSettings, locals()) | {
         "root": None if root is None else str(root),
-        "dist": dist,
-        "mu": mu,
-        "max_per_class": max_per_class,
         "image_size": int(image_size) if image_size and image_size.isdigit() else image_size,
-        "seed": seed,
     }
     settings = load_settings(MakeDatasetSettings, config=config, sets=sets or (), flags=flags)
     if show_settings:
         common.show_settings(settings)
         return
-    if settings.root and settings.source == "digits":
-        raise UsageError("--root: the source digits reads none; say --source folder, npz, cifar10 or cifar100")
-    path = output or default_path(settings)
-    from ssfnas_cli.data.build import BuildPlan, build_dataset
+    path = output or default_path(settings.resolve_plugins())
+    from ssfnas_cli.data.build import build_dataset
+    from ssfnas_cli.data.images import printable
 
-    plan = BuildPlan(
-        **settings.model_dump(exclude={"root", "max_per_class"}),
-        root=Path(settings.root) if settings.root else None,
-        max_per_class=settings.max_per_class or None,
-    )
-    data = build_dataset(plan, path, _report, force)
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):  # the printed JSON could not hold it
+        raise UsageError(f"-o: the folder '{printable(str(path))}' is not named in UTF-8: give another name with -o")
+
+    data = build_dataset(settings, path, _report, force)
     emit(describe(data), json, show_counts(data))
 
 
@@ -83,12 +91,16 @@ def _report(line: str) -> None:
 
 def default_path(settings: MakeDatasetSettings) -> Path:
     """`data/SOURCE-DIST-muMU-...-seedSEED`."""
-    name = settings.source if not settings.root else Path(settings.root).stem
+    name = Path(settings.root).resolve().stem if settings.root else settings.source.name
     parts = [name, settings.dist]
     if settings.dist in ("step", "exp"):
         parts.append(f"mu{settings.mu:g}")
     if settings.max_per_class:
         parts.append(f"n{settings.max_per_class}")
+    default = MakeDatasetSettings()
+    for word, share in (("test", "test_share"), ("val", "val_share")):
+        if getattr(settings, share) != getattr(default, share):
+            parts.append(f"{word}{getattr(settings, share):g}")
     if settings.image_size != "auto":
         parts.append(f"{settings.image_size}px")
     return Path("data") / "-".join([*parts, f"seed{settings.seed}"])
@@ -107,6 +119,7 @@ def describe(data: DataSet) -> dict[str, Any]:
         "test_longtail_counts": data.counts("test_longtail"),
         "dist": data.manifest.dist,
         "mu": data.manifest.mu,
+        "image_size": data.image_size,
     }
 
 
@@ -115,8 +128,9 @@ def show_counts(data: DataSet) -> Callable[[Console], None]:
 
     def show(console: Console) -> None:
         from rich.table import Table
+        from rich.text import Text  # names are shown as they are: in a plain string, [red] would be markup
 
-        table = Table(title=str(data.path), box=box_style(), title_justify="left")
+        table = Table(title=Text(str(data.path)), box=box_style(), title_justify="left")
         table.add_column("class")
         for split in data.splits:
             table.add_column(split, justify="right")
@@ -124,7 +138,7 @@ def show_counts(data: DataSet) -> Callable[[Console], None]:
         train = data.counts("train")
         for c, name in enumerate(data.class_names):
             bar = "#" * max(1, round(30 * train[c] / max(train)))
-            table.add_row(name, *(str(data.counts(split)[c]) for split in data.splits), bar)
+            table.add_row(Text(name), *(str(data.counts(split)[c]) for split in data.splits), bar)
         table.add_row("total", *(str(sum(data.counts(split))) for split in data.splits), "", style="bold")
         console.print(table)
 

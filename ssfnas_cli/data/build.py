@@ -6,46 +6,40 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from registry import SOURCES
 from ssfnas_cli.artifacts.dataset import MANIFEST, DataSet, Manifest, ShortClass, Skipped, Split, SplitInfo
 from ssfnas_cli.artifacts.files import atomic_folder, set_aside, write_json
 from ssfnas_cli.artifacts.shards import ShardWriter
-from ssfnas_cli.data.images import BadImage
+from ssfnas_cli.data.holdout import check_val, cut_test, val_counts
+from ssfnas_cli.data.images import BadImage, printable
 from ssfnas_cli.data.longtail import (
     class_counts,
     class_order,
     class_shares,
     largest_class,
+    largest_first,
     longtail_test_counts,
     sample_class,
 )
-from ssfnas_cli.data.sources import Source, SourceSplit, open_source
-from ssfnas_cli.errors import DiskError, InputError, OutputExistsError, UsageError
+from ssfnas_cli.data.sources.base import PartOfSplit, Source, SourceSplit, open_source, where
+from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
+
+if TYPE_CHECKING:
+    from ssfnas_cli.settings import MakeDatasetSettings
 
 MAX_NAMED = 20  # bad images named in the manifest and warned of one by one
 CHUNK_BYTES = 8 * 2**20
 
 
-@dataclass(frozen=True)
-class BuildPlan:
-    """Settings of `make-dataset`; `shard_mb` is in MiB, `image_size` in pixels or `auto`."""
-
-    source: str = "digits"
-    root: Path | None = None
-    dist: str = "exp"
-    mu: float = 0.1
-    max_per_class: int | None = None
-    image_size: int | str = "auto"
-    seed: int = 0
-    on_bad: str = "fail"
-    shard_mb: float = 64
-
-
-def build_dataset(settings: BuildPlan, output: Path, report: Callable[[str], None], force: bool = False) -> DataSet:
+def build_dataset(
+    settings: MakeDatasetSettings, output: Path, report: Callable[[str], None], force: bool = False
+) -> DataSet:
     """Make the data set that `settings` describe.
 
     Args:
@@ -54,22 +48,27 @@ def build_dataset(settings: BuildPlan, output: Path, report: Callable[[str], Non
         force: move an old `output` aside once the new one is made.
 
     Raises:
-        UsageError: a setting out of range. InputError: the source is missing, damaged or too small.
+        UsageError: settings that do not fit the source. InputError: the source is missing, damaged or too small.
         OutputExistsError: `output` exists. DiskError: it cannot be written.
     """
-    _check_settings(settings)
+    settings = settings.resolve_plugins()
     if not force and os.path.lexists(output):
         raise OutputExistsError(f"{output}: exists: give another folder with -o, or --force")
-    source = open_source(settings.source, settings.root, settings.image_size, settings.seed)
-    for note in source.notes:
+    source = open_source(settings)
+    left_out = _LeftOut(settings, report)
+    left_out.sort_out(source)
+    check_val(source, settings.val_share, where(settings))
+    cut = cut_test(source, settings.test_share, settings.seed, where(settings))
+    plan = _plan_classes(settings, source, bool(left_out.count))
+    for note in [*source.notes, *cut]:  # after the checks: a source that is refused gets one line, the reason
         report(note)
-    shares, counts = _plan_classes(settings, source)
     with _no_one_was_faster(output), atomic_folder(output) as folder:
-        builder = _Builder(settings, source, folder, report)
-        splits = {"train": builder.write_train(counts)}
+        builder = _Builder(settings, source, folder, left_out, report)
+        splits = builder.write_train(plan)
         splits |= {name: builder.write_whole(name) for name in ("val", "test") if name in source.splits}
         splits["test_longtail"] = builder.write_longtail_test(splits["train"].counts, splits["test"])
-        write_json(folder / MANIFEST, builder.manifest(shares, splits).to_value())
+        builder.report_counts(plan, splits)
+        write_json(folder / MANIFEST, builder.manifest(plan, splits).to_value())
         if force and os.path.lexists(output):
             report(f"warning: --force: what was {output} is now {set_aside(output)}")
     return DataSet.open(output)
@@ -86,43 +85,84 @@ def _no_one_was_faster(output: Path) -> Iterator[None]:
         raise OutputExistsError(f"{output}: another process has just made it") from error
 
 
-def _check_settings(settings: BuildPlan) -> None:
-    if settings.on_bad not in ("fail", "skip"):
-        raise UsageError(f"--set on_bad={settings.on_bad}: must be 'fail' or 'skip'")
-    if not 0 < settings.shard_mb <= 4096:
-        raise UsageError(f"--set shard_mb={settings.shard_mb}: must be above 0 and at most 4096")
-    if not 0 <= settings.seed < 2**40:
-        raise UsageError(f"--seed: {settings.seed} must be 0 or more, and below 2**40")
+@dataclass(frozen=True)
+class _Plan:
+    """Images of each class, in class order: in the source, in the distribution, and in train and val together."""
+
+    available: list[int]
+    shares: list[int]
+    counts: list[int]
 
 
-def _plan_classes(settings: BuildPlan, source: Source) -> tuple[list[int], list[int]]:
-    """Each class's share of the distribution and the images it gets, checked before anything is written."""
-    available = np.bincount(source.splits["train"].labels, minlength=len(source.class_names)).tolist()
-    shares = class_shares(settings.dist, settings.mu, available, settings.max_per_class)
-    for split in ("train", "test"):
-        present = np.bincount(source.splits[split].labels, minlength=len(source.class_names))
-        if not present.all():
-            empty = source.class_names[int(np.argmin(present))]
+def _plan_classes(settings: MakeDatasetSettings, source: Source, some_are_bad: bool) -> _Plan:
+    """The classes' images, checked before anything is written."""
+    present = {
+        split: np.bincount(source.splits[split].labels, minlength=len(source.class_names))
+        for split in ("train", "test")
+    }
+    for split, numbers in present.items():
+        if not numbers.all():
+            empty = printable(source.class_names[int(np.argmin(numbers))])
+            what = f"readable {split} images" if some_are_bad else f"{split} images"
+            raise InputError(f"{where(settings)}: class '{empty}' has no {what}: add some, or take the class away")
+    available = present["train"].tolist()
+    order = largest_first(available) if SOURCES.get(settings.source.name).facts.imbalanced else None
+    profile = (settings.dist, settings.mu, available, settings.max_per_class, order)
+    return _Plan(available, class_shares(*profile), class_counts(*profile))
+
+
+class _LeftOut:
+    """The images that cannot be read: refused or left out, as `on_bad` says, and counted."""
+
+    def __init__(self, settings: MakeDatasetSettings, report: Callable[[str], None]):
+        self.settings, self.report = settings, report
+        self.count = 0
+        self.names: list[str] = []
+
+    def add(self, bad: BadImage) -> None:
+        """Refuse an image, or leave it out."""
+        if self.settings.on_bad == "fail":
             raise InputError(
-                f"{_where(settings)}: class '{empty}' has no {split} images: add some, or take the class away"
-            )
-    return shares, class_counts(settings.dist, settings.mu, available, settings.max_per_class)
+                f"{where(self.settings)}: {bad}: mend or remove it, or leave such out with --set on_bad=skip"
+            ) from bad
+        self.count += 1
+        if self.count <= MAX_NAMED:
+            self.names.append(bad.name)
+            self.report(f"warning: left out {bad}")
 
+    def sort_out(self, source: Source) -> None:
+        """Take the images that cannot be read out of a source's splits.
 
-def _where(settings: BuildPlan) -> str:
-    return f"--root {settings.root}" if settings.root is not None else f"--source {settings.source}"
+        With `on_bad=skip` every image is read for that, because the class sizes that the profile follows are those of
+        readable images.
+        """
+        for bad in source.bad:
+            self.add(bad)
+        if self.settings.on_bad == "skip":
+            for name, split in source.splits.items():
+                readable = [index for index in range(len(split)) if self._can_be_read(split, index)]
+                split.release()
+                if len(readable) < len(split):
+                    source.splits[name] = PartOfSplit(split, np.array(readable, np.int64))
+
+    def _can_be_read(self, split: SourceSplit, index: int) -> bool:
+        try:
+            split.read(index)
+        except BadImage as bad:
+            self.add(bad)
+            return False
+        return True
 
 
 @dataclass
 class _Builder:
-    """Writes the splits of one data set and remembers the images left out."""
+    """Writes the splits of one data set."""
 
-    settings: BuildPlan
+    settings: MakeDatasetSettings
     source: Source
     folder: Path
+    left_out: _LeftOut
     report: Callable[[str], None]
-    num_skipped: int = 0
-    skipped: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         side = self.source.image_size
@@ -131,54 +171,49 @@ class _Builder:
     def _writer(self, split: str) -> ShardWriter:
         return ShardWriter(self.folder, split, self.image_shape, int(self.settings.shard_mb * 2**20))
 
-    def write_train(self, counts: list[int]) -> SplitInfo:
-        """Class by class in seeded order; the next in line replaces a bad image."""
-        split, writer = self.source.splits["train"], self._writer("train")
-        kept = []
-        for label, count in enumerate(counts):
-            order = class_order(np.flatnonzero(split.labels == label), self.settings.seed, "train", label)
-            kept.append(self._take(split, order, count, writer))
+    def write_train(self, plan: _Plan) -> dict[str, SplitInfo]:
+        """Train, and val if it is cut from it: class by class in seeded order."""
+        split = self.source.splits["train"]
+        writers = {"train": self._writer("train")}
+        if self.settings.val_share:
+            writers["val"] = self._writer("val")
+        kept: dict[str, list[int]] = {name: [] for name in writers}
+        in_val = val_counts(plan.counts, self.settings.val_share)
+        for label, (count, num_val) in enumerate(zip(plan.counts, in_val, strict=True)):
+            places = np.flatnonzero(split.labels == label)
+            order = iter(class_order(places, self.settings.seed, "train", label).tolist())
+            for name, number in (("train", count - num_val), ("val", num_val)):
+                if name in writers:
+                    kept[name].append(self._take(split, order, number, writers[name]))
         split.release()
-        return self._finish("train", kept, writer)
+        return {name: self._finish(name, kept[name], writer) for name, writer in writers.items()}
 
     def write_whole(self, name: str) -> SplitInfo:
         """Every image of a split, in the source's order."""
         split, writer = self.source.splits[name], self._writer(name)
         kept = [0] * len(self.source.class_names)
         for index in range(len(split)):
-            kept[split.labels[index]] += self._take(split, np.array([index]), 1, writer)
+            kept[split.labels[index]] += self._take(split, iter([index]), 1, writer)
         split.release()
         return self._finish(name, kept, writer)
 
-    def _take(self, split: SourceSplit, order: np.ndarray, count: int, writer: ShardWriter) -> int:
-        """Write the first `count` readable images of `order`; returns how many there were."""
+    def _take(self, split: SourceSplit, order: Iterator[int], count: int, writer: ShardWriter) -> int:
+        """Write the next `count` readable images of `order`; returns how many there were."""
         taken = 0
-        for index in order:
-            if taken == count:
-                break
+        while taken < count and (index := next(order, None)) is not None:
             try:
-                image = split.read(int(index))
+                image = split.read(index)
             except BadImage as bad:
-                self._skip(bad)
+                self.left_out.add(bad)
                 continue
             writer.add(image, int(split.labels[index]), int(split.source_index[index]))
             taken += 1
         return taken
 
-    def _skip(self, bad: BadImage) -> None:
-        if self.settings.on_bad == "fail":
-            raise InputError(
-                f"{_where(self.settings)}: {bad}: mend or remove it, or leave such out with --set on_bad=skip"
-            ) from bad
-        self.num_skipped += 1
-        if self.num_skipped <= MAX_NAMED:
-            self.skipped.append(bad.name)
-            self.report(f"warning: left out {bad}")
-
     def _finish(self, name: str, kept: list[int], writer: ShardWriter) -> SplitInfo:
         if name != "val" and 0 in kept:
-            empty = self.source.class_names[kept.index(0)]
-            raise InputError(f"{_where(self.settings)}: class '{empty}' has no readable {name} images: add whole ones")
+            empty = printable(self.source.class_names[kept.index(0)])
+            raise InputError(f"{where(self.settings)}: class '{empty}' has no readable {name} images: add whole ones")
         return SplitInfo(counts=kept, shards=writer.close())
 
     def write_longtail_test(self, train_counts: list[int], info: SplitInfo) -> SplitInfo:
@@ -195,39 +230,80 @@ class _Builder:
                 test.unmap()
         return self._finish("test_longtail", counts, writer)
 
-    def manifest(self, shares: list[int], splits: dict[str, SplitInfo]) -> Manifest:
-        """The manifest; reports the classes that fell short and the images left out."""
-        names, kept = self.source.class_names, splits["train"].counts
-        short = [
+    def report_counts(self, plan: _Plan, splits: dict[str, SplitInfo]) -> None:
+        """Say how many images are kept and why others are not, and which classes are small."""
+        train = splits["train"].counts
+        reasons = []
+        if spare := sum(plan.available) - sum(plan.counts):
+            reasons.append(f"{spare} left out by {_cause(self.settings)}")
+        if self.settings.val_share:
+            reasons.append(f"{sum(splits['val'].counts)} in val (--val-share {self.settings.val_share:g})")
+        why = f": {', '.join(reasons)}" if reasons else ""
+        self.report(f"train: {sum(train)} of {sum(plan.available)} images kept{why}")
+        if self.left_out.count:
+            self.report(f"warning: left out {self.left_out.count} images that could not be read")
+        if short := self._short_classes(plan, splits):
+            named = [f"'{printable(item.name)}' {item.kept} of {item.share}" for item in short]
+            self.report(f"classes with fewer images than their share keep what they have: {_first(named)}")
+        for can_grow in (True, False):
+            classes = [
+                f"'{printable(name)}'"
+                for name, count, has in zip(self.source.class_names, train, plan.available, strict=True)
+                if count == 1 and (has > 1) == can_grow
+            ]
+            if classes:
+                mend = "raise --mu or --max-per-class" if can_grow else "add images, or take the class away"
+                self.report(
+                    f"warning: 1 training image in class {_first(classes)}: a search divides the training images of "
+                    f"each class and needs 2: {mend}"
+                )
+
+    def _short_classes(self, plan: _Plan, splits: dict[str, SplitInfo]) -> list[ShortClass]:
+        kept = splits["train"].counts
+        if self.settings.val_share:
+            kept = [sum(pair) for pair in zip(kept, splits["val"].counts, strict=True)]
+        return [
             ShortClass(name=name, share=share, kept=has)
-            for name, share, has in zip(names, shares, kept, strict=True)
+            for name, share, has in zip(self.source.class_names, plan.shares, kept, strict=True)
             if has < share
         ]
-        if short:
-            first = ", ".join(f"'{item.name}' {item.kept} of {item.share}" for item in short[:5])
-            more = f" and {len(short) - 5} more" if len(short) > 5 else ""
-            self.report(f"classes with fewer images than their share keep what they have: {first}{more}")
-        if self.num_skipped:
-            self.report(f"warning: left out {self.num_skipped} images that could not be read")
+
+    def manifest(self, plan: _Plan, splits: dict[str, SplitInfo]) -> Manifest:
+        """The manifest of what has been written."""
         mean, std = _mean_std(Split(self.folder, splits["train"], self.image_shape))
-        available = np.bincount(self.source.splits["train"].labels).tolist()
         value = {
             "source": self.source.name,
             "dist": self.settings.dist,
             "mu": float(self.settings.mu) if self.settings.dist in ("step", "exp") else None,
-            "n_max": largest_class(available, self.settings.max_per_class),
+            "n_max": largest_class(plan.available, self.settings.max_per_class),
             "seed": self.settings.seed,
-            "class_names": names,
+            "class_names": self.source.class_names,
             "channels": self.source.channels,
             "image_size": self.source.image_size,
             "mean": mean,
             "std": std,
             "mirrorable": self.source.mirrorable,
-            "short_classes": short,
-            "skipped": Skipped(count=self.num_skipped, files=self.skipped),
+            "short_classes": self._short_classes(plan, splits),
+            "skipped": Skipped(count=self.left_out.count, files=self.left_out.names),
             "splits": splits,
         }
         return Manifest.model_validate(value)
+
+
+def _cause(settings: MakeDatasetSettings) -> str:
+    """The settings that leave training images out."""
+    flags = [f"--dist {settings.dist}"]
+    if settings.dist in ("step", "exp"):
+        flags.append(f"--mu {settings.mu:g}")
+    if settings.max_per_class:
+        flags.append(f"--max-per-class {settings.max_per_class}")
+    return ", ".join(flags)
+
+
+def _first(names: list[str], most: int = 5) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _chunks(places: np.ndarray, image_shape: tuple[int, int, int]) -> Iterator[np.ndarray]:

@@ -23,13 +23,14 @@ def embedded_path() -> Path:
 def open_embedded() -> DataSet:
     """The embedded data set, made now if this is its first use."""
     from ssfnas_cli.artifacts.dataset import DataSet
-    from ssfnas_cli.data.build import BuildPlan, build_dataset
+    from ssfnas_cli.data.build import build_dataset
+    from ssfnas_cli.settings import MakeDatasetSettings
 
     path = embedded_path()
     if not path.exists():
         log.info("making the embedded data set (scikit-learn's digits, exp, mu 0.1) in %s", path)
         try:
-            return build_dataset(BuildPlan(), path, log.info)
+            return build_dataset(MakeDatasetSettings(), path, log.info)
         except OutputExistsError:  # another process was faster
             pass
     log.info("data set: the embedded digits, long-tailed (exp, mu 0.1), in %s", path)

@@ -11,63 +11,70 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ssfnas_cli.errors import InputError, UsageError
-
-DISTRIBUTIONS = ("balance", "step", "exp", "natural")
+from ssfnas_cli.errors import InputError
 
 # One number per use of the seed: no two draws share a random stream. Renumbering changes every data set.
 STREAMS = {"train": 0, "val": 1, "test": 2, "test_longtail": 3, "holdout": 4}
 
 
-def largest_class(available: Sequence[int], max_per_class: int | None) -> int:
-    """n_max: the size of the largest class, or `max_per_class` where that is less.
+def largest_class(available: Sequence[int], max_per_class: int = 0) -> int:
+    """n_max: the size of the largest class, or `max_per_class` if that is less and not 0.
 
     A limit above the largest class changes nothing: taken as n_max it would flatten the profile asked for.
     """
     largest = max(available, default=0)
-    return largest if max_per_class is None else min(largest, max_per_class)
+    return min(largest, max_per_class or largest)
 
 
-def class_shares(dist: str, mu: float, available: Sequence[int], max_per_class: int | None) -> list[int]:
+def largest_first(available: Sequence[int]) -> list[int]:
+    """The classes from the largest to the smallest; of equal ones the first comes first."""
+    return sorted(range(len(available)), key=lambda label: -available[label])
+
+
+def class_shares(
+    dist: str, mu: float, available: Sequence[int], max_per_class: int = 0, order: Sequence[int] | None = None
+) -> list[int]:
     """Images each class should have, in class order, whether or not it has as many.
 
-    Raises:
-        UsageError: an unknown distribution, mu outside (0, 1], or a limit below 1.
+    Args:
+        dist, mu, available, max_per_class: see `class_counts`.
+        order: the classes from head to tail of `exp` and `step`; None takes the class order, as published for CIFAR.
     """
-    if dist not in DISTRIBUTIONS:
-        raise UsageError(f"--dist: unknown distribution '{dist}'. Available: {', '.join(DISTRIBUTIONS)}")
-    if not 0 < mu <= 1:
-        raise UsageError(f"--mu: {mu:g} is not an imbalance factor: give one above 0 and at most 1")
-    if max_per_class is not None and max_per_class < 1:
-        raise UsageError(f"--max-per-class: {max_per_class} leaves no images: give 1 or more")
     num_classes = len(available)
     n_max = largest_class(available, max_per_class)
-    if dist == "exp":
-        # The float formula of the original, not an exact one: published counts depend on its truncation.
-        return [int(n_max * mu ** (i / max(num_classes - 1, 1))) for i in range(num_classes)]
-    if dist == "step":
-        num_head = (num_classes + 1) // 2
-        return [n_max] * num_head + [int(n_max * mu)] * (num_classes - num_head)
     if dist == "balance":
         return [n_max] * num_classes
-    largest = max(available, default=0)
-    return [max(1, count * n_max // largest) if largest else 0 for count in available]
+    if dist == "natural":
+        largest = max(available, default=0)
+        return [max(1, count * n_max // largest) if largest else 0 for count in available]
+    if dist == "exp":
+        # The float formula of the original, not an exact one: published counts depend on its truncation.
+        profile = [int(n_max * mu ** (i / max(num_classes - 1, 1))) for i in range(num_classes)]
+    else:
+        num_head = (num_classes + 1) // 2
+        profile = [n_max] * num_head + [int(n_max * mu)] * (num_classes - num_head)
+    shares = [0] * num_classes
+    for label, share in zip(range(num_classes) if order is None else order, profile, strict=True):
+        shares[label] = share
+    return shares
 
 
-def class_counts(dist: str, mu: float, available: Sequence[int], max_per_class: int | None = None) -> list[int]:
-    """Images each class gets, in class order: its share, or all it has where that is less.
+def class_counts(
+    dist: str, mu: float, available: Sequence[int], max_per_class: int = 0, order: Sequence[int] | None = None
+) -> list[int]:
+    """Images each class gets, in class order: its share, or all it has if that is less.
 
     Args:
         dist: `balance`, `step`, `exp` or `natural`.
         mu: imbalance factor, smallest over largest class, in (0, 1]; used by `step` and `exp`.
         available: images per class in the source.
-        max_per_class: n_max; None takes the largest class.
+        max_per_class: n_max; 0 takes the largest class.
+        order: see `class_shares`.
 
     Raises:
-        UsageError: see `class_shares`.
         InputError: a class would be empty.
     """
-    shares = class_shares(dist, mu, available, max_per_class)
+    shares = class_shares(dist, mu, available, max_per_class, order)
     for label, (share, has) in enumerate(zip(shares, available, strict=True)):
         if has < 1:
             raise InputError(f"class {label} has no training images: add some, or remove it from the source")

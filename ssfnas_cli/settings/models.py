@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from registry import OPS, REGISTRIES
+from registry import OPS, REGISTRIES, SOURCES
 from registry.core import did_you_mean
 
 Model = TypeVar("Model", bound="Settings")
@@ -135,15 +135,36 @@ def identity_hash(identity: Mapping[str, Any]) -> str:
 class MakeDatasetSettings(Settings):
     """What `make-dataset` builds."""
 
-    source: Literal["digits", "cifar10", "cifar100", "folder", "npz"] = "digits"
+    source: Section = PluginSection(name="digits")
     root: str = Field("", description="folder or file the source reads")
-    dist: Literal["balance", "step", "exp", "natural"] = "exp"
+    dist: Literal["auto", "balance", "step", "exp", "natural"] = Field(
+        "auto", description="auto: natural if the source's classes differ in size by nature, otherwise exp"
+    )
     mu: float = Field(0.1, gt=0, le=1, description="imbalance factor")
     max_per_class: int = Field(0, ge=0, description="images of the largest class; 0: as many as the source has")
-    image_size: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
-    seed: int = Field(0, ge=0)
+    test_share: float = Field(0.2, ge=0, lt=1, description="cut for test from each class, if there is no test split")
+    val_share: float = Field(0.0, ge=0, lt=1, description="cut for val from each class of the long-tailed train split")
+    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=4096)] = "auto"
+    seed: int = Field(0, ge=0, lt=2**40)
     on_bad: Literal["skip", "fail"] = "fail"
-    shard_mb: PositiveInt = 64
+    shard_mb: float = Field(64.0, gt=0, le=4096, description="size of a shard in MiB")
+
+    PLUGIN_KINDS = {"source": "source"}
+
+    @field_validator("root")
+    @classmethod
+    def _is_utf8(cls, root: str) -> str:
+        if any("\ud800" <= character <= "\udfff" for character in root):  # bytes that settings as text cannot hold
+            raise ValueError("is not named in UTF-8: rename it, or give a link to it")
+        return root
+
+    def resolve_plugins(self) -> MakeDatasetSettings:
+        """As for every command; and the distribution that the source stands for."""
+        settings = super().resolve_plugins()
+        if settings.dist != "auto":
+            return settings
+        imbalanced = SOURCES.get(self.source.name).facts.imbalanced
+        return settings.model_copy(update={"dist": "natural" if imbalanced else "exp"})
 
 
 class Execution(Settings):

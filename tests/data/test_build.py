@@ -1,8 +1,8 @@
-import dataclasses
 import json
 import os
 import stat
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,24 @@ from PIL import Image
 
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data import build
-from ssfnas_cli.data.build import BuildPlan, build_dataset
-from ssfnas_cli.data.sources import Source, SourceSplit, open_source
+from ssfnas_cli.data.build import build_dataset
+from ssfnas_cli.data.sources.base import Source, SourceSplit, open_source
+from ssfnas_cli.data.sources.folder import FolderSplit
 from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
+from ssfnas_cli.settings import MakeDatasetSettings, load_settings
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 RETINA = SHARED / "data" / "retinamnist.npz"
+
+
+def plan_of(root="", **settings):
+    """Settings; `root` may be a path."""
+    return MakeDatasetSettings(root=str(root), **settings)
+
+
+def but(plan, **changes):
+    """The same settings with some changed."""
+    return MakeDatasetSettings(**plan.model_dump() | changes)
 
 
 def contents(folder):
@@ -32,19 +44,20 @@ def whole(data, split):
 def folder_plan(make_folder):
     """A plan on three classes of 9x9 colour images, 12 to train on and 5 to test on in each."""
     root = make_folder(dict.fromkeys("abc", 12), dict.fromkeys("abc", 5))
-    return BuildPlan(source="folder", root=root, mu=0.25)
+    return plan_of(root, source="folder", dist="exp", mu=0.25)
 
 
 def test_the_same_seed_gives_the_same_folder_byte_for_byte(folder_plan, tmp_path, lines):
     first = build_dataset(folder_plan, tmp_path / "one", lines.append)
     second = build_dataset(folder_plan, tmp_path / "deeper" / "two", lines.append)
     assert contents(first.path) == contents(second.path)
-    assert first.sha256 == second.sha256 and lines == []
+    assert first.sha256 == second.sha256
+    assert lines[1::2] == ["train: 21 of 36 images kept: 15 left out by --dist exp, --mu 0.25"] * 2
 
 
 def test_another_seed_takes_other_images(folder_plan, tmp_path, lines):
     first = build_dataset(folder_plan, tmp_path / "one", lines.append)
-    other = build_dataset(dataclasses.replace(folder_plan, seed=1), tmp_path / "two", lines.append)
+    other = build_dataset(but(folder_plan, seed=1), tmp_path / "two", lines.append)
     assert first.counts("train") == other.counts("train") == [12, 6, 3]
     assert not np.array_equal(first.split("train").source_index, other.split("train").source_index)
     assert first.sha256 != other.sha256
@@ -61,12 +74,12 @@ def test_the_manifest_names_neither_time_nor_place(folder_plan, tmp_path, lines)
 @pytest.mark.parametrize("side", [9, 27])
 def test_images_labels_and_places_are_those_of_the_source(make_folder, tmp_path, lines, grey, side):
     root = make_folder({"a": 8, "b": 8}, {"a": 3, "b": 3}, (side, side), grey, val={"a": 1, "b": 2})
-    plan = BuildPlan(source="folder", root=root, mu=0.5)
+    plan = plan_of(root, source="folder", dist="exp", mu=0.5)
     data = build_dataset(plan, tmp_path / "out", lines.append)
     assert (data.channels, data.image_size) == (1 if grey else 3, side)
     assert data.splits == ["train", "val", "test", "test_longtail"]
     assert data.counts("val") == [1, 2] and data.counts("test") == [3, 3]
-    source = open_source("folder", root, "auto", 0)
+    source = open_source(plan)
     for name in data.splits:
         split, images = whole(data, name)
         origin = source.splits[name.removesuffix("_longtail")]
@@ -76,7 +89,7 @@ def test_images_labels_and_places_are_those_of_the_source(make_folder, tmp_path,
 
 
 def test_test_and_val_keep_the_sources_order_and_the_longtail_is_part_of_test(make_npz, tmp_path, lines):
-    data = build_dataset(BuildPlan(source="npz", root=make_npz()), tmp_path / "out", lines.append)
+    data = build_dataset(plan_of(make_npz(), source="npz", dist="exp"), tmp_path / "out", lines.append)
     assert data.split("test").source_index.tolist() == list(range(12))
     assert data.split("val").source_index.tolist() == list(range(8))
     assert data.counts("train") == [10, 4, 2, 1] and data.counts("test_longtail") == [3, 1, 1, 1]
@@ -94,22 +107,27 @@ def test_a_constant_channel_can_be_normalised(tmp_path, lines):
     for split in ("train", "test"):
         (root / split / "a").mkdir(parents=True)
         Image.new("L", (9, 9), 51).save(root / split / "a" / "0.png")
-    data = build_dataset(BuildPlan(source="folder", root=root), tmp_path / "out", lines.append)
+    data = build_dataset(plan_of(source="folder", root=root), tmp_path / "out", lines.append)
     assert (data.mean, data.std) == ([0.2], [1.0])
 
 
 def test_digits_need_no_root_and_hold_no_image_twice(tmp_path, lines):
-    data = build_dataset(BuildPlan(), tmp_path / "digits", lines.append)
+    data = build_dataset(plan_of(), tmp_path / "digits", lines.append)
     assert (data.manifest.source, data.manifest.mirrorable, data.num_classes) == ("digits", False, 10)
     assert sum(data.counts("test")) == 355 and sum(data.counts("train")) == 591
     train, test = data.split("train").source_index.tolist(), data.split("test").source_index.tolist()
     assert len({*train, *test}) == len(train) + len(test)
-    assert lines == ["classes with fewer images than their share keep what they have: '0' 143 of 147"]
+    assert data.sha256 == "0320d0327619626963c81364836ae338cd5ac507fda16dac8308df535a3c17a6"
+    assert lines == [
+        "test: 355 of 1797 images, drawn from each class by the seed (--test-share 0.2)",
+        "train: 591 of 1442 images kept: 851 left out by --dist exp, --mu 0.1",
+        "classes with fewer images than their share keep what they have: '0' 143 of 147",
+    ]
     assert [item.model_dump() for item in data.manifest.short_classes] == [{"name": "0", "share": 147, "kept": 143}]
 
 
 def test_max_per_class_limits_training_images_only(folder_plan, tmp_path, lines):
-    plan = dataclasses.replace(folder_plan, dist="balance", max_per_class=4)
+    plan = but(folder_plan, dist="balance", max_per_class=4)
     data = build_dataset(plan, tmp_path / "out", lines.append)
     assert data.counts("train") == [4, 4, 4] and data.counts("test") == [5, 5, 5]
     assert data.manifest.mu is None and data.manifest.n_max == 4
@@ -118,7 +136,7 @@ def test_max_per_class_limits_training_images_only(folder_plan, tmp_path, lines)
 def test_shards_smaller_than_a_split_are_read_across(folder_plan, tmp_path, lines):
     one = build_dataset(folder_plan, tmp_path / "one", lines.append)
     row = 9 * 9 * 3 + 16
-    many = build_dataset(dataclasses.replace(folder_plan, shard_mb=4 * row / 2**20), tmp_path / "many", lines.append)
+    many = build_dataset(but(folder_plan, shard_mb=4 * row / 2**20), tmp_path / "many", lines.append)
     assert [shard.rows for shard in many.manifest.splits["train"].shards] == [4, 4, 4, 4, 4, 1]
     places = np.random.default_rng(0).permutation(21)
     assert np.array_equal(one.split("train").rows(places), many.split("train").rows(places))
@@ -135,7 +153,7 @@ def test_a_split_far_larger_than_a_shard_is_streamed(monkeypatch, tmp_path, line
     monkeypatch.setattr(build, "open_source", lambda *_: source)
     monkeypatch.setattr(build, "CHUNK_BYTES", 2**20)
     tracemalloc.start()
-    data = build_dataset(BuildPlan(shard_mb=1), tmp_path / "out", lines.append)
+    data = build_dataset(plan_of(shard_mb=1), tmp_path / "out", lines.append)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     total = sum(shard.bytes for shard in data.manifest.splits["train"].shards)
@@ -145,11 +163,11 @@ def test_a_split_far_larger_than_a_shard_is_streamed(monkeypatch, tmp_path, line
 @pytest.fixture
 def damaged_plan(folder_plan):
     """Class a has lost 3 of its 12 training images, and a test image; the distribution takes all of a."""
-    folder = folder_plan.root / "train" / "a"
+    folder = Path(folder_plan.root) / "train" / "a"
     (folder / "0003.png").write_bytes(b"")
     (folder / "0005.png").write_bytes((folder / "0005.png").read_bytes()[:60])
     (folder / "0007.png").write_text("not an image")
-    (folder_plan.root / "test" / "b" / "0001.png").write_bytes(b"")
+    (Path(folder_plan.root) / "test" / "b" / "0001.png").write_bytes(b"")
     return folder_plan
 
 
@@ -160,42 +178,43 @@ def test_a_bad_image_fails_the_build_with_its_name_and_the_mend(damaged_plan, tm
 
 
 def test_bad_images_are_left_out_on_request_and_counted(damaged_plan, tmp_path, lines):
-    plan = dataclasses.replace(damaged_plan, on_bad="skip")
+    plan = but(damaged_plan, on_bad="skip")
     data = build_dataset(plan, tmp_path / "out", lines.append)
-    assert data.counts("train") == [9, 6, 3] and data.counts("test") == [5, 4, 5]
+    assert data.counts("train") == [3, 12, 6] and data.counts("test") == [5, 4, 5]
     assert data.manifest.skipped.count == 4
     assert set(data.manifest.skipped.files) == {
         *(f"train/a/000{n}.png" for n in (3, 5, 7)),
         "test/b/0001.png",
     }
-    assert [item.kept for item in data.manifest.short_classes] == [9]
+    assert data.manifest.short_classes == [] and data.manifest.n_max == 12
     assert len([line for line in lines if line.startswith("warning: left out ")]) == 5
 
 
 def test_the_next_image_in_line_replaces_a_bad_one(damaged_plan, tmp_path, lines):
-    plan = dataclasses.replace(damaged_plan, on_bad="skip", max_per_class=9, mu=1.0)
+    plan = but(damaged_plan, on_bad="skip", max_per_class=9, mu=1.0)
     data = build_dataset(plan, tmp_path / "out", lines.append)
     assert data.counts("train") == [9, 9, 9] and data.manifest.short_classes == []
 
 
 def test_many_bad_images_are_named_up_to_a_limit(folder_plan, tmp_path, lines):
     for number in range(100, 130):
-        (folder_plan.root / "test" / "a" / f"{number}.png").write_bytes(b"")
-    data = build_dataset(dataclasses.replace(folder_plan, on_bad="skip"), tmp_path / "out", lines.append)
+        (Path(folder_plan.root) / "test" / "a" / f"{number}.png").write_bytes(b"")
+    data = build_dataset(but(folder_plan, on_bad="skip"), tmp_path / "out", lines.append)
     assert (data.manifest.skipped.count, len(data.manifest.skipped.files)) == (30, 20)
-    assert len(lines) == 21
+    assert len([line for line in lines if line.startswith("warning: left out test/a/")]) == 20
+    assert "warning: left out 30 images that could not be read" in lines
 
 
 def test_a_class_without_a_readable_image_cannot_be_skipped(folder_plan, tmp_path, lines):
-    for path in (folder_plan.root / "test" / "b").iterdir():
+    for path in (Path(folder_plan.root) / "test" / "b").iterdir():
         path.write_bytes(b"")
     with pytest.raises(InputError, match="class 'b' has no readable test images"):
-        build_dataset(dataclasses.replace(folder_plan, on_bad="skip"), tmp_path / "out", lines.append)
+        build_dataset(but(folder_plan, on_bad="skip"), tmp_path / "out", lines.append)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_an_empty_class_folder_is_named(folder_plan, tmp_path, lines, split):
-    for path in (folder_plan.root / split / "c").iterdir():
+    for path in (Path(folder_plan.root) / split / "c").iterdir():
         path.unlink()
     with pytest.raises(InputError, match=f"class 'c' has no {split} images"):
         build_dataset(folder_plan, tmp_path / "out", lines.append)
@@ -215,9 +234,9 @@ def test_an_output_that_appears_meanwhile_is_left_alone(folder_plan, tmp_path, m
         output.mkdir(exist_ok=True)
         (output / "theirs").touch()
 
-    (folder_plan.root / "test" / "b" / "0001.png").write_bytes(b"")
+    (Path(folder_plan.root) / "test" / "b" / "0001.png").write_bytes(b"")
     with pytest.raises(OutputExistsError, match="another process"):
-        build_dataset(dataclasses.replace(folder_plan, on_bad="skip"), output, somebody_else)
+        build_dataset(but(folder_plan, on_bad="skip"), output, somebody_else)
     assert [path.name for path in output.iterdir()] == ["theirs"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
 
@@ -232,29 +251,115 @@ def test_files_get_the_permissions_of_the_umask(folder_plan, tmp_path, lines):
     assert modes == {0o644} and stat.S_IMODE(data.path.stat().st_mode) == 0o755
 
 
+def test_the_profile_follows_what_can_be_read(make_folder, tmp_path, lines):
+    root = make_folder({"a": 20, "b": 20, "c": 20}, dict.fromkeys("abc", 2))
+    plan = plan_of(root, source="folder", dist="exp", mu=0.1, on_bad="skip")
+    cut_short = (root / "train" / "a" / "0000.png").read_bytes()[:60]
+    for name in "abc":
+        for number in range(20):
+            (root / "train" / name / f"{number}.txt").write_text("0 0.5 0.5 1 1")
+        for number in range(15):
+            (root / "train" / name / f"bad{number}.png").write_bytes(cut_short)
+    data = build_dataset(plan, tmp_path / "out", lines.append)
+    assert data.counts("train") == [20, 6, 2] and data.manifest.skipped.count == 45
+
+
+def test_the_largest_class_is_the_head_if_classes_differ_by_nature(make_folder, tmp_path, lines):
+    root = make_folder({"a": 4, "b": 9, "c": 16}, dict.fromkeys("abc", 2))
+    plan = plan_of(root, source="folder", dist="exp", mu=0.25)
+    data = build_dataset(plan, tmp_path / "exp", lines.append)
+    assert data.class_names == ["a", "b", "c"] and data.counts("train") == [4, 8, 16]
+    step = build_dataset(but(plan, dist="step", mu=0.5), tmp_path / "step", lines.append)
+    assert step.counts("train") == [4, 9, 16]
+
+
+def test_auto_is_the_sources_own_distribution(make_folder, make_npz, tmp_path, lines):
+    folder = make_folder({"a": 4, "b": 9}, {"a": 1, "b": 1})
+    for name, root, dist in (("digits", "", "exp"), ("folder", folder, "natural"), ("npz", make_npz(), "natural")):
+        plan = plan_of(root, source=name)
+        assert (plan.dist, plan.resolve_plugins().dist) == ("auto", dist)
+        assert build_dataset(plan, tmp_path / name, lines.append).manifest.dist == dist
+    assert plan_of(source="digits", dist="step").resolve_plugins().dist == "step"
+
+
+def test_a_limit_is_said_with_what_it_leaves_out(make_folder, tmp_path, lines):
+    root = make_folder({"a": 4, "b": 9}, {"a": 1, "b": 1})
+    build_dataset(plan_of(root, source="folder", max_per_class=5), tmp_path / "out", lines.append)
+    assert "train: 7 of 13 images kept: 6 left out by --dist natural, --max-per-class 5" in lines
+
+
+def test_a_class_of_one_training_image_is_said_with_advice_that_fits(make_folder, tmp_path, lines):
+    root = make_folder({"a": 20, "b": 10, "c": 1}, dict.fromkeys("abc", 2))
+    build_dataset(plan_of(root, source="folder"), tmp_path / "natural", lines.append)
+    said = [line for line in lines if "1 training image" in line]
+    assert len(said) == 1 and "class 'c':" in said[0] and "add images" in said[0]
+    lines.clear()
+    build_dataset(plan_of(root, source="folder", dist="exp", mu=0.05), tmp_path / "exp", lines.append)
+    assert "raise --mu" not in "".join(lines), "class c has no more images to give"
+    lines.clear()
+    two = make_folder({"a": 20, "b": 10}, dict.fromkeys("ab", 2), name="two")
+    build_dataset(plan_of(two, source="folder", dist="exp", mu=0.05), tmp_path / "out", lines.append)
+    assert any("class 'b':" in line and "raise --mu or --max-per-class" in line for line in lines)
+
+
+def count_of_images_in_memory(monkeypatch, root, output):
+    """The most images of a folder that were alive at one time while its data set was made."""
+    alive, most = set(), 0
+    read = FolderSplit.read
+
+    def counted(self, index):
+        nonlocal most
+        image = read(self, index)
+        alive.add(id(image))
+        weakref.finalize(image, alive.discard, id(image))
+        most = max(most, len(alive))
+        return image
+
+    monkeypatch.setattr(FolderSplit, "read", counted)
+    build_dataset(plan_of(root, source="folder"), output, lambda line: None)
+    monkeypatch.undo()
+    return most
+
+
+def test_the_images_of_a_folder_are_held_one_by_one(make_folder, monkeypatch, tmp_path):
+    few = make_folder({"a": 5, "b": 5}, {"a": 2, "b": 2}, name="few")
+    many = make_folder({"a": 100, "b": 100}, {"a": 20, "b": 20}, name="many")
+    numbers = [count_of_images_in_memory(monkeypatch, root, tmp_path / f"{root.name}-out") for root in (few, many)]
+    assert numbers[0] == numbers[1] <= 3
+
+
 @pytest.mark.parametrize(
-    ("setting", "flag"),
+    ("flags", "words"),
     [
-        ({"on_bad": "ignore"}, "on_bad"),
-        ({"shard_mb": 0}, "shard_mb"),
         ({"seed": -1}, "--seed"),
+        ({"seed": 2**40}, "--seed"),
         ({"mu": 0.0}, "--mu"),
-        ({"dist": "zipf"}, "--dist"),
-        ({"max_per_class": 0}, "--max-per-class"),
+        ({"dist": "zipf"}, "--dist.*'natural'"),
+        ({"max_per_class": -1}, "--max-per-class"),
         ({"image_size": 4}, "--image-size"),
-        ({"source": "mnist"}, "--source"),
+        ({"image_size": 100_000}, "--image-size"),
+        ({"image_size": "large"}, "--image-size"),
+        ({"test_share": 1.0}, "--test-share"),
+        ({"val_share": -0.1}, "--val-share"),
+        ({"root": "x\udcff"}, "--root: is not named in UTF-8"),
+        ({"source": "digit"}, "--source: unknown source 'digit'.*Did you mean 'digits'.*folder, npz"),
     ],
 )
-def test_a_setting_out_of_range_names_its_flag_and_writes_nothing(tmp_path, lines, setting, flag):
-    with pytest.raises(UsageError, match=flag):
-        build_dataset(BuildPlan(**setting), tmp_path / "out", lines.append)
-    assert list(tmp_path.iterdir()) == []
+def test_a_setting_out_of_range_names_its_flag(flags, words):
+    with pytest.raises(UsageError, match=words):
+        load_settings(MakeDatasetSettings, flags=flags)
+
+
+@pytest.mark.parametrize("text", ["on_bad=ignore", "shard_mb=0", "shard_mb=5000"])
+def test_a_setting_without_a_flag_is_named_too(text):
+    with pytest.raises(UsageError, match=text.partition("=")[0]):
+        load_settings(MakeDatasetSettings, sets=[text])
 
 
 def test_retinamnist_keeps_its_natural_profile(tmp_path, lines):
     if not RETINA.exists():
         pytest.skip(f"{RETINA} is not here: it is no part of the repository")
-    plan = BuildPlan(source="npz", root=RETINA, dist="natural")
+    plan = plan_of(source="npz", root=RETINA, dist="natural")
     data = build_dataset(plan, tmp_path / "out", lines.append)
     assert data.counts("train") == [486, 128, 206, 194, 66]
     assert data.counts("val") == [54, 12, 28, 20, 6]

@@ -23,7 +23,7 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     (["--mu", "finite"], ["make-dataset", "--mu", "nan"]),
     (["--mu", "valid number", "make-dataset --help"], ["make-dataset", "--mu", "much"]),
     (["--image-size", "'auto'", "8", "got 4"], ["make-dataset", "--image-size", "4"]),
-    (["--source", "'digits'", "'npz'"], ["make-dataset", "--source", "digit"]),
+    (["--source", "Did you mean 'digits'?", "npz"], ["make-dataset", "--source", "digit"]),
     (["--root", "folder"], ["make-dataset", "--source", "folder"]),
     (["--dist", "'natural'"], ["make-dataset", "--dist", "normal"]),
     (["on_bad", "'skip' or 'fail'"], ["make-dataset", "--set", "on_bad=maybe"]),

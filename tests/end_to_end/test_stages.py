@@ -21,7 +21,7 @@ def test_make_dataset(world):
     printed = json.loads((world / "data.stdout").read_text())
     assert set(printed) == {
         "kind", "path", "sha256", "classes", "train_counts", "val_counts", "test_counts", "test_longtail_counts",
-        "dist", "mu",
+        "dist", "mu", "image_size",
     }  # fmt: skip
     assert (printed["kind"], printed["path"], printed["dist"], printed["mu"]) == ("dataset", "data", "exp", 0.5)
     assert printed["classes"] == [str(digit) for digit in range(10)]

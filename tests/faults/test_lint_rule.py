@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssfnas_cli.data.sources import open_source
+from ssfnas_cli.data.sources.base import open_source
 from ssfnas_cli.errors import InputError
+from ssfnas_cli.settings import MakeDatasetSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,5 +74,5 @@ def test_an_npz_that_holds_a_pickle_does_not_run_it(tmp_path):
         for name in ("train_images", "train_labels", "test_images", "test_labels"):
             archive.writestr(f"{name}.npy", payload)
     with pytest.raises(InputError, match=r"evil\.npz"):
-        open_source("npz", tmp_path / "evil.npz", "auto", 0)
+        open_source(MakeDatasetSettings(source="npz", root=str(tmp_path / "evil.npz")))
     assert not (tmp_path / "ran").exists()

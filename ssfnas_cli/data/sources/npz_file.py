@@ -1,8 +1,9 @@
-"""A MedMNIST-style npz read with care: headers first, arrays one at a time, never a pickle."""
+"""An npz file read with care: headers first, arrays one at a time, and never a pickle."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 from ssfnas_cli.artifacts.files import reason
 from ssfnas_cli.errors import InputError
 
+MAX_HEADER_BYTES = 1 << 16
+MAX_INFLATION = 1100  # deflate makes no more than 1,032 bytes of one
+
 
 class NpzFile:
     """An npz file's arrays by key. `keys` are the names of its arrays.
@@ -25,6 +29,8 @@ class NpzFile:
 
     def __init__(self, path: Path):
         self.path = path
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: cannot be read: it is not a regular file, and source 'npz' wants an npz file")
         with self._reading("its list of arrays"), zipfile.ZipFile(path) as archive:
             self.keys = {name.removesuffix(".npy") for name in archive.namelist()}
 
@@ -42,19 +48,27 @@ class NpzFile:
             raise InputError(f"{self.path}: {what} cannot be read, is it a whole npz file? {why}") from error
 
     @contextlib.contextmanager
-    def _member(self, key: str) -> Iterator[IO[bytes]]:
+    def _member(self, key: str) -> Iterator[tuple[IO[bytes], zipfile.ZipInfo]]:
         if key not in self.keys:
             raise InputError(f"{self.path}: has no '{key}': source 'npz' wants MedMNIST's keys, train_images and so on")
-        with (
-            self._reading(f"'{key}'"),
-            zipfile.ZipFile(self.path) as archive,
-            archive.open(f"{key}.npy") as stream,
-        ):
-            yield stream
+        with self._reading(f"'{key}'"), zipfile.ZipFile(self.path) as archive:
+            info = archive.getinfo(f"{key}.npy")
+            stored = min(info.compress_size, self.path.stat().st_size)
+            most = stored * MAX_INFLATION if info.compress_type == zipfile.ZIP_DEFLATED else None
+            if most is not None and info.file_size > most:
+                raise ValueError(f"{stored:,} bytes cannot hold the {info.file_size:,} that they claim to")
+            with archive.open(info) as stream:
+                yield stream, info
 
     def _header(self, key: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
-        with self._member(key) as stream:
+        with self._member(key) as (stream, _):
             version = npy.read_magic(stream)
+            width = 2 if version == (1, 0) else 4
+            start = stream.tell()
+            length = int.from_bytes(stream.read(width), "little")
+            if length > MAX_HEADER_BYTES:  # numpy would allocate it before it looks
+                raise ValueError(f"its header claims {length:,} bytes")
+            stream.seek(start)
             if version == (1, 0):
                 shape, _, dtype = npy.read_array_header_1_0(stream)
             else:
@@ -62,24 +76,33 @@ class NpzFile:
         return shape, dtype
 
     def _array(self, key: str) -> NDArray[Any]:
-        with self._member(key) as stream:
+        shape, dtype = self._header(key)
+        wanted = math.prod(shape) * dtype.itemsize
+        with self._member(key) as (stream, info):
+            if info.file_size < wanted:
+                raise ValueError(f"its header wants {wanted:,} bytes, and it has {info.file_size:,}")
             array = npy.read_array(stream, allow_pickle=False)
             # Only at the member's end does zipfile compare the checksum.
             if stream.read(1):
                 raise ValueError("bytes follow the array")
         return array
 
+    def has_split(self, split: str) -> bool:
+        """Whether the file has a part of a split: its images, its labels or both."""
+        return bool({f"{split}_images", f"{split}_labels"} & self.keys)
+
     def image_shape(self, split: str) -> tuple[int, int, int, int]:
-        """(N, H, W, C) of a split's images, from the header."""
+        """(N, H, W, C) of a split's images, from the header; N may be 0."""
         key = f"{split}_images"
         shape, dtype = self._header(key)
+        if shape[:1] == (0,):  # an empty list has no more shape than this, and no type that was chosen
+            return 0, 0, 0, 1
         if dtype != np.uint8:
             raise InputError(f"{self.path}: '{key}' holds {dtype}, not uint8: scale the images to 0 to 255")
-        if len(shape) == 3:
-            shape = (*shape, 1)
-        if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape:
+        whole = shape if len(shape) == 4 else (*shape, 1)
+        if len(whole) != 4 or whole[3] not in (1, 3) or 0 in whole:
             raise InputError(f"{self.path}: '{key}' has shape {shape}, not [N, H, W] or [N, H, W, 3]")
-        return shape[0], shape[1], shape[2], shape[3]
+        return whole[0], whole[1], whole[2], whole[3]
 
     def images(self, split: str) -> NDArray[np.uint8]:
         """uint8 [N, H, W, C] of a split."""
@@ -89,6 +112,8 @@ class NpzFile:
         """int64 [N] of a split, from [N] or [N, 1]."""
         key = f"{split}_labels"
         shape, dtype = self._header(key)
+        if num_images == 0 and shape[:1] == (0,):
+            return np.empty(0, np.int64)
         if len(shape) == 2 and shape[1] > 1:
             raise InputError(f"{self.path}: '{key}' has {shape[1]} labels an image: multi-label data is not supported")
         if shape not in ((num_images,), (num_images, 1)):

@@ -1,0 +1,57 @@
+"""Splits that a source lacks: a test split cut from all its images, and a val split cut from the long tail."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssfnas_cli.data.longtail import class_order
+from ssfnas_cli.data.sources.base import PartOfSplit, Source
+from ssfnas_cli.errors import InputError, UsageError
+
+
+def cut_test(source: Source, share: float, seed: int, place: str) -> list[str]:
+    """Divide `train` into `train` and `test` if the source has no test split; gives the line that says so.
+
+    Of every class the seed draws `share` of the images, rounded down, but at least 1.
+
+    Raises:
+        UsageError: the share is 0. InputError: a class has 1 image, which cannot be in both; `place` names the source.
+    """
+    if "test" in source.splits:
+        return []
+    if not share:
+        raise UsageError(f"--test-share: 0 leaves no test images, and {place} has no test split of its own")
+    whole = source.splits["train"]
+    in_test = np.zeros(len(whole), dtype=bool)
+    for label, name in enumerate(source.class_names):
+        order = class_order(np.flatnonzero(whole.labels == label), seed, "holdout", label)
+        if len(order) == 1:
+            raise InputError(
+                f"{place}: class '{name}' has 1 image, and one to train on and one to test on are needed: "
+                "add images, or take the class away"
+            )
+        in_test[order[: max(1, int(len(order) * share))]] = True
+    for name, places in (("train", ~in_test), ("test", in_test)):
+        source.splits[name] = PartOfSplit(whole, np.flatnonzero(places))
+    return [f"test: {in_test.sum()} of {len(whole)} images, drawn from each class by the seed (--test-share {share:g})"]
+
+
+def check_val(source: Source, share: float, place: str) -> None:
+    """Refuse to cut a val split beside the source's own.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if share and "val" in source.splits:
+        raise UsageError(f"--val-share: {place} has a val split of its own: leave the flag out")
+
+
+def val_counts(counts: list[int], share: float) -> list[int]:
+    """How many of a class's long-tailed images go to val: its share, rounded down.
+
+    A class gives at least 1 image and keeps at least 2 to train on, which a search divides. A class of less than 3
+    images gives none.
+    """
+    if not share:
+        return [0] * len(counts)
+    return [min(max(1, int(count * share)), count - 2) if count > 2 else 0 for count in counts]

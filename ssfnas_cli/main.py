@@ -25,7 +25,7 @@ from ssfnas_cli.commands import (
     runs,
     search,
 )
-from ssfnas_cli.errors import SsfnasError
+from ssfnas_cli.errors import SsfnasError, out_of_memory
 
 # How often a thread that waits for another looks before it sleeps, read by libgomp when torch loads it. Without a limit
 # two searches on one machine crawl; with none at all a small one is slowed by waking threads, on an idle machine, too.
@@ -59,6 +59,16 @@ for name, module in {
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)
+
+# What to do where memory has run out
+LESS_MEMORY = {
+    **dict.fromkeys(
+        ("search", "retrain"),
+        "take a smaller --batch-size, --channels or --layers, or --precision bf16. "
+        "A run half done keeps its checkpoints: the same command goes on where more memory is free",
+    ),
+    "describe": "take fewer --channels or --layers",
+}
 
 # typer carries its own click and exports no such name
 ClickException: type[Any] = typer.BadParameter.__mro__[2]
@@ -116,12 +126,20 @@ def _code() -> Any:
         return _nobody_reads()
     except SystemExit as error:  # typer leaves so where a pipe is closed, and after completion
         return _nobody_reads() if isinstance(error.__context__, BrokenPipeError) else error.code
-    except OSError as error:
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """What the machine lacks is the user's to mend; anything else is a bug."""
+    mend = LESS_MEMORY.get(next(iter(sys.argv[1:]), ""), "end other programs, or take a machine with more of it")
+    if lacking := out_of_memory(error, mend):
+        return _fail(str(lacking), lacking.exit_code)
+    if isinstance(error, OSError):
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
-    except Exception:
-        with contextlib.suppress(OSError):
-            traceback.print_exc()
-        return _fail("this is a bug in ssfnas, or in a plugin; the lines above say where", 1)
+    with contextlib.suppress(OSError):
+        traceback.print_exc()
+    return _fail("this is a bug in ssfnas, or in a plugin; the lines above say where", 1)
 
 
 def _usage(error: Any) -> str:

@@ -83,8 +83,8 @@ def leave_if_asked() -> None:
         _leave()
 
 
-def leave_to_main_process(number: int) -> None:
-    """In loader process `number`: a queue signals every process of a job, and only the main one decides what to do."""
+def leave_to_main_process() -> None:
+    """In a loader process: a queue signals every process of a job, and only the main one decides what to do."""
     for name in SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -75,7 +75,10 @@ def _seconds(value: Any) -> Any:
 
 
 Section = Annotated[PluginSection, BeforeValidator(_section)]
-PositiveInt = Annotated[int, Field(ge=1)]
+# Far beyond what any machine trains, so that a slip of the finger is refused before memory is asked for
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
+Channels = Annotated[int, Field(ge=2, le=65_536, multiple_of=2)]
+MAX_LAYERS = 1000
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -141,9 +144,11 @@ class MakeDatasetSettings(Settings):
     root: str = Field("", description="folder or file the source reads")
     dist: Literal["balance", "step", "exp", "natural"] = "exp"
     mu: float = Field(0.1, gt=0, le=1, description="imbalance factor")
-    max_per_class: int = Field(0, ge=0, description="images of the largest class; 0: as many as the source has")
-    image_size: Literal["auto"] | Annotated[int, Field(ge=8)] = "auto"
-    seed: int = Field(0, ge=0)
+    max_per_class: int = Field(
+        0, ge=0, le=1_000_000_000, description="images of the largest class; 0: as many as the source has"
+    )
+    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=65_536)] = "auto"
+    seed: int = Field(0, ge=0, lt=2**63)
     on_bad: Literal["skip", "fail"] = "fail"
     shard_mb: PositiveInt = 64
 
@@ -153,13 +158,13 @@ class Execution(Settings):
 
     data: str = Field("", description="data set folder; empty: the embedded one, or the genotype's")
     device: str = "auto"
-    threads: int = Field(0, ge=0, description="0: torch's own choice")
-    workers: int = Field(0, ge=0, description="loader processes; 0: the main process loads")
+    threads: int = Field(0, ge=0, le=1024, description="0: torch's own choice")
+    workers: int = Field(0, ge=0, le=1024, description="loader processes; 0: the main process loads")
     kernels: Literal["auto", "compiled", "torch"] = Field(
         "auto", description="what computes cells and views on a CPU; auto: compiled ones where the run is long enough"
     )
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, le=1_000_000)
     log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
     max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
 
@@ -197,8 +202,8 @@ class Training(Execution):
 
     seed: int = Field(0, ge=0, lt=2**63)
     epochs: PositiveInt
-    batch_size: int = Field(64, ge=2, description="at least 2: batch statistics need two images")
-    channels: Annotated[int, Field(ge=2, multiple_of=2)]
+    batch_size: int = Field(64, ge=2, le=1_000_000, description="at least 2: batch statistics need two images")
+    channels: Channels
     layers: int
     lr: Rate = 0.025
     lr_min: float = Field(0.001, ge=0)
@@ -219,14 +224,14 @@ class SearchSettings(Training):
     alpha_loss: Section = Field(PluginSection(name="none"), description="none: the alpha step uses `loss` too")
     order: Literal[1, 2] = 1
     epochs: PositiveInt = 40
-    channels: Annotated[int, Field(ge=2, multiple_of=2)] = 16
-    layers: int = Field(8, ge=3)
+    channels: Channels = 16
+    layers: int = Field(8, ge=3, le=MAX_LAYERS)
     ops: Annotated[tuple[str, ...], BeforeValidator(_comma_list), Field(min_length=1)] = PAPER_OPS
     op_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     alpha_lr: Literal["auto"] | Rate = Field("auto", description="auto: the relaxation's default")
     alpha_betas: Literal["auto"] | tuple[Beta, Beta] = "auto"
     alpha_weight_decay: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the alphas stay fixed")
+    warmup_epochs: int = Field(0, ge=0, le=1_000_000, description="epochs at the start in which the alphas stay fixed")
     probe_lr: Rate = Field(1e-3, description="Adam's, for the linear probe of a self-supervised search")
 
     PLUGIN_KINDS = {"relax": "relaxation", "loss": "loss", "alpha_loss": "loss"}
@@ -271,8 +276,8 @@ class RetrainSettings(Training):
     pretrain_epochs: PositiveInt = 150
     pretrain_lr: Rate = 0.025
     epochs: PositiveInt = 150
-    channels: Annotated[int, Field(ge=2, multiple_of=2)] = 36
-    layers: int = Field(20, ge=1)
+    channels: Channels = 36
+    layers: int = Field(20, ge=1, le=MAX_LAYERS)
     aux_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0: no such head")
     drop_path: float = Field(0.2, ge=0, lt=1, description="probability at the last epoch; rises from 0")
     cutout: float = Field(0.5, ge=0, le=1, description="side of the erased square over the image's side")
@@ -359,13 +364,38 @@ def to_toml(settings: Settings) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(decode_text(path.read_bytes()))
     except FileNotFoundError:
         raise InputError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise InputError(f"--config {path}: is not TOML: {error}") from None
+
+
+def decode_text(data: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 where a byte-order mark says so (a Windows shell's `>` writes that).
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML.
+
+    Raises:
+        ValueError: it is none, is nested too deeply, or has a number of more digits than Python reads.
+    """
+    try:
+        return tomllib.loads(text.replace("\r\n", "\n"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        raise ValueError("it holds a number of too many digits") from None
 
 
 def _parse_set(text: str) -> dict[str, Any]:
@@ -373,9 +403,11 @@ def _parse_set(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UsageError(f"--set {text}: should look like key=value")
     try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+        parsed: Any = parse_toml(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value  # a bare word
+    except ValueError as error:
+        raise UsageError(f"--set {key.strip()}: {error}") from None
     if isinstance(parsed, (datetime.date, datetime.time)):
         parsed = value  # 03:50:00 is a time of day to TOML, a duration to us
     tree: Any = parsed

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -87,6 +88,10 @@ class Cell(BaseModel):
             dead_nodes=sorted(named - fed),
             dead_edges=[edge for edge in self.edges if edge.op != "none" and edge.source not in fed],
         )
+
+    def op_counts(self) -> dict[str, int]:
+        """How often each op is built, the most frequent first."""
+        return dict(Counter(edge.op for edge in self.live().edges).most_common())
 
 
 class Provenance(BaseModel):

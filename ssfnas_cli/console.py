@@ -191,6 +191,15 @@ def read_stdin(what: str) -> bytes:
     return data
 
 
+def decode_text(data: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 where a byte-order mark says so (a Windows shell's `>` writes that).
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+
+
 def is_stream(path: Path | str) -> bool:
     """Whether a path means stdin or stdout."""
     return str(path) == "-"

@@ -27,6 +27,7 @@ from pydantic import (
 
 from registry import OPS, REGISTRIES
 from registry.core import did_you_mean
+from ssfnas_cli.console import decode_text
 from ssfnas_cli.errors import InputError, UsageError
 
 _FORMS = {"float", "int", "bool", "str"}  # how pydantic names the forms of a union in an error's place
@@ -371,15 +372,6 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"--config {path}: cannot be read: {error}") from None
     except ValueError as error:
         raise InputError(f"--config {path}: is not TOML: {error}") from None
-
-
-def decode_text(data: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 where a byte-order mark says so (a Windows shell's `>` writes that).
-
-    Raises:
-        UnicodeDecodeError: it is neither.
-    """
-    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from registry import PluginError
-from ssfnas_cli import __version__
+from ssfnas_cli import __version__, console
 from ssfnas_cli.commands import (
     derive,
     describe,
@@ -24,11 +25,20 @@ from ssfnas_cli.commands import (
     runs,
     search,
 )
-from ssfnas_cli.errors import SsfnasError
+from ssfnas_cli.errors import SsfnasError, out_of_memory
 
 # How often a thread that waits for another looks before it sleeps, read by libgomp when torch loads it. Without a limit
 # two searches on one machine crawl; with none at all a small one is slowed by waking threads, on an idle machine, too.
 WAITING = ("GOMP_SPINCOUNT", "2000")
+
+
+class _Command(TyperCommand):
+    """A subcommand. Once its flags are parsed, the parser prints nothing more, and whoever prints is a stranger."""
+
+    def invoke(self, ctx: Any) -> Any:
+        console.divert_prints()
+        return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="ssfnas",
@@ -48,7 +58,17 @@ for name, module in {
     "runs": runs,
     "plugins": plugins,
 }.items():
-    app.command(name)(module.command)
+    app.command(name, cls=_Command)(module.command)
+
+# What to do where memory has run out
+LESS_MEMORY = {
+    **dict.fromkeys(
+        ("search", "retrain"),
+        "take a smaller --batch-size, --channels or --layers, or --precision bf16. "
+        "A run half done keeps its checkpoints: the same command goes on where more memory is free",
+    ),
+    "describe": "take fewer --channels or --layers",
+}
 
 # typer carries its own click and exports no such name
 ClickException: type[Any] = typer.BadParameter.__mro__[2]
@@ -80,31 +100,46 @@ def run() -> NoReturn:
     """The console script."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault(*WAITING)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # help and tables may hold what an ASCII locale lacks; data is bytes
-        sys.stdout.reconfigure(errors="replace")
+    console.keep_stdout()
+    code = _code()
+    _flush()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _code() -> Any:
+    """What the command gives back, or the exit code of the error that it raises, which is said in one line."""
     try:
         code = app(standalone_mode=False)
-        sys.stdout.flush()
+        console.stdout().flush()
+        return code
     except (SsfnasError, PluginError) as error:
-        code = _fail(str(error), getattr(error, "exit_code", 2))
+        return _fail(str(error), getattr(error, "exit_code", 2))
     except ClickException as error:
-        code = _fail(_usage(error), 2)
+        return _fail(_usage(error), 2)
     except typer.Abort:
-        code = _fail("interrupted", 130)
+        return _fail("interrupted", 130)
     except typer.Exit as error:
-        code = error.exit_code
+        return error.exit_code
     except KeyboardInterrupt:
-        code = _fail("interrupted", 130)
+        return _fail("interrupted", 130)
     except BrokenPipeError:
-        code = _nobody_reads()
+        return _nobody_reads()
     except SystemExit as error:  # typer leaves so where a pipe is closed, and after completion
-        code = _nobody_reads() if isinstance(error.__context__, BrokenPipeError) else error.code
-    except OSError as error:
-        code = _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
-    except Exception:
+        return _nobody_reads() if isinstance(error.__context__, BrokenPipeError) else error.code
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """What the machine lacks is the user's to mend; anything else is a bug."""
+    mend = LESS_MEMORY.get(next(iter(sys.argv[1:]), ""), "end other programs, or take a machine with more of it")
+    if lacking := out_of_memory(error, mend):
+        return _fail(str(lacking), lacking.exit_code)
+    if isinstance(error, OSError):
+        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
+    with contextlib.suppress(OSError):
         traceback.print_exc()
-        code = _fail("this is a bug in ssfnas, or in a plugin; the lines above say where", 1)
-    sys.exit(code if isinstance(code, int) else 0)
+    return _fail("this is a bug in ssfnas, or in a plugin; the lines above say where", 1)
 
 
 def _usage(error: Any) -> str:
@@ -117,10 +152,20 @@ def _usage(error: Any) -> str:
 
 def _nobody_reads() -> int:
     """Whoever reads our output has seen enough: that is no failure, and nothing may be said at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    console.discard(console.stdout())
     return 0
 
 
 def _fail(message: str, code: int) -> int:
-    print("ssfnas: " + " ".join(message.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print("ssfnas: " + console.printable(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
+
+
+def _flush() -> None:
+    """Python would give another exit code, and complain, where stdout or stderr cannot take what is left."""
+    for stream in (console.stdout(), sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            console.discard(stream)

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ssfnas_cli.errors import Stopped
 
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
+SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT")
 STARTED = time.monotonic()
 _received: list[int] = []
 _leaving = False
@@ -27,7 +27,7 @@ _nothing_to_save = ""  # what a request that ends the program at once says; empt
 def install_handlers() -> None:
     """From here on a signal is a request. Called first thing by the commands that train."""
     for name in SIGNALS:
-        if hasattr(signal, name):
+        if hasattr(signal, name) and not (name == "SIGHUP" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN):
             signal.signal(getattr(signal, name), _receive)
     if os.name == "posix":
         requests, numbers = os.pipe()
@@ -83,8 +83,8 @@ def leave_if_asked() -> None:
         _leave()
 
 
-def leave_to_main_process(number: int) -> None:
-    """In loader process `number`: a queue signals every process of a job, and only the main one decides what to do."""
+def leave_to_main_process() -> None:
+    """In a loader process: a queue signals every process of a job, and only the main one decides what to do."""
     for name in SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

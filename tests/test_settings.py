@@ -210,7 +210,7 @@ def test_every_preset_is_valid():
 def test_a_config_that_cannot_be_read_is_told(tmp_path, toml):
     assert "no such file" in refused(config=tmp_path / "missing.toml", error=InputError)
     assert "is not TOML" in refused(config=toml("epochs = = 3"), error=InputError)
-    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\x00")
     assert "cannot be read" in refused(config=tmp_path / "bytes.toml", error=InputError)
     assert "cannot be read" in refused(config=tmp_path, error=InputError)
 

@@ -7,15 +7,14 @@ path, and where the genotype came from.
 
 from __future__ import annotations
 
-import ast
 import re
+from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from registry import OPS, PluginError
-from registry.core import did_you_mean
 from ssfnas_cli.artifacts.files import dump_json, invalid, parse_json, read_bytes
 from ssfnas_cli.errors import InputError
 
@@ -23,6 +22,7 @@ SCHEMA = "ssfnas.genotype/1"
 SCHEMA_FAMILY = "ssfnas.genotype/"
 MAX_GENOTYPE_BYTES = 1 << 20
 MAX_NODES = 64
+MAX_EDGES = 256  # of a cell
 
 
 class LiveCell(NamedTuple):
@@ -56,7 +56,7 @@ class Cell(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    edges: tuple[Edge, ...]
+    edges: Annotated[tuple[Edge, ...], Field(max_length=MAX_EDGES)]
     concat: tuple[int, ...]
 
     @model_validator(mode="after")
@@ -87,6 +87,10 @@ class Cell(BaseModel):
             dead_nodes=sorted(named - fed),
             dead_edges=[edge for edge in self.edges if edge.op != "none" and edge.source not in fed],
         )
+
+    def op_counts(self) -> dict[str, int]:
+        """How often each op is built, the most frequent first."""
+        return dict(Counter(edge.op for edge in self.live().edges).most_common())
 
 
 class Provenance(BaseModel):
@@ -180,81 +184,3 @@ def read_genotype(path: Path) -> Genotype:
             hint = f": name {path / 'genotype.json'}"
         raise InputError(f"{path}: is a folder, not a genotype{hint}")
     return parse_genotype(read_bytes(path, MAX_GENOTYPE_BYTES), str(path))
-
-
-def parse_published(text: str, where: str, name: str | None = None) -> Genotype:
-    """The `Genotype(normal=[...], normal_concat=..., ...)` text of the DARTS and FairDARTS repositories.
-
-    DARTS lists `(op, from)` with two edges per node in order; FairDARTS `(op, to, from)` with any number. The text
-    is parsed as a syntax tree, never evaluated. Nodes without input leave the concat.
-
-    Raises:
-        InputError: not such a text.
-    """
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        call = None
-    if not isinstance(call, ast.Call):
-        assigned = _assigned_calls(text)
-        if name is not None and assigned and name not in assigned:
-            hint = did_you_mean(name, list(assigned))
-            raise InputError(f"{where}: holds no genotype named '{name}'.{hint} It names {', '.join(assigned)}")
-        call = assigned.get(name or next(reversed(assigned), ""))
-    if call is None:
-        raise InputError(f"{where}: holds no 'Genotype(normal=[...], ...)'")
-    try:
-        fields = {keyword.arg: _literal(keyword.value) for keyword in call.keywords}
-        cells = {kind: _published_cell(fields[kind], fields[f"{kind}_concat"]) for kind in ("normal", "reduce")}
-        triples = any(len(entry) == 3 for kind in ("normal", "reduce") for entry in fields[kind])
-        return Genotype(name=name, drop_path="node" if triples else "op", **cells)
-    except KeyError as error:
-        raise InputError(f"{where}: the genotype has no {error.args[0]}") from None
-    except ValidationError as error:
-        message = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {message}") from None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{where}: {error}") from None
-
-
-def _assigned_calls(text: str) -> dict[str, ast.Call]:
-    """The calls in `NAME = Genotype(...)` of a whole genotypes.py, by name."""
-    try:
-        tree = ast.parse(text.strip())
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return {}
-    found: dict[str, ast.Call] = {}
-    for statement in tree.body:
-        call = statement.value if isinstance(statement, ast.Assign) else None
-        if isinstance(call, ast.Call) and any(keyword.arg == "normal" for keyword in call.keywords):
-            found |= {target.id: call for target in statement.targets if isinstance(target, ast.Name)}  # type: ignore[attr-defined]
-    return found
-
-
-def _literal(node: ast.expr) -> Any:
-    """A literal, or `range(a, b)` as a list."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        if node.func.id in ("list", "tuple") and len(node.args) == 1:
-            return _literal(node.args[0])
-        bounds = [ast.literal_eval(argument) for argument in node.args]
-        if (
-            node.func.id == "range"
-            and len(bounds) in (1, 2)
-            and all(isinstance(b, int) and 0 <= b <= MAX_NODES for b in bounds)
-        ):
-            return list(range(*bounds))
-    return ast.literal_eval(node)
-
-
-def _published_cell(entries: list[tuple], concat: list[int]) -> Cell:
-    lengths = {len(entry) for entry in entries}
-    if lengths == {2}:
-        if len(entries) % 2:
-            raise ValueError("a cell of (op, from) pairs needs two for every node")
-        edges = [Edge(op=op, source=source, target=2 + place // 2) for place, (op, source) in enumerate(entries)]
-    elif lengths == {3}:
-        edges = [Edge(op=op, source=source, target=target) for op, target, source in entries]
-    else:
-        raise ValueError("a cell must list (op, from) pairs or (op, to, from) triples")
-    cell = Cell(edges=tuple(edges), concat=tuple(concat))
-    return Cell(edges=cell.edges, concat=tuple(cell.live().concat))

@@ -91,6 +91,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors 
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]
 
 
+def flags_of(model: type[Settings], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of a command's arguments (its `locals()`) that are settings of `model`."""
+    return {name: value for name, value in arguments.items() if name in model.model_fields}
+
+
 def show_settings(settings: Settings) -> None:
     """--show-settings."""
     write_text(to_toml(settings.resolve_plugins()))

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from registry import OPS
+from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.commands import common, references
 from ssfnas_cli.console import log, set_verbosity
 
@@ -38,4 +40,19 @@ def command(
         live = cell.live()
         if live.dead_edges or live.dead_nodes:
             log.info("%s cell: %d edges from nodes without input will be pruned", kind, len(live.dead_edges))
+    _warn_of_collapse(genotype)
     references.write_output(output, genotype.to_json(), force)
+
+
+def _warn_of_collapse(genotype: Genotype) -> None:
+    """Searches are known to end in skip connections (Chu et al., FairDARTS), and such a cell learns nothing."""
+    empty = [
+        f"{kind} cell ({', '.join(f'{name} {count}' for name, count in cell.op_counts().items())})"
+        for kind, cell in genotype.cells().items()
+        if all(OPS.get(name).facts.parameter_free for name in cell.op_counts())
+    ]
+    if empty:
+        log.warning(
+            "the ops of the %s have no weights: the search may have collapsed; try another --epoch or a longer search",
+            " and of the ".join(empty),
+        )

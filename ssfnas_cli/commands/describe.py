@@ -45,6 +45,7 @@ def command(
         live = cell.live()
         facts[kind] = {
             "edges": len(live.edges),
+            "ops": cell.op_counts(),
             "nodes": live.nodes,
             "dead_nodes": live.dead_nodes,
             "concat": live.concat,

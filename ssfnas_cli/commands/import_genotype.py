@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from ssfnas_cli.artifacts.files import read_bytes
-from ssfnas_cli.artifacts.genotype import MAX_GENOTYPE_BYTES, parse_published
+from ssfnas_cli.artifacts.published import parse_published
 from ssfnas_cli.commands import common, references
-from ssfnas_cli.console import is_stream, read_stdin, set_verbosity
+from ssfnas_cli.console import decode_text, is_stream, read_stdin, set_verbosity
 from ssfnas_cli.errors import InputError
+
+MAX_TEXT_BYTES = 16 * 2**20  # of a log
 
 
 def command(
@@ -27,10 +29,10 @@ def command(
 ) -> None:
     """Import a published genotype. The text is parsed, never evaluated."""
     set_verbosity(quiet, verbose)
-    data = read_stdin("a genotype's text") if is_stream(file) else read_bytes(Path(file), MAX_GENOTYPE_BYTES)
+    data = read_stdin("a genotype's text") if is_stream(file) else read_bytes(Path(file), MAX_TEXT_BYTES)
     where = "standard input" if is_stream(file) else file
     try:
-        text = data.decode("utf-8-sig")
+        text = decode_text(data)
     except UnicodeDecodeError:
         raise InputError(f"{where}: is not text") from None
     references.refuse_existing(output, force)

@@ -28,7 +28,7 @@ def command(
     set_verbosity(quiet, verbose)
     if cell not in CELLS:
         raise UsageError(f"--cell {cell}: should be one of {', '.join(CELLS)}")
-    from ssfnas_cli.plots.cell_graph import FORMATS, render
+    from ssfnas_cli.plots.cell_picture import FORMATS, render
 
     suffix = "svg" if is_stream(output) else output.suffix.removeprefix(".").lower()
     if suffix not in FORMATS:

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from ssfnas_cli import stop
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.data.augment import Augmentation, Normalise, to_float
+from ssfnas_cli.data.loader import load_in_processes
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.settings import Training
 
@@ -151,8 +151,7 @@ def load_from(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
     numbers = range(start, len(dataset))  # type: ignore[arg-type]
     if workers == 0:
         return (dataset[number] for number in numbers)
-    leave = stop.leave_to_main_process
-    return iter(DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=leave))
+    return load_in_processes(dataset, numbers, workers)  # type: ignore[arg-type]
 
 
 def plain_batches(

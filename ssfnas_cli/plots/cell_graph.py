@@ -1,223 +1,198 @@
-"""A picture of a genotype's cells: SVG, PNG and PDF by matplotlib alone, or Graphviz DOT text.
+"""How a cell is laid out: the column of each node, the order within columns, and how high everything stands.
 
-Where things go is in cell_layout.py; here they get their looks. Ops are tinted by family (their names say the
-same, so that print without colour loses nothing), the concatenation is grey, and what the derived network
-would not build or not use is dashed. The same genotype gives the same bytes.
+See cell_layout.py for the picture this makes.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
+import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from ssfnas_cli.artifacts.genotype import Cell, Genotype
-from ssfnas_cli.plots.cell_columns import CellGraph
-from ssfnas_cli.plots.cell_layout import (
-    FONT_SIZE,
-    MARGIN,
-    NOTE_SIZE,
-    Box,
-    Layout,
-    Wire,
-    layout,
-    text_width,
-)
+from ssfnas_cli.artifacts.genotype import Cell, Edge
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Transform
-
-CELLS = ("normal", "reduce")
-FORMATS = ("svg", "png", "pdf", "dot")
-TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
-TITLE_HEIGHT, TITLE_SIZE, MAX_NAME = 0.34, 11.0, 60
-PNG_DPI, MAX_PNG_PIXELS, MAX_PNG_SIDE = 200, 50_000_000, 60_000
-
-INK, CONCAT, FAINT, FAINT_INK, WARNING = "#1f2933", "#76818d", "#858e98", "#5b6570", "#9c3d10"
-NODE_FILL = "#e5e8ec"
-DASHES = (0, (3, 2))
-# Fill and outline by family, the first prefix that fits. Colour-blind eyes can tell them apart.
-FAMILIES = {
-    "sep_conv": ("#cfe3f5", "#2f6ea5"),
-    "dil_conv": ("#fbd9b0", "#a85e14"),
-    "conv": ("#e3d7f0", "#74529b"),
-    "max_pool": ("#d3ecd7", "#38804a"),
-    "avg_pool": ("#d3ecd7", "#38804a"),
-    "skip_connect": ("#ffffff", "#4b5563"),
-    "": ("#f3f0d6", "#6b6425"),
-}
-STYLE = {
-    "font.family": ["sans-serif"],  # DejaVu Sans, which comes with matplotlib; an SVG names substitutes
-    "mathtext.fontset": "dejavusans",
-    "svg.fonttype": "none",  # text stays text: it can be searched, and is small; fallback fonts are narrower
-    "svg.hashsalt": "ssfnas",
-    "pdf.fonttype": 42,
-}
-METADATA: dict[str, dict[str, Any]] = {
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    "png": {"Software": None},
-}
+INPUT_HEIGHT, OP_PITCH, NOTE_HEIGHT = 0.46, 0.29, 0.19  # inches
+BLOCK_GAP, LANE_GAP = 0.2, 0.17  # least distance of two nodes, and of a lane from its neighbours
+MAX_LINKS_TO_UNTANGLE = 400  # beyond it, only the fast ordering
 
 
-def render(genotype: Genotype, cells: Sequence[str], fmt: str) -> bytes:
-    """One picture of the asked cells (`normal`, `reduce`), one above the other, as the bytes of a file.
+class Item(NamedTuple):
+    """What is stacked in a column: a `node` with its ops, the `lane` of a node, the `bus` to the output."""
 
-    Raises:
-        ValueError: an unknown format, an unknown cell, or no cell at all.
-    """
-    if fmt not in FORMATS:
-        raise ValueError(f"unknown picture format '{fmt}'. Available: {', '.join(FORMATS)}")
-    if not cells:
-        raise ValueError(f"no cell to draw. Available: {', '.join(CELLS)}")
-    for kind in cells:
-        if kind not in CELLS:
-            raise ValueError(f"unknown cell '{kind}'. Available: {', '.join(CELLS)}")
-    asked = {kind: genotype.cells()[kind] for kind in CELLS if kind in cells}
-    name = _printable(genotype.name or "")
-    return _dot(name, asked).encode() if fmt == "dot" else _picture(name, asked, fmt)
+    kind: str
+    node: int = -1
 
 
-def _printable(name: str) -> str:
-    """A name on one line, without what XML forbids, cut to a length that suits a title."""
-    name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
+class CellGraph:
+    """The cell as items in columns and the links between neighbouring columns."""
+
+    def __init__(self, cell: Cell):
+        live = cell.live()
+        self.edges = [edge for edge in cell.edges if edge.op != "none"]
+        self.nodes = sorted([*live.nodes, *live.dead_nodes])
+        self.dead = set(live.dead_nodes)
+        self.concat = live.concat
+        self.used = _reaching(live.edges, live.concat)
+        self.ops: dict[int, list[Edge]] = {node: [] for node in self.nodes}
+        self.readers: dict[int, list[Edge]] = defaultdict(list)
+        for edge in self.edges:
+            self.ops[edge.target].append(edge)
+            self.readers[edge.source].append(edge)
+        self.column = {0: 0, 1: 0}
+        for node in self.nodes:
+            self.column[node] = 1 + max((self.column[edge.source] for edge in self.ops[node]), default=0)
+        self.last = 1 + max(self.column.values())  # the output's column
+        self.links = self._links()
+
+    def _links(self) -> list[dict[tuple[Item, Item], float]]:
+        """For each column, how strongly its items hang on those of the column before."""
+        links: list[dict[tuple[Item, Item], float]] = [defaultdict(float) for _ in range(self.last + 1)]
+        for edge in self.edges:
+            item = Item("node", edge.source)
+            for column in range(self.column[edge.source] + 1, self.column[edge.target]):
+                lane = Item("lane", edge.source)
+                links[column][item, lane] = 4  # long wires should be straight
+                item = lane
+            links[self.column[edge.target]][item, Item("node", edge.target)] += 1
+        for node in self.concat:
+            item = Item("node", node)
+            for column in range(self.column[node] + 1, self.last):
+                links[column][item, Item("bus")] = 4 if item.kind == "bus" else 0.5
+                item = Item("bus")
+            links[self.last][item, Item("output")] = 1
+        return links
+
+    def state(self, node: int) -> str:
+        """Whether a node is live, dead or unused."""
+        return "dead" if node in self.dead else "live" if node in self.used else "unused"
+
+    def edge_state(self, edge: Edge) -> str:
+        """An edge is dead as its source is, and unused as its target is."""
+        return "dead" if edge.source in self.dead else self.state(edge.target)
+
+    def note(self, node: int) -> str:
+        """What is written at a node that is not live."""
+        return {"dead": "no input", "unused": "unused", "live": ""}[self.state(node)]
+
+    def has_note_below(self, node: int) -> bool:
+        """Whether the note goes below the node, not where its ops would be."""
+        return self.state(node) == "unused" or (self.state(node) == "dead" and bool(self.ops[node]))
+
+    def height(self, item: Item) -> float:
+        """Room an item takes in its column."""
+        if item.kind in ("lane", "bus"):
+            return 0.0
+        if item.kind == "output":
+            return max(INPUT_HEIGHT, 0.15 * len(self.links[self.last]))
+        note = NOTE_HEIGHT if self.has_note_below(item.node) else 0.0
+        return note + (INPUT_HEIGHT if item.node < 2 else OP_PITCH * max(1, len(self.ops[item.node])))
 
 
-def _picture(name: str, cells: Mapping[str, Cell], fmt: str) -> bytes:
-    import matplotlib.style
-
-    # The user's matplotlibrc must not change the bytes, nor this the user's settings.
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may be in any script
-        figure = draw(name, cells)
-        width, height = figure.get_size_inches()
-        dpi = min(PNG_DPI, (MAX_PNG_PIXELS / (width * height)) ** 0.5, MAX_PNG_SIDE / max(width, height))
-        file = io.BytesIO()
-        figure.savefig(file, format=fmt, dpi=dpi if fmt == "png" else 72, metadata=METADATA[fmt])
-    return file.getvalue()
+def _reaching(edges: list[Edge], concat: list[int]) -> set[int]:
+    """Nodes from which a concatenated node is reached."""
+    reaching = set(concat)
+    for edge in sorted(edges, key=lambda edge: -edge.target):
+        if edge.target in reaching:
+            reaching.add(edge.source)
+    return reaching
 
 
-def draw(name: str, cells: Mapping[str, Cell]) -> Figure:
-    """The figure, sized to its content; `name` stands in the titles."""
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Affine2D
-
-    layouts = {kind: layout(cell) for kind, cell in cells.items()}
-    name_x = {kind: 3 * MARGIN + text_width(TITLES[kind], TITLE_SIZE, "bold") for kind in cells}
-    width = max(one.width for one in layouts.values())
-    width = max(width, max(name_x.values()) + text_width(name, FONT_SIZE) + MARGIN)
-    height = sum(TITLE_HEIGHT + one.height for one in layouts.values())
-    figure = Figure(figsize=(width, height), facecolor="white")
-    top = 0.0
-    for kind, one in layouts.items():
-        # Inches from the top left of the cell's part of the figure.
-        place = Affine2D().scale(1, -1).translate(0, height - top) + figure.dpi_scale_trans
-        line: dict[str, Any] = {"transform": place, "va": "baseline", "parse_math": False}
-        figure.text(MARGIN, 0.26, TITLES[kind], size=TITLE_SIZE, weight="bold", color=INK, **line)
-        figure.text(name_x[kind], 0.26, name, size=FONT_SIZE, color=FAINT_INK, **line)
-        top += TITLE_HEIGHT
-        place = Affine2D().scale(1, -1).translate(0, height - top) + figure.dpi_scale_trans
-        _draw_wires(figure, one, place)
-        for box in one.boxes:
-            _draw_box(figure, box, place)
-        top += one.height
-    return figure
+def order_columns(graph: CellGraph) -> list[list[Item]]:
+    """The items of each column from top to bottom, with few crossings of wires. The inputs stay 0 over 1."""
+    columns: list[list[Item]] = [[Item("node", 0), Item("node", 1)]]
+    for column in range(1, graph.last + 1):
+        named = {target for _, target in graph.links[column]}
+        named |= {Item("node", node) for node in graph.nodes if graph.column[node] == column}
+        place = {item: index for index, item in enumerate(columns[-1])}
+        pulls: dict[Item, list[tuple[int, float]]] = defaultdict(list)
+        for (source, target), weight in graph.links[column].items():
+            pulls[target].append((place[source], weight))
+        centre = {item: _mean(pulls[item], default=len(place) / 2) for item in named}
+        columns.append(sorted(named, key=lambda item: (centre[item], item.node, item.kind)))
+    if sum(len(links) for links in graph.links) <= MAX_LINKS_TO_UNTANGLE:
+        _untangle(graph, columns)
+    return columns
 
 
-def _draw_wires(figure: Figure, one: Layout, place: Transform) -> None:
-    """Wires of one source as one path over a white rim, so that at a crossing one is seen to pass below."""
-    from matplotlib.patches import PathPatch, Polygon
-    from matplotlib.path import Path
+def _untangle(graph: CellGraph, columns: list[list[Item]]) -> None:
+    """Move single items within their column while that saves crossings or, failing that, sorts nodes."""
 
-    groups: dict[tuple[bool, bool, int], list[Wire]] = defaultdict(list)
-    for wire in one.wires:
-        is_edge, live = wire.kind in ("edge", "arrow"), wire.state == "live"
-        groups[is_edge, live, wire.source if is_edge else -1].append(wire)
-    for (is_edge, live, _), wires in sorted(groups.items()):
-        colour = FAINT if not live else INK if is_edge else CONCAT
-        points = [point for wire in wires for point in wire.control_points()]
-        path = Path(points, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4] * len(wires))
-        looks: dict[str, Any] = {"fill": False, "capstyle": "butt", "transform": place}
-        figure.add_artist(PathPatch(path, edgecolor="white", linewidth=3.4, **looks))
-        dashes = "solid" if live else DASHES
-        figure.add_artist(PathPatch(path, edgecolor=colour, linewidth=1.1, linestyle=dashes, **looks))
-        for x, y in (wire.end for wire in wires if wire.kind in ("arrow", "output")):
-            tip = [(x, y), (x - 0.085, y - 0.042), (x - 0.085, y + 0.042)]
-            figure.add_artist(Polygon(tip, facecolor=colour, edgecolor="none", transform=place))
+    def cost(column: int) -> float:
+        nodes = [item.node for item in columns[column] if item.kind == "node"]
+        unsorted = sum(a > b for index, b in enumerate(nodes) for a in nodes[:index])
+        crossings = sum(_crossings(graph, columns, index) for index in (column, column + 1) if index <= graph.last)
+        return crossings + 0.01 * unsorted
 
-
-def _draw_box(figure: Figure, box: Box, place: Transform) -> None:
-    from matplotlib.patches import FancyBboxPatch, Rectangle
-
-    corner, live = (box.x - box.width / 2, box.y - box.height / 2), box.state == "live"
-    if box.kind == "tag":  # a gap in the wire
-        rest = Rectangle(corner, box.width, box.height, facecolor="white", edgecolor="none", transform=place)
-        figure.add_artist(rest)
-    elif box.kind != "note":
-        fill, line = ("white", FAINT) if not live else family(box.text) if box.kind == "op" else (NODE_FILL, INK)
-        shape = FancyBboxPatch(
-            corner, box.width, box.height, boxstyle="round,pad=0,rounding_size=0.05", transform=place
-        )
-        shape.set(facecolor=fill, edgecolor=line, linewidth=1.0, linestyle="solid" if live else DASHES)
-        figure.add_artist(shape)
-    size = NOTE_SIZE if box.kind in ("note", "tag") else FONT_SIZE
-    colour = WARNING if box.kind == "note" else CONCAT if box.text == "concat" else INK if live else FAINT_INK
-    weight = "bold" if box.kind in ("input", "node") else "normal"
-    lines = box.text.split("\n")
-    for index, text in enumerate(lines):
-        # Capitals, not the box with descenders, are centred: names with and without an underscore stay level.
-        y = box.y + (index - (len(lines) - 1) / 2) * 0.19 + 0.36 * size / 72
-        is_math = text.startswith("$")
-        style: dict[str, Any] = {"weight": weight, "color": colour, "parse_math": is_math}
-        style["size"] = size + 1 if is_math else size
-        figure.text(box.x, y, text, ha="center", va="baseline", transform=place, **style)
+    improved, rounds = True, 0
+    while improved and rounds < 8:
+        improved, rounds = False, rounds + 1
+        for column in range(1, graph.last):
+            best, best_order = cost(column), columns[column]
+            for item in list(best_order):
+                rest = [other for other in best_order if other != item]
+                for index in range(len(best_order)):
+                    columns[column] = [*rest[:index], item, *rest[index:]]
+                    now = cost(column)
+                    if now < best:
+                        best, best_order, improved = now, columns[column], True
+                        rest = [other for other in best_order if other != item]
+            columns[column] = best_order
 
 
-def family(op: str) -> tuple[str, str]:
-    """Fill and outline of an op."""
-    return next(colours for prefix, colours in FAMILIES.items() if op.startswith(prefix))
+def _crossings(graph: CellGraph, columns: list[list[Item]], column: int) -> float:
+    """Crossings of wires between a column and the one before it."""
+    left = {item: index for index, item in enumerate(columns[column - 1])}
+    right = {item: index for index, item in enumerate(columns[column])}
+    ends = [(left[a], right[b], weight) for (a, b), weight in graph.links[column].items()]
+    return sum(w * v for index, (a, b, w) in enumerate(ends) for c, d, v in ends[:index] if (a - c) * (b - d) < 0)
 
 
-def _dot(name: str, cells: Mapping[str, Cell]) -> str:
-    """Graphviz text with a cluster for each cell."""
-    lines = [
-        "digraph genotype {",
-        "  rankdir=LR;",
-        '  node [shape=box, style="rounded,filled", fillcolor="#e5e8ec", fontname="Helvetica"];',
-        '  edge [fontname="Helvetica", fontsize=10];',
-    ]
-    for kind, cell in cells.items():
-        title = f"{TITLES[kind]}: {name}" if name else TITLES[kind]
-        lines += [
-            f"  subgraph cluster_{kind} {{",
-            f"    label={_quoted(title)};",
-            *_dot_cell(kind, cell),
-            "  }",
-        ]
-    return "\n".join([*lines, "}", ""])
+def stack_columns(graph: CellGraph, columns: list[list[Item]]) -> list[dict[Item, float]]:
+    """The y of each item's centre: near what it is linked to, without overlap in its column."""
+    centres: list[dict[Item, float]] = []
+    for items in columns:
+        wanted = [(0.0, 1.0)] * len(items)
+        centres.append(_separate(graph, items, wanted))
+    ahead = list(range(len(columns)))
+    for sweep in range(24):
+        for column in ahead if sweep % 2 == 0 else reversed(ahead):
+            pulls: dict[Item, list[tuple[float, float]]] = defaultdict(list)
+            for (source, target), weight in graph.links[column].items():
+                pulls[target].append((centres[column - 1][source], weight))
+            if column < graph.last:
+                for (source, target), weight in graph.links[column + 1].items():
+                    pulls[source].append((centres[column + 1][target], weight))
+            middle = sum(centres[column].values()) / len(columns[column])  # for what is linked to nothing
+            wanted = [
+                (_mean(pulls[item], default=middle), sum(w for _, w in pulls[item]) or 0.01) for item in columns[column]
+            ]
+            centres[column] = _separate(graph, columns[column], wanted)
+    return centres
 
 
-def _dot_cell(kind: str, cell: Cell) -> list[str]:
-    graph = CellGraph(cell)
-    unbuilt = 'style="rounded,dashed", color=gray50, fontcolor=gray40'
-    lines = []
-    for node in (0, 1, *graph.nodes):
-        label = f"c_{{k-{2 - node}}}" if node < 2 else str(node)
-        if graph.state(node) == "live":
-            lines.append(f"    {kind}_{node} [label={_quoted(label)}];")
-        else:
-            label = f"{label} ({graph.note(node)})"
-            lines.append(f"    {kind}_{node} [label={_quoted(label)}, {unbuilt}];")
-    lines.append(f'    {kind}_out [label="c_{{k}}"];')
-    for edge in graph.edges:
-        looks = f'color="{family(edge.op)[1]}"' if graph.edge_state(edge) == "live" else "style=dashed, color=gray50"
-        lines.append(f"    {kind}_{edge.source} -> {kind}_{edge.target} [label={_quoted(edge.op)}, {looks}];")
-    return lines + [f"    {kind}_{node} -> {kind}_out [color=gray60];" for node in graph.concat]
+def _mean(pulls: Iterable[tuple[float, float]], default: float) -> float:
+    """The weighted mean of (value, weight) pairs."""
+    pairs = list(pulls)
+    total = sum(weight for _, weight in pairs)
+    return sum(value * weight for value, weight in pairs) / total if total else default
 
 
-def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+def _separate(graph: CellGraph, items: list[Item], wanted: list[tuple[float, float]]) -> dict[Item, float]:
+    """The centres nearest to the wanted ones (least squares) that keep order and distance."""
+    offsets = [0.0]
+    for above, below in itertools.pairwise(items):
+        boxes = above.kind == below.kind == "node"
+        gap = BLOCK_GAP if boxes else LANE_GAP
+        offsets.append(offsets[-1] + (graph.height(above) + graph.height(below)) / 2 + gap)
+    # Without the offsets the centres only have to be in order: isotonic regression, by pooling violators.
+    pools: list[tuple[float, float, int]] = []
+    for (value, weight), offset in zip(wanted, offsets, strict=True):
+        pool = (value - offset, weight, 1)
+        while pools and pools[-1][0] >= pool[0]:
+            mean, total, count = pools.pop()
+            joint = total + pool[1]
+            pool = ((mean * total + pool[0] * pool[1]) / joint, joint, count + pool[2])
+        pools.append(pool)
+    level = [mean for mean, _, count in pools for _ in range(count)]
+    return {item: y + offset for item, y, offset in zip(items, level, offsets, strict=True)}

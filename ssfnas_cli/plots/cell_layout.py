@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ssfnas_cli.artifacts.genotype import Cell, Edge
-from ssfnas_cli.plots.cell_columns import (
+from ssfnas_cli.plots.cell_graph import (
     NOTE_HEIGHT,
     OP_PITCH,
     CellGraph,

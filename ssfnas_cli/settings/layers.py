@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from registry.core import did_you_mean
+from ssfnas_cli.console import decode_text
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings.models import (
     MakeDatasetSettings,
@@ -116,13 +117,29 @@ def to_toml(settings: Settings) -> str:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return parse_toml(decode_text(path.read_bytes()))
     except FileNotFoundError:
         raise InputError(f"--config {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise InputError(f"--config {path}: is not TOML: {error}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """TOML.
+
+    Raises:
+        ValueError: it is none, is nested too deeply, or has a number of more digits than Python reads.
+    """
+    try:
+        return tomllib.loads(text.replace("\r\n", "\n"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:
+        raise ValueError("it holds a number of too many digits") from None
 
 
 def _parse_set(text: str) -> dict[str, Any]:
@@ -130,9 +147,11 @@ def _parse_set(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UsageError(f"--set {text}: should look like key=value")
     try:
-        parsed: Any = tomllib.loads(f"value = {value}")["value"]
+        parsed: Any = parse_toml(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value  # a bare word
+    except ValueError as error:
+        raise UsageError(f"--set {key.strip()}: {error}") from None
     if isinstance(parsed, (datetime.date, datetime.time)):
         parsed = value  # 03:50:00 is a time of day to TOML, a duration to us
     tree: Any = parsed

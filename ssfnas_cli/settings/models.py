@@ -65,7 +65,10 @@ def _seconds(value: Any) -> Any:
 
 
 Section = Annotated[PluginSection, BeforeValidator(as_section)]
-PositiveInt = Annotated[int, Field(ge=1)]
+# Far beyond what any machine trains, so that a slip of the finger is refused before memory is asked for.
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
+Channels = Annotated[int, Field(ge=2, le=65_536, multiple_of=2)]
+MAX_LAYERS = 1000
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -141,7 +144,9 @@ class MakeDatasetSettings(Settings):
         "auto", description="auto: natural if the source's classes differ in size by nature, otherwise exp"
     )
     mu: float = Field(0.1, gt=0, le=1, description="imbalance factor")
-    max_per_class: int = Field(0, ge=0, description="images of the largest class; 0: as many as the source has")
+    max_per_class: int = Field(
+        0, ge=0, le=1_000_000_000, description="images of the largest class; 0: as many as the source has"
+    )
     test_share: float = Field(0.2, ge=0, lt=1, description="cut for test from each class, if there is no test split")
     val_share: float = Field(0.0, ge=0, lt=1, description="cut for val from each class of the long-tailed train split")
     image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=4096)] = "auto"
@@ -172,13 +177,13 @@ class Execution(Settings):
 
     data: str = Field("", description="data set folder; empty: the embedded one, or the genotype's")
     device: str = "auto"
-    threads: int = Field(0, ge=0, description="0: torch's own choice")
-    workers: int = Field(0, ge=0, description="loader processes; 0: the main process loads")
+    threads: int = Field(0, ge=0, le=1024, description="0: torch's own choice")
+    workers: int = Field(0, ge=0, le=1024, description="loader processes; 0: the main process loads")
     kernels: Literal["auto", "compiled", "torch"] = Field(
         "auto", description="what computes cells and views on a CPU; auto: compiled ones where the run is long enough"
     )
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(2, ge=1, le=1_000_000)
     log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
     max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
 
@@ -202,8 +207,8 @@ class Training(Execution):
 
     seed: int = Field(0, ge=0, lt=2**63)
     epochs: PositiveInt
-    batch_size: int = Field(64, ge=2, description="at least 2: batch statistics need two images")
-    channels: Annotated[int, Field(ge=2, multiple_of=2)]
+    batch_size: int = Field(64, ge=2, le=1_000_000, description="at least 2: batch statistics need two images")
+    channels: Channels
     layers: int
     lr: Rate = 0.025
     lr_min: float = Field(0.001, ge=0)
@@ -240,14 +245,14 @@ class SearchSettings(Training):
     alpha_loss: Section = Field(PluginSection(name="none"), description="none: the alpha step uses `loss` too")
     order: Literal[1, 2] = 1
     epochs: PositiveInt = 40
-    channels: Annotated[int, Field(ge=2, multiple_of=2)] = 16
-    layers: int = Field(8, ge=3)
+    channels: Channels = 16
+    layers: int = Field(8, ge=3, le=MAX_LAYERS)
     ops: Annotated[tuple[str, ...], BeforeValidator(_comma_list), Field(min_length=1)] = PAPER_OPS
     op_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
     alpha_lr: Literal["auto"] | Rate = Field("auto", description="auto: the relaxation's default")
     alpha_betas: Literal["auto"] | tuple[Beta, Beta] = "auto"
     alpha_weight_decay: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the alphas stay fixed")
+    warmup_epochs: int = Field(0, ge=0, le=1_000_000, description="epochs at the start in which the alphas stay fixed")
     statistics_batches: int = Field(
         20,
         ge=0,
@@ -309,8 +314,8 @@ class RetrainSettings(Training):
     pretrain_epochs: PositiveInt = 150
     pretrain_lr: Rate = 0.025
     epochs: PositiveInt = 150
-    channels: Annotated[int, Field(ge=2, multiple_of=2)] = 36
-    layers: int = Field(20, ge=1)
+    channels: Channels = 36
+    layers: int = Field(20, ge=1, le=MAX_LAYERS)
     aux_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0: no such head")
     drop_path: float = Field(0.2, ge=0, lt=1, description="probability at the last epoch; rises from 0")
     cutout: float = Field(0.5, ge=0, le=1, description="side of the erased square over the image's side")

@@ -39,6 +39,15 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     (["--epochs", "1", "got 0"], ["search", "--epochs", "0"]),
     (["--batch-size", "2", "got 1"], ["search", "--loss", "barlow", "--batch-size", "1"]),
     (["--channels", "multiple of 2"], ["search", "--channels", "3"]),
+    (["--channels", "65536", "got 1000000000"], ["search", "--channels", "1000000000"]),
+    (["--layers", "1000", "got 100000"], ["search", "--layers", "100000"]),
+    (["--batch-size", "1000000"], ["search", "--batch-size", "2000000000"]),
+    (["--workers", "1024"], ["search", "--workers", "100000"]),
+    (["--threads", "1024"], ["search", "--threads", "100000"]),
+    (["'epochs'", "1000000"], ["search", "--set", f"epochs={10**18}"]),
+    (["--set x", "nested too deeply"], ["search", "--set", "x=" + "[" * 100_000]),
+    (["--set epochs", "too many digits"], ["search", "--set", "epochs=" + "9" * 5000]),
+    (["--seed"], ["make-dataset", "--seed", "9" * 30]),
     (["--threads", "greater than or equal to 0"], ["search", "--threads", "-1"]),
     (["--threads", "greater than or equal to 0"], ["evaluate", "run", "--threads", "-1"]),
     (["--max-time", "3:50:00"], ["search", "--max-time", "soon"]),
@@ -62,6 +71,15 @@ def test_config_file(ssfnas, tmp_path):
     ssfnas.refuses(2, ["'epoch'", "Did you mean 'epochs'?"], "search", "--config", "other.toml", cwd=tmp_path)
     (tmp_path / "latin.toml").write_bytes(b'data = "\xe9"\n')
     ssfnas.refuses(3, ["latin.toml", "cannot be read"], "search", "--config", "latin.toml", cwd=tmp_path)
+
+
+def test_a_config_file_with_bottomless_nesting_or_a_number_without_end(ssfnas, tmp_path):
+    (tmp_path / "deep.toml").write_text("x = " + "[" * 100_000)
+    ssfnas.refuses(3, ["--config deep.toml", "nested too deeply"], "search", "--config", "deep.toml", cwd=tmp_path)
+    (tmp_path / "long.toml").write_text("epochs = " + "9" * 5000)
+    ssfnas.refuses(3, ["--config long.toml", "too many digits"], "search", "--config", "long.toml", cwd=tmp_path)
+    (tmp_path / "half.toml").write_bytes("epochs = 3".encode("utf-16")[:-1])
+    ssfnas.refuses(3, ["--config half.toml", "cannot be read"], "search", "--config", "half.toml", cwd=tmp_path)
 
 
 # Genotypes

@@ -34,3 +34,13 @@ def test_the_order_of_layers(ssfnas, tmp_path):
     assert settings["relax"]["name"] == "sigmoid"
     assert settings["loss"]["lambda"] == 0.5, "an option of the plugin that a flag beside it names"
     assert "label_smoothing" not in settings["loss"], "those of the plugin it replaces are forgotten"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_a_config_file_as_windows_writes_it_is_read(ssfnas, tmp_path, encoding):
+    """With a byte-order mark, in UTF-16 (what > writes in PowerShell), with CR LF."""
+    printed = ssfnas.ok("search", "--set", "data=Größe", "--show-settings", cwd=tmp_path).out
+    text = printed.decode().replace("\n", "\r\n")
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    (tmp_path / "c.toml").write_bytes((mark + text).encode(encoding))
+    assert ssfnas.ok("search", "--config", "c.toml", "--show-settings", cwd=tmp_path).out == printed

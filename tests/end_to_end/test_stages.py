@@ -64,6 +64,25 @@ def test_derive(ssfnas, world, tmp_path):
     assert initial["alphas_sha256"] != provenance["alphas_sha256"]
 
 
+def test_a_search_that_collapsed_into_skips_and_pools_is_said_and_described(ssfnas, world, tmp_path):
+    argv = ["search", "--data", world / "data", *ssfnas.tiny, "--set", "ops=skip_connect,max_pool_3x3", "-o", "run"]
+    ssfnas.ok(*argv, cwd=tmp_path)
+    derived = ssfnas.ok("derive", "run", cwd=tmp_path)
+    (line,) = derived.err.splitlines()
+    assert line.startswith("ssfnas: warning: ") and "have no weights: the search may have collapsed" in line
+    described = ssfnas.ok("describe", "-", stdin=derived.out, cwd=tmp_path).json
+    for kind in ("normal", "reduce"):
+        ops = described[kind]["ops"]
+        assert set(ops) <= {"skip_connect", "max_pool_3x3"} and sum(ops.values()) == described[kind]["edges"] == 8
+        assert all(f"{name} {count}" in line for name, count in ops.items())
+
+
+def test_a_cell_with_weights_is_no_collapse(ssfnas, world, tmp_path):
+    argv = ["search", "--data", world / "data", *ssfnas.tiny, "--set", "ops=none,sep_conv_3x3", "-o", "run"]
+    ssfnas.ok(*argv, cwd=tmp_path)
+    assert ssfnas.ok("derive", "run", cwd=tmp_path).err == ""
+
+
 def test_retrain(world):
     printed = json.loads((world / "retrain.stdout").read_text())
     assert (printed["kind"], printed["path"], printed["state"]) == ("retrain-run", "retrain", "done")

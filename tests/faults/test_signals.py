@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import select
 import signal
 import subprocess
@@ -9,11 +10,11 @@ import sys
 import time
 
 import pytest
-from faults_support import RETRAIN, SEARCH, SHORT, assert_same_end, script, wait_for
+from faults_support import ENVIRON, RETRAIN, SEARCH, SHORT, SSFNAS, assert_same_end, script, wait_for
 
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints, load_checkpoint
 
-NAMES = ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"]
+NAMES = ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT"]
 
 
 def number(name):
@@ -139,7 +140,7 @@ def test_a_signal_to_every_process_of_the_job_leaves_loaders_out_of_it(zygote, w
     """As a queue does it, or Ctrl-C: the loader processes must not die of it and take the run with them."""
     flag = place / "paused"
     argv = [*SEARCH, "-o", "run", "--workers", "2"]
-    for name in ("SIGTERM", "SIGUSR1", "SIGINT"):
+    for name in ("SIGTERM", "SIGUSR1", "SIGHUP", "SIGINT"):
         child = zygote.start(argv, place, {"pause_at_step": [1, 2, str(flag)]})
         wait_for(flag.exists)
         os.killpg(child.pid, number(name))
@@ -192,3 +193,35 @@ def test_a_request_after_a_wait_is_over_is_left_to_the_loop_which_saves(name):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, name), done.stderr
+
+
+def test_a_hangup_that_was_ignored_at_the_start_stays_ignored():
+    """As under nohup."""
+    code = (
+        "import os, signal\nfrom ssfnas_cli import stop\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "stop.install_handlers()\nos.kill(os.getpid(), signal.SIGHUP)\nprint(stop.request(None))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, "None"), done.stderr
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_goes_away_costs_nothing(world, place, ignored):
+    """The connection drops: the kernel sends SIGHUP, and writing to the terminal is an error from then on."""
+    disposition = signal.SIG_IGN if ignored else signal.SIG_DFL
+    ours, theirs = pty.openpty()
+    argv = [SSFNAS, *SEARCH, "--epochs", "3" if ignored else "500", "-o", "run"]
+    process = subprocess.Popen(
+        argv, cwd=place, env={**os.environ, **ENVIRON}, stdin=theirs, stdout=theirs, stderr=theirs,
+        preexec_fn=lambda: (os.login_tty(theirs), signal.signal(signal.SIGHUP, disposition)),
+    )  # fmt: skip
+    os.close(theirs)
+    while not (place / "run" / "metrics.jsonl").exists() or b"left" not in os.read(ours, 65536):
+        assert process.poll() is None
+    os.close(ours)
+    if ignored:
+        assert process.wait(120) in (0, 5), "its result has nowhere to go"
+        assert_same_end(place / "run", world / "search")
+    else:
+        assert process.wait(120) == 75
+        assert status(place / "run")["state"] == "stopped"

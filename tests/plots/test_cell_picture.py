@@ -19,9 +19,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
-from ssfnas_cli.plots import cell_graph
-from ssfnas_cli.plots.cell_graph import CELLS, FORMATS, draw, render
+from ssfnas_cli.plots import cell_picture
 from ssfnas_cli.plots.cell_layout import Box, Layout, Wire, layout
+from ssfnas_cli.plots.cell_picture import CELLS, FORMATS, draw, render
 
 OPS = (
     "sep_conv_3x3",
@@ -148,7 +148,7 @@ def test_each_text_fits_its_box_and_is_no_smaller_than_8_points(name: str) -> No
     for text, (box, _) in zip(drawn, lines, strict=True):
         found = text.get_window_extent(renderer)
         left, right = found.x0 / figure.dpi, found.x1 / figure.dpi
-        top, bottom = ((figure.bbox.height - y) / figure.dpi - cell_graph.TITLE_HEIGHT for y in (found.y1, found.y0))
+        top, bottom = ((figure.bbox.height - y) / figure.dpi - cell_picture.TITLE_HEIGHT for y in (found.y1, found.y0))
         extents.append((left, top, right, bottom))
         around = extent(box)
         assert around[0] <= left + 0.02 and right <= around[2] + 0.02, f"{text} is wider than {box}"
@@ -258,7 +258,7 @@ def test_png_is_a_png_with_ink_and_colour_on_white(genotype: Genotype) -> None:
 
 
 def test_a_huge_png_is_rendered_at_lower_resolution(genotype: Genotype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell_graph, "MAX_PNG_PIXELS", 100_000)
+    monkeypatch.setattr(cell_picture, "MAX_PNG_PIXELS", 100_000)
     with Image.open(io.BytesIO(render(genotype, CELLS, "png"))) as image:
         assert 50_000 < image.width * image.height <= 101_000
 
@@ -296,7 +296,7 @@ def test_a_hostile_name_breaks_neither_xml_nor_dot() -> None:
 RENDER_ALL = """
 import hashlib, sys
 from ssfnas_cli.artifacts.genotype import parse_genotype
-from ssfnas_cli.plots.cell_graph import CELLS, FORMATS, render
+from ssfnas_cli.plots.cell_picture import CELLS, FORMATS, render
 genotype = parse_genotype(sys.stdin.buffer.read(), "stdin")
 for fmt in FORMATS:
     print(hashlib.sha256(render(genotype, CELLS, fmt)).hexdigest())

@@ -23,7 +23,7 @@ class _OneLine(logging.Formatter):
     """`ssfnas: warning: text`, or just the text for what is merely said."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage()
+        text = printable(record.getMessage())
         return text if record.levelno <= logging.INFO else f"ssfnas: {record.levelname.lower()}: {text}"
 
 
@@ -107,3 +107,12 @@ def read_stdin(what: str) -> bytes:
 def is_stream(path: Path | str) -> bool:
     """Whether a path means stdin or stdout."""
     return str(path) == "-"
+
+
+def printable(text: str) -> str:
+    r"""The text with what would steer a terminal escaped: control characters, ANSI sequences, marks of direction.
+
+    Names of files, classes and settings may come from strangers. `"a\x1b[31m"` becomes `"a\\x1b[31m"`. What a terminal
+    cannot show, such as the halves of a pair that stand for undecodable bytes of a file's name, is escaped, too.
+    """
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -22,18 +22,25 @@ from ssfnas_cli.artifacts.files import (
     is_set_aside,
     read_sealed_json,
     reason,
+    refuse_detour,
     set_aside,
     sweep_temporaries,
+    temporary_of,
+    unshare,
     write_bytes,
     write_sealed_json,
 )
-from ssfnas_cli.artifacts.lock import FolderLock, is_held
-from ssfnas_cli.console import log
+from ssfnas_cli.artifacts.lock import FolderLock, is_held, is_lock, sweep_lock_temporaries
+from ssfnas_cli.console import log, printable
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
 Model = TypeVar("Model", bound=BaseModel)
 SCHEMA = "ssfnas.run/1"
 STATES = ("running", "stopped", "done", "diverged")
+FILES = (  # that a run writes
+    *("config.json", "status.json", "metrics.jsonl", "log.txt"),
+    *("alphas.safetensors", "genotype.json", "model.safetensors"),
+)
 _MISSING = object()
 
 
@@ -64,7 +71,7 @@ class RunFolder:
             raise InputError(f"{path}: is a file; a run folder is expected")
         if not path.exists():
             raise InputError(f"{path}: no such run folder")
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").exists():
             what = "a data set, not a run" if (path / "manifest.json").exists() else "not a run folder"
             raise InputError(f"{path}: is {what}: it has no config.json")
         config = read_sealed_json(path / "config.json")
@@ -174,14 +181,24 @@ def writing(path: Path, kind: str, config: Mapping[str, Any], identity: Mapping[
             write_sealed_json(path / "config.json", run.config)
         run.lock = lock
         _refuse_another(run, kind, identity)
-        for folder in (path, run.checkpoints):
-            sweep_temporaries(folder)
+        _sweep(run)
         with _logging_to(path / "log.txt"):
             if lock.taken_over:
                 log.warning("%s: %s", path, lock.taken_over)
             yield run
     finally:
         lock.release()
+
+
+def _sweep(run: RunFolder) -> None:
+    """Delete what a killed process of ours left half-written, once it is sure that no link leads elsewhere."""
+    for name in FILES:
+        refuse_detour(run.path / name)
+    refuse_detour(run.checkpoints, folder=True)
+    sweep_lock_temporaries(run.path)
+    for folder in (run.path, run.checkpoints):
+        if folder.is_dir():
+            sweep_temporaries(folder)
 
 
 def move_aside(path: Path) -> None:
@@ -229,18 +246,22 @@ def _existing(path: Path) -> RunFolder | None:
         raise OutputExistsError(f"{path}: is a file, where the run's folder should be: choose another with -o")
     if (path / "config.json").exists():
         return RunFolder.open(path)
-    if any(entry.name != "lock.json" and not entry.name.startswith(".") for entry in path.iterdir()):
-        raise OutputExistsError(f"{path}: is a folder with other things in it: choose another with -o")
+    for entry in path.iterdir():
+        if not is_lock(entry) and temporary_of(entry) is None:
+            raise OutputExistsError(
+                f"{path}: is a folder with other things in it ({entry.name}): choose another with -o"
+            )
     return None
 
 
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
+    unshare(path)
     try:
         handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise DiskError(f"{path}: cannot be written: {reason(error)}") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_LogLine("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
         yield
@@ -255,6 +276,13 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
+
+
+class _LogLine(logging.Formatter):
+    """A record on one line, with names that strangers chose escaped."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def _refuse_another(run: RunFolder, kind: str, identity: Mapping[str, Any]) -> None:
@@ -318,24 +346,32 @@ def _processor_name() -> str:
     return ""
 
 
-def find_runs(folder: Path) -> list[RunFolder]:
-    """Every run in a folder (or the folder itself, if it is one), by name.
+class DamagedRun(NamedTuple):
+    """A folder that should hold a run and holds none that can be read."""
 
-    What is damaged is passed over with a warning, what --force moved aside without one.
-    """
+    path: Path
+    why: str
+
+
+def find_runs(folder: Path) -> list[RunFolder | DamagedRun]:
+    """Every run in a folder (or the folder itself, if it is one), by name; what --force moved aside is passed over."""
     candidates = [folder] if (folder / "config.json").exists() else sorted(folder.iterdir())
     candidates = [path for path in candidates if path == folder or not is_set_aside(path)]
-    found = []
+    found: list[RunFolder | DamagedRun] = []
     for path in candidates:
-        if path.is_dir() and (path / "config.json").exists():
-            try:
+        try:
+            if path.is_dir() and os.path.lexists(path / "config.json"):
                 found.append(RunFolder.open(path))
-            except InputError as error:
-                log.warning("%s", error)
+        except InputError as error:
+            found.append(DamagedRun(path, str(error)))
+        except OSError as error:  # a folder of others, or one that has just been removed
+            found.append(DamagedRun(path, f"{path}: cannot be read: {reason(error)}"))
     return found
 
 
 def age(run: RunFolder) -> float:
     """Seconds since the run last said anything of itself."""
-    path = run.path / "status.json"
-    return max(0.0, time.time() - (path if path.exists() else run.path / "config.json").stat().st_mtime)
+    for name in ("status.json", "config.json"):
+        with contextlib.suppress(OSError):
+            return max(0.0, time.time() - (run.path / name).stat().st_mtime)
+    return 0.0

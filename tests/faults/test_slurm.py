@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from faults_support import ENVIRON, RETRAIN, SEARCH, SSFNAS, assert_same_end, wait_for
+from faults_support import ENVIRON, RETRAIN, SEARCH, SSFNAS, assert_same_end, wait_for, with_faults
 
 SLURM = Path(__file__).parents[2] / "examples" / "slurm"
 SCRIPTS = sorted(SLURM.glob("*.sh"))
@@ -108,15 +108,17 @@ def test_the_three_scripts_are_there_and_ask_for_what_they_need():
 
 def test_a_job_whose_time_is_up_saves_is_requeued_and_its_next_turn_ends_exactly(cluster, world, place):
     argv = [*SEARCH, "-o", "run"]
-    job = run(cluster, place, "requeue.sh", *argv)
-    wait_for((place / "run" / "checkpoints" / "0000000003").exists)
+    reached = place / "reached"
+    faults = {"wait_for_a_request_at_file_event": ["checkpoints/0000000003", str(reached)]}
+    job = run(cluster, place, "requeue.sh", *argv, **with_faults(faults))
+    wait_for(reached.exists)
     job.send_signal(signal.SIGUSR1)  # to the batch script only, as with B:
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate()
     assert job.returncode == 75, err
     assert "stopped by SIGUSR1" in err and "back into the queue (turn 1)" in err
     assert log_of(place)[-1] == "scontrol requeue 77"
     turn = run(cluster, place, "requeue.sh", *argv, SLURM_RESTART_COUNT="1")
-    out, err = turn.communicate(timeout=60)
+    out, err = turn.communicate()
     assert turn.returncode == 0, err
     assert json.loads(out)["state"] == "done"
     assert len([line for line in log_of(place) if line.startswith("scontrol")]) == 1
@@ -133,7 +135,7 @@ def test_only_exit_75_goes_back_into_the_queue_and_not_for_ever(cluster, place, 
     (place / "bin" / "ssfnas").write_text(STUB.format(code=code))
     (place / "bin" / "ssfnas").chmod(0o755)
     job = run(cluster, place, "requeue.sh", "search", SLURM_RESTART_COUNT=str(restarts), MAX_RESTARTS="5")
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate()
     assert job.returncode == code
     assert len([line for line in log_of(place) if line.startswith("scontrol requeue 77")]) == requeues
     assert ("submit it again" in err) == (restarts == 5)
@@ -143,7 +145,7 @@ def test_an_array_task_takes_its_index_as_seed_and_its_data_from_scratch(cluster
     environ = {"SLURM_ARRAY_TASK_ID": "5", "DATA": "data", "OUT": "runs", "REQUEUE": str(SLURM / "requeue.sh")}
     options = [word for word in SEARCH[1:] if word not in ("--data", "data")]
     job = run(cluster, place, "search-array.sh", *options, "--epochs", "1", **environ)
-    out, err = job.communicate(timeout=60)
+    out, err = job.communicate()
     assert job.returncode == 0, err
     result = json.loads(out)
     assert result["seed"] == 5 and result["path"] == "runs/seed-5"
@@ -155,7 +157,7 @@ def test_an_array_task_takes_its_index_as_seed_and_its_data_from_scratch(cluster
     (place / "bin" / "ssfnas").chmod(0o755)
     before = staged.stat().st_mtime_ns
     again = run(cluster, place, "search-array.sh", **environ | {"SLURM_ARRAY_TASK_ID": "6"})
-    again.communicate(timeout=60)
+    again.communicate()
     assert again.returncode == 0 and staged.stat().st_mtime_ns == before
     assert [path.name for path in (place / "scratch").iterdir()] == [staged.name]
 
@@ -170,7 +172,7 @@ def test_an_array_task_hands_its_signal_on_to_ssfnas(cluster, place, name):
     job = run(cluster, place, "search-array.sh", **environ)
     wait_for((place / "started").exists)
     job.send_signal(getattr(signal, name))
-    job.communicate(timeout=60)
+    job.communicate()
     assert job.returncode == 75 and log_of(place)[-1] == "scontrol requeue 77"
 
 
@@ -184,7 +186,7 @@ def test_the_pipeline_runs_from_images_to_metrics_each_stage_after_the_one_befor
         "RETRAIN_ARGS": " ".join(RETRAIN[4:]) + " --epochs 1 --pretrain none",
     }
     job = run(cluster, place, "pipeline.sh", **environ)
-    out, err = job.communicate(timeout=200)
+    out, err = job.communicate()
     logs = {path.name: path.read_text() for path in (place / "an exp" / "logs").iterdir()}
     assert job.returncode == 0, (err, logs)
     assert out == "105\n"
@@ -200,7 +202,7 @@ def test_the_pipeline_runs_from_images_to_metrics_each_stage_after_the_one_befor
 def test_a_stage_that_fails_stops_those_behind_it(cluster, place):
     environ = {"OUT": "exp", "DATASET_ARGS": "--source nonsense"}
     job = run(cluster, place, "pipeline.sh", **environ)
-    job.communicate(timeout=200)
+    job.communicate()
     codes = [(place / "state" / f"code-{number}").read_text().strip() for number in range(101, 106)]
     assert codes == ["2", "1", "1", "1", "1"]
     assert not (place / "exp" / "search").exists()

@@ -145,7 +145,7 @@ class FolderLock:
         except FileNotFoundError:
             return None
         if not stat.S_ISREG(state.st_mode):
-            raise InputError(f"{self.path}: is a link or a folder, not a lock: remove it")
+            raise InputError(f"{self.path}: is a link, a folder or a pipe, not a lock: remove it")
         holder, silent = _read(self.path), now - state.st_mtime
         alive = _is_alive(holder)
         if alive is False or (alive is None and silent >= SILENCE_SECONDS):

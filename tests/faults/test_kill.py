@@ -63,7 +63,10 @@ def test_a_kill_at_any_file_operation_of_a_save_costs_at_most_that_save(zygote, 
 
 
 def test_a_kill_while_old_checkpoints_are_pruned_leaves_the_new_ones(zygote, world, place):
-    faults = [{"signals_at_file_event": [KILL, let_pass, f"{number:010d}"]} for number, let_pass in ((1, 9), (3, 9))]
+    faults = [
+        {"signals_at_file_event": [KILL, let_pass, f"checkpoints/{number:010d}", "os.remove", "os.rmdir"]}
+        for number, let_pass in ((1, 0), (2, 1), (3, 2), (4, 3))
+    ]
     kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
     assert_same_end(place / "run", world / "search")
     assert len(list((place / "run" / "checkpoints").iterdir())) == 2
@@ -71,8 +74,11 @@ def test_a_kill_while_old_checkpoints_are_pruned_leaves_the_new_ones(zygote, wor
 
 @pytest.mark.parametrize("word", ["metrics.jsonl", "alphas.safetensors"])
 def test_a_kill_between_an_epochs_checkpoint_and_what_follows_from_it_loses_neither(zygote, world, place, word):
-    # the first two operations on each belong to the start, the third opens the temporary of the epoch's end
-    faults = [{"signals_at_file_event": [KILL, 4, f".{word}"]}, {"signals_at_file_event": [KILL, 6, f".{word}"]}]
+    # written once at the start, and after each epoch's checkpoint: before the renaming, and before there is a temporary
+    faults = [
+        {"signals_at_file_event": [KILL, 1, f".{word}.ssfnas", "os.rename"]},
+        {"signals_at_file_event": [KILL, 1, f".{word}.ssfnas", "os.mkdir"]},
+    ]
     kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
     assert_same_end(place / "run", world / "search")
 

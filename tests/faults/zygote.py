@@ -127,12 +127,12 @@ def fault_count_calls(value) -> None:
 
 
 def fault_signals_at_file_event(value) -> None:
-    """[signal, how many to let pass, word]: at an operation on a file whose name has that word in it."""
-    number, let_pass, word = value
+    """[signal, how many to let pass, word, kinds...]: at an operation on a file whose name has that word in it."""
+    number, let_pass, word, *kinds = value
     left = [let_pass]
 
     def hook(event, arguments) -> None:
-        if event in AUDITED and any(word in str(argument) for argument in arguments[:2]):
+        if event in (kinds or AUDITED) and any(word in str(argument) for argument in arguments[:2]):
             left[0] -= 1
             if left[0] == -1:
                 os.kill(os.getpid(), number)

@@ -129,13 +129,37 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def dump_json(value: Any) -> bytes:
-    """UTF-8 JSON, two spaces, keys in the order given, a final newline; refuses NaN."""
-    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    """UTF-8 JSON, two spaces, keys in the order given, a final newline; refuses NaN.
+
+    Raises:
+        InputError: it holds a name that is not text.
+    """
+    return _encode(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def seal(value: Mapping[str, Any]) -> str:
     """sha256 of a JSON object, whatever its layout: what a sealed file states of the rest of itself."""
-    return sha256_bytes(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode())
+    return sha256_bytes(_encode(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)))
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:  # half a pair: Python's way to write a byte of a file's name that is no UTF-8
+        near = text[max(0, error.start - 20) : error.start + 20]
+        raise InputError(f"a name is not UTF-8 text, near {near!r}: rename it") from None
+
+
+def refuse_undecodable(path: Path) -> None:
+    """Check that a path can be recorded.
+
+    Raises:
+        UsageError: it is not UTF-8 text.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{path}: is not UTF-8 text: choose another name with -o") from None
 
 
 def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:

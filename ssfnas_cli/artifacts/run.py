@@ -23,6 +23,7 @@ from ssfnas_cli.artifacts.files import (
     read_sealed_json,
     reason,
     refuse_detour,
+    refuse_undecodable,
     set_aside,
     sweep_temporaries,
     temporary_of,
@@ -167,6 +168,7 @@ def writing(path: Path, kind: str, config: Mapping[str, Any], identity: Mapping[
         OutputExistsError: it is another run's, not a run's, or somebody is writing it.
         DiskError: it cannot be written.
     """
+    refuse_undecodable(path)
     _existing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -360,8 +362,10 @@ def find_runs(folder: Path) -> list[RunFolder | DamagedRun]:
     found: list[RunFolder | DamagedRun] = []
     for path in candidates:
         try:
-            if path.is_dir() and os.path.lexists(path / "config.json"):
+            if path.is_dir() and (path / "config.json").lstat():
                 found.append(RunFolder.open(path))
+        except FileNotFoundError:
+            continue  # another folder, no run
         except InputError as error:
             found.append(DamagedRun(path, str(error)))
         except OSError as error:  # a folder of others, or one that has just been removed

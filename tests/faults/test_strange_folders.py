@@ -234,7 +234,7 @@ def test_many_readers_at_once_do_not_disturb_a_run_nor_each_other(zygote, world,
 
 def test_a_terabyte_that_is_only_claimed_is_refused_at_once(zygote, world, place):
     """A sparse file has any size and takes no room; to read it takes an hour."""
-    claimed = 2**40
+    claimed = 2**39
     header = json.dumps({"x": {"dtype": "U8", "shape": [claimed], "data_offsets": [0, claimed]}}).encode()
     (place / "data").unlink()
     for folder in ("data", "search", "retrain"):
@@ -276,9 +276,19 @@ def test_json_without_a_bottom_or_a_number_without_an_end_is_one_line(zygote, wo
 
 
 def test_names_that_would_steer_a_terminal_are_shown_escaped(zygote, place):
-    name = "run\x1b[31m\u202e\x07\udcff\n"
-    assert zygote.run([*RETRAIN, "--pretrain", "none", "--epochs", "1", "-o", name], place).code == 0
-    again = zygote.run([*RETRAIN, "--pretrain", "none", "--epochs", "1", "-o", name], place)
-    assert "run\\x1b[31m\\u202e\\x07\\udcff\\n is done" in again.err, again
+    name = "run\x1b[31m\u202e\x07\n"
+    argv = [*RETRAIN, "--pretrain", "none", "--epochs", "1", "-o", name]
+    assert zygote.run(argv, place).code == 0
+    assert "run\\x1b[31m\\u202e\\x07\\n is done" in zygote.run(argv, place).err
     log = (place / name / "log.txt").read_text()
-    assert "done: run\\x1b[31m\\u202e\\x07\\udcff\\n" in log and "\x1b" not in log
+    assert "done: run\\x1b[31m\\u202e\\x07\\n" in log and "\x1b" not in log
+
+
+def test_an_output_whose_name_cannot_be_recorded_is_refused_before_training(zygote, place):
+    refused(zygote.run([*SHORT, "-o", "run\udcff"], place), 2, "run\\udcff: is not UTF-8 text")
+    assert not [path for path in place.iterdir() if path.name.startswith("run")]
+
+
+def test_a_data_set_whose_name_cannot_be_recorded_is_refused_before_training(zygote, place):
+    shutil.copytree(place / "data", place / "copy\udcff")
+    refused(zygote.run([*SHORT, "--data", "copy\udcff", "-o", "run"], place), 3, "is not UTF-8 text", "copy\\udcff")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 from pathlib import Path
 
@@ -31,7 +33,7 @@ output=/dev/null wrap=
 while [ $# -gt 0 ]; do
     case $1 in
         --dependency=afterok:*) before=${1##*:}; [ "$(cat "$SLURM_STATE/code-$before")" = 0 ] || failed=yes ;;
-        --output=*) output=${1#*=} ;;
+        --output=*) output=${1#*=} output=${output//%%/%} ;;
         --wrap) wrap=$2; shift ;;
         --*) ;;
         *) break ;;
@@ -149,17 +151,69 @@ def test_an_array_task_takes_its_index_as_seed_and_its_data_from_scratch(cluster
     assert job.returncode == 0, err
     result = json.loads(out)
     assert result["seed"] == 5 and result["path"] == "runs/seed-5"
-    (staged,) = (place / "scratch").iterdir()
+    (scratch,) = (place / "scratch").iterdir()
+    assert scratch.name == f"ssfnas-{os.getuid()}" and stat.S_IMODE(scratch.stat().st_mode) == 0o700
+    (staged,) = scratch.iterdir()
     assert result["data"] == str(staged) and staged.name.startswith("data-")
     assert (staged / "manifest.json").read_bytes() == (world / "data" / "manifest.json").read_bytes()
     assert "srun ssfnas search --data" in log_of(place)[0]
-    (place / "bin" / "ssfnas").write_text(STUB.format(code=0))  # from here on the staged copy is what counts
+
+
+def stage(cluster, place, **environ):
+    """An array task that only stages the data set."""
+    (place / "bin" / "ssfnas").write_text(STUB.format(code=0))
     (place / "bin" / "ssfnas").chmod(0o755)
-    before = staged.stat().st_mtime_ns
-    again = run(cluster, place, "search-array.sh", **environ | {"SLURM_ARRAY_TASK_ID": "6"})
-    again.communicate()
-    assert again.returncode == 0 and staged.stat().st_mtime_ns == before
-    assert [path.name for path in (place / "scratch").iterdir()] == [staged.name]
+    environ = {"SLURM_ARRAY_TASK_ID": "6", "DATA": "data", "REQUEUE": str(SLURM / "requeue.sh"), **environ}
+    job = run(cluster, place, "search-array.sh", **environ)
+    _, err = job.communicate()
+    return job.returncode, err
+
+
+def test_a_staged_copy_is_used_again_and_one_that_differs_is_staged_again(cluster, world, place):
+    assert stage(cluster, place) == (0, "")
+    (staged,) = (place / "scratch" / f"ssfnas-{os.getuid()}").iterdir()
+    sound = {path.name: path.read_bytes() for path in staged.iterdir()}
+    assert sound == {path.name: path.read_bytes() for path in (world / "data").iterdir()}
+    before = staged.stat().st_ino
+    assert stage(cluster, place) == (0, "") and staged.stat().st_ino == before
+    shard = next(staged.glob("train-*"))
+    for damage in (
+        lambda: (staged / "manifest.json").write_text("{}"),
+        lambda: shard.write_bytes(sound[shard.name][:-100]),
+        shard.unlink,
+        lambda: (staged / "more").write_text(""),
+        lambda: (shutil.rmtree(staged), staged.mkdir()),
+    ):
+        damage()
+        assert stage(cluster, place) == (0, "")
+        assert {path.name: path.read_bytes() for path in staged.iterdir()} == sound
+        assert [path.name for path in staged.parent.iterdir()] == [staged.name]
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "of another user"])
+def test_a_scratch_folder_that_somebody_else_made_is_refused(cluster, place, kind):
+    scratch, elsewhere = place / "scratch" / f"ssfnas-{os.getuid()}", place / "elsewhere"
+    elsewhere.mkdir(mode=0o777)
+    if kind == "link":
+        scratch.symlink_to(elsewhere)
+    elif kind == "file":
+        scratch.write_text("")
+    elif os.geteuid() == 0:
+        scratch.mkdir()
+        os.chown(scratch, 65534, 65534)
+    else:
+        return  # only root can make a folder of another user
+    code, err = stage(cluster, place)
+    assert code == 1 and f"{scratch} is not a folder of yours" in err
+    assert not list(elsewhere.iterdir()) and not log_of(place)
+
+
+def test_a_scratch_folder_of_ours_is_closed_to_others(cluster, place):
+    scratch = place / "scratch" / f"ssfnas-{os.getuid()}"
+    scratch.mkdir()
+    scratch.chmod(0o777)
+    assert stage(cluster, place) == (0, "")
+    assert stat.S_IMODE(scratch.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
@@ -176,21 +230,24 @@ def test_an_array_task_hands_its_signal_on_to_ssfnas(cluster, place, name):
     assert job.returncode == 75 and log_of(place)[-1] == "scontrol requeue 77"
 
 
+OUT = "an ex%perimént's $HOME `id` \"\\ \x07"
+
+
 def test_the_pipeline_runs_from_images_to_metrics_each_stage_after_the_one_before(cluster, place):
     (place / "data").unlink()
     environ = {
-        "OUT": "an exp",
-        "DATASET_ARGS": "--max-per-class 12 --mu 0.5",
+        "OUT": OUT,
+        "DATASET_ARGS": "--max-per-class 12\n\t--mu 0.5\n",
         "SEARCH_ARGS": " ".join(SEARCH[3:]) + " --epochs 1",
         "DERIVE_ARGS": "--rule darts",
         "RETRAIN_ARGS": " ".join(RETRAIN[4:]) + " --epochs 1 --pretrain none",
     }
     job = run(cluster, place, "pipeline.sh", **environ)
     out, err = job.communicate()
-    logs = {path.name: path.read_text() for path in (place / "an exp" / "logs").iterdir()}
+    logs = {path.name: path.read_text() for path in (place / OUT / "logs").iterdir()}
     assert job.returncode == 0, (err, logs)
     assert out == "105\n"
-    metrics = json.loads((place / "an exp" / "metrics.json").read_text())
+    metrics = json.loads((place / OUT / "metrics.json").read_text())
     assert metrics["splits"]["test"]["num_images"] > 0
     submitted = [line for line in log_of(place) if line.startswith("sbatch")]
     assert len(submitted) == 5 and "--dependency" not in submitted[0]
@@ -206,3 +263,10 @@ def test_a_stage_that_fails_stops_those_behind_it(cluster, place):
     codes = [(place / "state" / f"code-{number}").read_text().strip() for number in range(101, 106)]
     assert codes == ["2", "1", "1", "1", "1"]
     assert not (place / "exp" / "search").exists()
+
+
+def test_a_pipeline_whose_folder_has_a_line_break_is_refused(cluster, place):
+    job = run(cluster, place, "pipeline.sh", OUT="two\nlines")
+    _, err = job.communicate()
+    assert job.returncode == 2 and "OUT has a line break" in err and not log_of(place)
+    assert not [path for path in place.iterdir() if path.name.startswith("two")]

@@ -21,7 +21,7 @@ import subprocess
 from pathlib import Path
 
 from ssfnas_cli.artifacts.cache import cache_folder, make_private, temporary_folder, why_not_ours
-from ssfnas_cli.artifacts.files import atomic_path, sha256_file, umask_mode, write_bytes
+from ssfnas_cli.artifacts.files import atomic_path, read_bytes, sha256_file, umask_mode, write_bytes
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import SsfnasError
 
@@ -103,7 +103,7 @@ def _cached(target: Path) -> ctypes.CDLL | None:
     try:
         if not stat.S_ISREG(target.lstat().st_mode) or why_not_ours(target) is not None:
             raise OSError("it could be somebody else's")
-        if _digest_file(target).read_bytes() != sha256_file(target).encode():
+        if read_bytes(_digest_file(target)) != sha256_file(target).encode():
             raise OSError("it has not the sha256 that it was compiled with")
         return ctypes.CDLL(str(target))
     except (OSError, SsfnasError) as error:
@@ -114,8 +114,9 @@ def _cached(target: Path) -> ctypes.CDLL | None:
 def _compiled(source: Path, words: list[str], target: Path) -> ctypes.CDLL:
     """Compile the library, keep it, and load it. Another process that compiles it too puts the same in its place."""
     log.info("compiling %s for this processor (once; kept in %s)", source.name, target.parent)
-    if target.is_symlink():
-        target.unlink()
+    for path in (target, _digest_file(target)):
+        if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
+            path.unlink()
     with atomic_path(target) as scratch:
         command = [*words, *FLAGS, str(source), "-o", str(scratch)]
         subprocess.run(command, capture_output=True, timeout=SECONDS, check=True, text=True)

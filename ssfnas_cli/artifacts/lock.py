@@ -117,6 +117,7 @@ class FolderLock:
 
     def _take_over(self, temporary: Path, now: float) -> bool:
         """Put ours in the place of a stale lock, or say who holds it; False if another process is doing so."""
+        self._refuse_living(now)
         with _only_one(self.path.parent) as alone:
             if not alone:
                 return False

@@ -71,6 +71,7 @@ def unshare(path: Path) -> None:
     """
     refuse_detour(path)
     if path.exists() and path.stat().st_nlink > 1:
+        refuse_sparse(path)
         with atomic_path(path) as copy:
             shutil.copyfile(path, copy)
 

@@ -136,7 +136,7 @@ class FolderLock:
                 aside.unlink(missing_ok=True)
                 return False
             aside.unlink(missing_ok=True)
-            self.taken_over = f"took over the lock that {_name(holder)} left behind"
+            self.taken_over = f"took over the lock of {_name(holder)}, which is gone"
             return self._create(temporary)
 
     def _refuse_living(self, now: float) -> dict[str, Any] | None:

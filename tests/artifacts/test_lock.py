@@ -72,7 +72,7 @@ def test_a_dead_pid_here_is_stale_at_once(tmp_path):
 
 
 def test_a_killed_process_that_nobody_has_asked_after_is_dead(tmp_path):
-    zombie = subprocess.Popen(["sleep", "60"])
+    zombie = subprocess.Popen(["sleep", "infinity"])
     started = module.process_start(zombie.pid)
     write(tmp_path, pid=zombie.pid, started=started)
     assert held_by_another(tmp_path)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ssfnas")
 MAX_STREAM_BYTES = 64 * 2**20
-# C0 and C1 control characters, and the marks that turn the direction of what follows: a terminal obeys them
-_OBEYED = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _stdout: TextIO | None = None  # the program's stdout once `keep_stdout` has taken it
 
 
@@ -211,10 +208,12 @@ def command_line() -> str:
 
 
 def printable(text: str) -> str:
-    """Text of any origin for a terminal: control characters and marks that turn the writing are escaped, no others."""
-    return _OBEYED.sub(
-        lambda found: f"\\x{ord(found[0]):02x}" if found[0] < "\u0100" else f"\\u{ord(found[0]):04x}", text
-    )
+    r"""The text with what would steer a terminal escaped: control characters, ANSI sequences, marks of direction.
+
+    Names of files, classes and settings may come from strangers. `"a\x1b[31m"` becomes `"a\\x1b[31m"`. What a terminal
+    cannot show, such as the halves of a pair that stand for undecodable bytes of a file's name, is escaped, too.
+    """
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def _printable_lines(text: str) -> str:

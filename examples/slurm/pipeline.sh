@@ -12,25 +12,32 @@
 # DATASET_ARGS   for make-dataset, e.g. "--source folder --root images"    SEARCH_ARGS   for search
 # DERIVE_ARGS    for derive, e.g. "--rule fairdarts"                       RETRAIN_ARGS  for retrain
 # SHORT, LONG    sbatch options for the stages that take minutes and for those that train
+#
+# Arguments and options are words between spaces or line breaks; quotes have no meaning in them.
 set -euo pipefail
 
 out=${OUT:-exp}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# Unquoted on purpose, here and below: several words, each an argument of its own.
-read -ra short <<<"${SHORT:---time=00:30:00 --cpus-per-task=2 --mem=4G}"
-read -ra long <<<"${LONG:---time=04:00:00 --cpus-per-task=4 --mem=8G}"
-read -ra dataset_args <<<"${DATASET_ARGS:-}"
-read -ra search_args <<<"${SEARCH_ARGS:-}"
-read -ra derive_args <<<"${DERIVE_ARGS:-}"
-read -ra retrain_args <<<"${RETRAIN_ARGS:-}"
-mkdir -p "$out/logs"
+case $out in
+    *$'\n'*) echo "pipeline.sh: OUT has a line break in it: name another folder" >&2 && exit 2 ;;
+esac
+
+# Every word of a text, over all its lines, an argument of its own. `read` ends with 1 at the end of the text.
+read -r -d '' -a short <<<"${SHORT:---time=00:30:00 --cpus-per-task=2 --mem=4G}" || true
+read -r -d '' -a long <<<"${LONG:---time=04:00:00 --cpus-per-task=4 --mem=8G}" || true
+read -r -d '' -a dataset_args <<<"${DATASET_ARGS:-}" || true
+read -r -d '' -a search_args <<<"${SEARCH_ARGS:-}" || true
+read -r -d '' -a derive_args <<<"${DERIVE_ARGS:-}" || true
+read -r -d '' -a retrain_args <<<"${RETRAIN_ARGS:-}" || true
+mkdir -p -- "$out/logs"
 
 # --parsable: print the job's number and nothing else. afterok: start when that job has ended with exit code 0.
 # kill-on-invalid-dep: when it has ended otherwise, leave the queue instead of waiting for ever.
 submit() {
     local name=$1 after=$2
     shift 2
-    local options=(--parsable --job-name="$name" --output="$out/logs/$name.log" --open-mode=append)
+    # In a log's name % begins a field, such as the job's number; %% is a % itself.
+    local options=(--parsable --job-name="$name" --output="${out//%/%%}/logs/$name.log" --open-mode=append)
     if [ -n "$after" ]; then options+=(--dependency="afterok:$after" --kill-on-invalid-dep=yes); fi
     local number
     number=$(sbatch "${options[@]}" "$@")
@@ -38,14 +45,18 @@ submit() {
     echo "${number%%;*}" # on a federation the number comes with the cluster's name
 }
 
-# For what sbatch --wrap hands to a shell: words quoted so that the shell gets them back as they were.
-words() { printf '%q ' "$@"; }
+# For what sbatch --wrap hands to sh: words in single quotes, which every sh gives back as they were. Bash's own %q
+# writes some of them as $'...', which only bash reads.
+words() {
+    local word
+    for word in "$@"; do printf "'%s' " "${word//\'/\'\\\'\'}"; done
+}
 
 # A short stage whose output is there already has been done.
 once() {
     local output=$1
     shift
-    echo "[ -e $(words "$output")] || $(words ssfnas "$@" -o "$output")"
+    printf '%s\n' "[ -e $(words "$output")] || $(words ssfnas "$@" -o "$output")"
 }
 
 data=$(submit dataset "" "${short[@]}" --wrap "$(once "$out/data" make-dataset "${dataset_args[@]}")")

@@ -30,17 +30,34 @@ out=${OUT:-runs/array}
 requeue=${REQUEUE:-examples/slurm/requeue.sh}
 seed=$SLURM_ARRAY_TASK_ID
 
-# Stage the data set to the node's own disk, once for all tasks of this node: copy under another name, then rename,
-# so that nobody meets half a copy. Moving the data is no difference to ssfnas: it knows them by their sha256, which
-# it also checks before it trains. $SLURM_TMPDIR, where a cluster has it, is emptied by the cluster; /tmp is shared.
-scratch=${SLURM_TMPDIR:-/tmp/ssfnas-$(id -un)}
-sum=$(sha256sum "$data/manifest.json")
-staged=$scratch/$(basename "$data")-${sum:0:12}
-if [ ! -e "$staged" ]; then
-    mkdir -p "$scratch"
+# A folder on the node's own disk that only we can write. $SLURM_TMPDIR, where a cluster has it, is emptied by the
+# cluster; /tmp is shared, and somebody else may have made a folder or a link of that name before us.
+scratch=${SLURM_TMPDIR:-/tmp}/ssfnas-$(id -u)
+mkdir -m 700 -- "$scratch" 2>/dev/null || true # there already, or checked in the next line
+if [ -L "$scratch" ] || [ ! -d "$scratch" ] || [ ! -O "$scratch" ]; then
+    echo "search-array.sh: $scratch is not a folder of yours: set SLURM_TMPDIR to one that is" >&2
+    exit 1
+fi
+chmod 700 -- "$scratch"
+
+# What a folder holds: its manifest, and the name and size of every file. Their sha256 are in the manifest, and ssfnas
+# checks them before it trains.
+listing() {
+    sha256sum <"$1/manifest.json"
+    (cd -- "$1" && find -L . -type f -printf '%P %s\n' | sort)
+}
+
+# Stage the data set there, once for all tasks of this node: copy under another name, then rename, so that nobody meets
+# half a copy. A copy that differs is staged again. Moving the data is no difference to ssfnas: it knows them by their
+# sha256.
+sum=$(sha256sum <"$data/manifest.json")
+staged=$scratch/data-${sum:0:12}
+if [ "$(listing "$staged" 2>/dev/null)" != "$(listing "$data")" ]; then
     copy=$(mktemp -d "$scratch/copying.XXXXXX")
-    cp -RL "$data/." "$copy"
-    mv -T "$copy" "$staged" 2>/dev/null || rm -rf "$copy" # another task was faster
+    trap 'rm -rf -- "$copy"' EXIT
+    cp -RL -- "$data/." "$copy"
+    if [ -e "$staged" ] && [ "$(listing "$staged" 2>/dev/null)" != "$(listing "$data")" ]; then rm -rf -- "$staged"; fi
+    mv -T -- "$copy" "$staged" 2>/dev/null || rm -rf -- "$copy" # another task was faster
 fi
 
 # exec: requeue.sh takes this script's place and process number, and with it the signal meant for "B:", the batch

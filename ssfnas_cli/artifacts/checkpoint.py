@@ -7,8 +7,8 @@ only then.
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ssfnas_cli.artifacts.files import (
     atomic_folder,
     read_json,
+    refuse_detour,
     rename_free,
     sha256_file,
+    sweep_temporaries,
     write_json,
 )
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILES = ("tensors.safetensors", "state.json")
+MANIFEST = "manifest.json"
 SCHEMA = "ssfnas.checkpoint/1"
 _NAME = re.compile(r"\d{10}")
 
@@ -44,6 +47,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[
 
     Raises:
         DiskError: naming the checkpoint; the ones before are untouched.
+        OutputExistsError: the folder, or a checkpoint in it, is a link.
     """
     existing = list_checkpoints(folder)
     number = int(existing[-1].name) + 1 if existing else 1
@@ -52,7 +56,7 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[
         save_tensors(temporary / FILES[0], tensors)
         write_json(temporary / FILES[1], dict(state))
         write_json(
-            temporary / "manifest.json",
+            temporary / MANIFEST,
             {
                 "schema": SCHEMA,
                 "files": {
@@ -65,15 +69,32 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[
             },
         )
     for old in [*existing, path][:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     return path
 
 
+def _remove(checkpoint: Path) -> None:
+    """Delete the files that we write and then the folder, which stays if there is anything else in it."""
+    with contextlib.suppress(OSError):
+        for name in (MANIFEST, *FILES):
+            (checkpoint / name).unlink(missing_ok=True)
+        sweep_temporaries(checkpoint)
+        checkpoint.rmdir()
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first; unfinished ones have other names."""
+    """Checkpoint folders, oldest first; unfinished ones have other names.
+
+    Raises:
+        OutputExistsError: the folder, or a checkpoint in it, is a link: what is elsewhere is neither read nor deleted.
+    """
+    refuse_detour(folder, folder=True)
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
+    for path in found:
+        refuse_detour(path, folder=True)
+    return found
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
@@ -107,7 +128,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: naming the file that is missing or damaged.
     """
-    manifest = read_json(path / "manifest.json")
+    manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise InputError(f"{path / 'manifest.json'}: is not the manifest of a checkpoint ('{SCHEMA}')")
     files = manifest.get("files")

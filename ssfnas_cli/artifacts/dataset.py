@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from ssfnas_cli.artifacts.files import invalid, parse_json, read_bytes, sha256_bytes, sha256_file
+from ssfnas_cli.artifacts.files import invalid, open_plain, parse_json, read_bytes, sha256_bytes, sha256_file
 from ssfnas_cli.artifacts.shards import (
     INT64,
     Count,
@@ -257,7 +257,7 @@ def _refuse_others(path: Path) -> None:
 
 
 def _first_bytes(path: Path) -> bytes:
-    with damage_is_input_error(path), path.open("rb") as stream:
+    with damage_is_input_error(path), open_plain(path) as stream:
         return stream.read(4096)
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -23,12 +22,16 @@ from ssfnas_cli.artifacts.files import (
     read_bytes,
     read_sealed_json,
     reason,
+    refuse_detour,
+    refuse_undecodable,
     set_aside,
     sweep_temporaries,
+    temporary_of,
     write_bytes,
     write_sealed_json,
 )
-from ssfnas_cli.artifacts.lock import FolderLock, is_held
+from ssfnas_cli.artifacts.lock import FolderLock, is_held, is_lock, sweep_lock_temporaries
+from ssfnas_cli.artifacts.log_file import logging_to
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
@@ -39,6 +42,10 @@ Model = TypeVar("Model", bound=BaseModel)
 SCHEMA = "ssfnas.run/1"
 ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation.json"
 STATES = ("running", "stopped", "done", "diverged")
+FILES = (  # that a run writes
+    *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),
+    *(ALPHAS, METRICS, EVALUATION),
+)
 _MISSING = object()
 
 
@@ -69,7 +76,7 @@ class RunFolder:
             raise InputError(f"{path}: is a file; a run folder is expected")
         if not path.exists():
             raise InputError(f"{path}: no such run folder")
-        if not (path / "config.json").is_file():
+        if not (path / "config.json").exists():
             what = "a data set, not a run" if (path / "manifest.json").exists() else "not a run folder"
             raise InputError(f"{path}: is {what}: it has no config.json")
         config = read_sealed_json(path / "config.json")
@@ -236,6 +243,7 @@ def writing(
         OutputExistsError: it is another run's, not a run's, or somebody is writing it.
         DiskError: it cannot be written.
     """
+    refuse_undecodable(path)
     _existing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -250,14 +258,24 @@ def writing(
             write_sealed_json(path / "config.json", run.config)
         run.lock = lock
         _refuse_another(run, kind, identity, identify)
-        for folder in (path, run.checkpoints):
-            sweep_temporaries(folder)
-        with _logging_to(path / "log.txt"):
+        _sweep(run)
+        with logging_to(path / "log.txt"):
             if lock.taken_over:
                 log.warning("%s: %s", path, lock.taken_over)
             yield run
     finally:
         lock.release()
+
+
+def _sweep(run: RunFolder) -> None:
+    """Delete what a killed process of ours left half-written, once it is sure that no link leads elsewhere."""
+    for name in FILES:
+        refuse_detour(run.path / name)
+    refuse_detour(run.checkpoints, folder=True)
+    sweep_lock_temporaries(run.path)
+    for folder in (run.path, run.checkpoints):
+        if folder.is_dir():
+            sweep_temporaries(folder)
 
 
 def move_aside(path: Path) -> None:
@@ -305,32 +323,12 @@ def _existing(path: Path) -> RunFolder | None:
         raise OutputExistsError(f"{path}: is a file, where the run's folder should be: choose another with -o")
     if (path / "config.json").exists():
         return RunFolder.open(path)
-    if any(entry.name != "lock.json" and not entry.name.startswith(".") for entry in path.iterdir()):
-        raise OutputExistsError(f"{path}: is a folder with other things in it: choose another with -o")
+    for entry in path.iterdir():
+        if not is_lock(entry) and temporary_of(entry) is None:
+            raise OutputExistsError(
+                f"{path}: is a folder with other things in it ({entry.name}): choose another with -o"
+            )
     return None
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    try:
-        handler = _LogFile(path, encoding="utf-8")
-    except OSError as error:
-        raise DiskError(f"{path}: cannot be written: {reason(error)}") from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    try:
-        yield
-    finally:
-        log.removeHandler(handler)
-        with contextlib.suppress(OSError):
-            handler.close()
-
-
-class _LogFile(logging.FileHandler):
-    """A log that a full disk silences: the same lines went to stderr, and the checkpoint will say what is wrong."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
 
 
 def _refuse_another(run: RunFolder, kind: str, identity: Mapping[str, Any], identify: Identify) -> None:
@@ -364,24 +362,34 @@ def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> 
         log.warning("the run goes on, but its last bits may differ from an undisturbed one's: %s", ", ".join(changed))
 
 
-def find_runs(folder: Path) -> list[RunFolder]:
-    """Every run in a folder (or the folder itself, if it is one), by name.
+class DamagedRun(NamedTuple):
+    """A folder that should hold a run and holds none that can be read."""
 
-    What is damaged is passed over with a warning, what --force moved aside without one.
-    """
+    path: Path
+    why: str
+
+
+def find_runs(folder: Path) -> list[RunFolder | DamagedRun]:
+    """Every run in a folder (or the folder itself, if it is one), by name; what --force moved aside is passed over."""
     candidates = [folder] if (folder / "config.json").exists() else sorted(folder.iterdir())
     candidates = [path for path in candidates if path == folder or not is_set_aside(path)]
-    found = []
+    found: list[RunFolder | DamagedRun] = []
     for path in candidates:
-        if path.is_dir() and (path / "config.json").exists():
-            try:
+        try:
+            if path.is_dir() and (path / "config.json").lstat():
                 found.append(RunFolder.open(path))
-            except InputError as error:
-                log.warning("%s", error)
+        except FileNotFoundError:
+            continue  # another folder, no run
+        except InputError as error:
+            found.append(DamagedRun(path, str(error)))
+        except OSError as error:  # a folder of others, or one that has just been removed
+            found.append(DamagedRun(path, f"{path}: cannot be read: {reason(error)}"))
     return found
 
 
 def age(run: RunFolder) -> float:
     """Seconds since the run last said anything of itself."""
-    path = run.path / "status.json"
-    return max(0.0, time.time() - (path if path.exists() else run.path / "config.json").stat().st_mtime)
+    for name in ("status.json", "config.json"):
+        with contextlib.suppress(OSError):
+            return max(0.0, time.time() - (run.path / name).stat().st_mtime)
+    return 0.0

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssfnas_cli.artifacts.files import atomic_path, parse_json, reason
+from ssfnas_cli.artifacts.files import atomic_path, parse_json, reason, refuse_sparse
 from ssfnas_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         InputError: missing, not a whole safetensors file (a pickle by another name is only ever refused), without
-            a checksum, or not what was written.
+            a checksum, not what was written, or a huge file with next to nothing in it.
     """
     from safetensors.torch import load_file
 
@@ -70,6 +70,7 @@ def load_metadata(path: Path) -> Any:
 def _header(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
+    refuse_sparse(path)
     with _damage_is_input_error(path), safe_open(path, framework="pt") as stream:
         text = (stream.metadata() or {}).get(METADATA_KEY)
     header = None if text is None else parse_json(text.encode(), f"{path}: header")
@@ -84,9 +85,7 @@ def _damage_is_input_error(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, OverflowError, MemoryError, RuntimeError) as error:
         raise InputError(f"{path}: is not a whole safetensors file: {reason(error)}") from None
 
 

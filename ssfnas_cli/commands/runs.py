@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssfnas_cli.artifacts.run import RunFolder, age, find_runs
+from ssfnas_cli.artifacts.run import DamagedRun, RunFolder, age, find_runs
 from ssfnas_cli.commands import common
-from ssfnas_cli.console import box_style, emit, set_verbosity
+from ssfnas_cli.console import box_style, emit, printable, set_verbosity
 from ssfnas_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ def command(
     emit({"kind": "runs", "runs": entries}, json, lambda console: _show(console, entries))
 
 
-def _entry(run: RunFolder) -> dict[str, Any]:
+def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
+    if isinstance(run, DamagedRun):
+        return {"path": str(run.path), "kind": None, "age_seconds": 0, "state": "damaged", "next": run.why}
     entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(age(run))}
     try:
         status = run.status()
@@ -62,6 +64,7 @@ def _next(run: RunFolder, state: str) -> str:
 
 
 def _show(console: Console, entries: list[dict[str, Any]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box_style())
@@ -72,5 +75,6 @@ def _show(console: Console, entries: list[dict[str, Any]]) -> None:
         progress = f"{entry.get('phase') or ''} {entry.get('epoch', 0)}/{entry.get('epochs') or '?'}"
         minutes = entry.get("age_seconds", 0) // 60
         shown_age = f"{minutes // 60}:{minutes % 60:02d} h"
-        table.add_row(entry["path"], entry["state"], progress.strip(), figures, shown_age, entry["next"])
+        cells = (entry["path"], entry["state"], progress.strip(), figures, shown_age, entry["next"])
+        table.add_row(*(escape(printable(cell)) for cell in cells))
     console.print(table)

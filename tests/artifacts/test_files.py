@@ -1,13 +1,15 @@
 import json
 import os
 import stat
+import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ssfnas_cli.artifacts import files
-from ssfnas_cli.errors import DiskError, InputError, UsageError
+from ssfnas_cli.errors import DiskError, InputError, OutputExistsError, UsageError
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -31,7 +33,7 @@ def mode(path):
 def test_what_is_dumped_is_parsed_again(value):
     try:
         data = files.dump_json(value)
-    except UnicodeEncodeError:  # half a character cannot be written
+    except InputError:  # half a character cannot be written
         return
     assert files.parse_json(data, "here") == value
 
@@ -58,7 +60,9 @@ def test_any_bytes_parse_or_give_one_line_that_says_where(data):
         (b'{"\\uDC00": 1}', "half a character"),
         (b" \n", "is empty"),
         (b"[1, 2", "line 1, column"),
-        (b"[" + b"9" * 5000 + b"]", "digits"),
+        (b'{"a":' * 900 + b"1" + b"}" * 900, "nested too deeply"),
+        (b"[" + b"9" * 5000 + b"]", "holds a number of 5,000 digits"),
+        (b"[" + b"9" * 400 + b"]", "holds a number of 400 digits"),
     ],
 )
 def test_what_the_standard_parser_lets_through_is_refused(data, words):
@@ -95,9 +99,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
 def test_a_file_is_not_read_beyond_its_cap_even_where_it_has_no_size(tmp_path):
     with (tmp_path / "sparse").open("wb") as stream:
         stream.truncate(2**30)
-    for path in (tmp_path / "sparse", "/dev/zero"):
+    zero = os.open("/dev/zero", os.O_RDONLY)
+    for path in (tmp_path / "sparse", Path(f"/dev/fd/{zero}")):
         with pytest.raises(InputError, match="more than such a file can have"):
-            files.read_bytes(type(tmp_path)(path), 1000)
+            files.read_bytes(path, 1000)
+    os.close(zero)
     (tmp_path / "fits").write_bytes(b"x" * 1000)
     assert len(files.read_bytes(tmp_path / "fits", 1000)) == 1000
 
@@ -140,11 +146,77 @@ def test_a_folder_without_a_name_is_not_set_aside(tmp_path, monkeypatch):
             files.set_aside(type(tmp_path)(name))
 
 
-def test_sweeping_takes_temporaries_only(tmp_path):
-    (tmp_path / ".x.1.tmp").mkdir()
-    (tmp_path / ".x.1.tmp" / "half").write_text("")
-    (tmp_path / ".y.2.tmp").write_text("")
-    for name in ("x", ".hidden", "z.tmp"):
-        (tmp_path / name).write_text("")
+def test_sweeping_takes_our_temporary_folders_only(tmp_path):
+    with pytest.raises(ZeroDivisionError), files.atomic_folder(tmp_path / "x") as folder:
+        ours = folder.name
+        raise ZeroDivisionError
+    (tmp_path / ours).mkdir()
+    (tmp_path / ours / "half").write_text("")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("")
+    (tmp_path / ours.replace("x", "link")).symlink_to("elsewhere")
+    (tmp_path / ours.replace("x", "file")).write_text("")
+    for name in ("x", ".hidden", "z.tmp", ".y.2.tmp", ".backup.tmp"):
+        (tmp_path / name).mkdir()
+    left = {path.name for path in tmp_path.iterdir()} - {ours}
     files.sweep_temporaries(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "x", "z.tmp"]
+    assert {path.name for path in tmp_path.iterdir()} == left
+    assert (tmp_path / "elsewhere" / "mine").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling", "pipe", "folder"])
+def test_nothing_is_written_over_what_is_no_file(tmp_path, kind):
+    path = tmp_path / "a"
+    (tmp_path / "other").write_text("mine")
+    {
+        "link": lambda: path.symlink_to("other"),
+        "dangling": lambda: path.symlink_to("nowhere"),
+        "pipe": lambda: os.mkfifo(path),
+        "folder": path.mkdir,
+    }[kind]()
+    before = path.lstat()
+    with pytest.raises(OutputExistsError, match="a: is"):
+        files.write_bytes(path, b"ours")
+    assert path.lstat().st_ino == before.st_ino and (tmp_path / "other").read_text() == "mine"
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a", "other"]
+
+
+def test_a_pipe_or_a_device_is_not_read_and_not_moved_aside(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(InputError, match="is a pipe, a socket or a device"):
+            files.read_bytes(path)
+        with pytest.raises(UsageError, match="is a pipe or a device"):
+            files.set_aside(path)
+
+
+def test_a_stream_that_this_process_was_given_is_read_to_its_end():
+    reading, writing = os.pipe()
+    writer = threading.Thread(target=lambda: (os.write(writing, b"1" * 1000), os.close(writing)))
+    writer.start()
+    assert files.read_bytes(Path(f"/dev/fd/{reading}")) == b"1" * 1000
+    writer.join()
+    os.close(reading)
+
+
+def test_a_huge_file_with_nothing_in_it_is_refused_and_one_with_something_is_not(tmp_path, monkeypatch):
+    with (tmp_path / "sparse").open("wb") as stream:
+        stream.write(b"head")
+        stream.truncate(2**40)
+    with pytest.raises(InputError, match=r"sparse: is damaged: of its 1,099,511,627,776 bytes only"):
+        files.sha256_file(tmp_path / "sparse")
+    monkeypatch.setattr(files, "SPARSE_BYTES", 1000)
+    (tmp_path / "whole").write_bytes(b"x" * 100_000)
+    assert files.sha256_file(tmp_path / "whole") == files.sha256_bytes(b"x" * 100_000)
+
+
+def test_a_file_with_another_name_gets_a_content_of_its_own(tmp_path):
+    (tmp_path / "log").write_text("old\n")
+    os.link(tmp_path / "log", tmp_path / "other")
+    files.unshare(tmp_path / "log")
+    (tmp_path / "log").open("a").write("new\n")
+    assert (tmp_path / "other").read_text() == "old\n" and (tmp_path / "log").read_text() == "old\nnew\n"
+    inode = (tmp_path / "log").stat().st_ino
+    files.unshare(tmp_path / "log")
+    files.unshare(tmp_path / "nowhere")
+    assert (tmp_path / "log").stat().st_ino == inode

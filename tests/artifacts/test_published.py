@@ -153,9 +153,15 @@ def test_other_texts_are_no_genotypes(text):
 # Logs and forks
 
 NORMAL = [
-    ("sep_conv_3x3", 1, 2), ("sep_conv_3x3", 0, 2), ("skip_connect", 0, 3), ("sep_conv_3x3", 1, 3),
-    ("skip_connect", 0, 4), ("sep_conv_3x3", 1, 4), ("sep_conv_3x3", 0, 5), ("skip_connect", 2, 5),
-]  # fmt: skip
+    ("sep_conv_3x3", 1, 2),
+    ("sep_conv_3x3", 0, 2),
+    ("skip_connect", 0, 3),
+    ("sep_conv_3x3", 1, 3),
+    ("skip_connect", 0, 4),
+    ("sep_conv_3x3", 1, 4),
+    ("sep_conv_3x3", 0, 5),
+    ("skip_connect", 2, 5),
+]
 ONE_LINE = " ".join(DARTS_V1.split())
 AS_DICTIONARY = re.sub(r"(normal|reduce)(_concat)?=", r"'\1\2': ", ONE_LINE).replace("Genotype(", "{")[:-1] + "}"
 LOG = f"""2025-01-02 03:04:05,677 epoch 7 lr 2.0e-03

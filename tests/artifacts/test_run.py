@@ -3,7 +3,16 @@ import logging
 import pytest
 
 from ssfnas_cli.artifacts.lock import FolderLock
-from ssfnas_cli.artifacts.run import RunFolder, age, find_runs, finished, move_aside, warn_of_differences, writing
+from ssfnas_cli.artifacts.run import (
+    DamagedRun,
+    RunFolder,
+    age,
+    find_runs,
+    finished,
+    move_aside,
+    warn_of_differences,
+    writing,
+)
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import InputError, OutputExistsError
 
@@ -99,7 +108,7 @@ def test_moving_aside_refuses_while_somebody_writes(tmp_path):
     assert path.exists()
 
 
-def test_runs_are_found_by_name_without_the_damaged_and_the_set_aside(tmp_path, caplog):
+def test_runs_are_found_by_name_the_damaged_too_without_the_set_aside(tmp_path):
     for name in ("b", "a", "c"):
         make(tmp_path / name)
     make(tmp_path / "a")
@@ -107,8 +116,10 @@ def test_runs_are_found_by_name_without_the_damaged_and_the_set_aside(tmp_path, 
     (tmp_path / "notes").mkdir()
     move_aside(tmp_path / "b")
     make(tmp_path / "b")
-    assert [run.path.name for run in find_runs(tmp_path)] == ["a", "b"]
-    assert "c/config.json" in caplog.text
+    assert [run.path.name for run in find_runs(tmp_path)] == ["a", "b", "c"]
+    assert [run.why for run in find_runs(tmp_path) if isinstance(run, DamagedRun)] == [
+        f"{tmp_path}/c/config.json: is not whole JSON: Expecting value at line 1, column 1"
+    ]
     assert [run.path.name for run in find_runs(tmp_path / "b.old-1")] == ["b.old-1"]
     assert 0 <= age(RunFolder.open(tmp_path / "a")) < 60
 

@@ -17,48 +17,51 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
 # What needs no torch: flags and settings
 
 
-@pytest.mark.parametrize("words, argv", [
-    (["--mu", "greater than 0", "got 0.0"], ["make-dataset", "--mu", "0"]),
-    (["--mu", "less than or equal to 1", "got 1.5"], ["make-dataset", "--mu", "1.5"]),
-    (["--mu", "finite"], ["make-dataset", "--mu", "nan"]),
-    (["--mu", "valid number", "make-dataset --help"], ["make-dataset", "--mu", "much"]),
-    (["--image-size", "'auto'", "8", "got 4"], ["make-dataset", "--image-size", "4"]),
-    (["--source", "Did you mean 'digits'?", "npz"], ["make-dataset", "--source", "digit"]),
-    (["--root", "folder"], ["make-dataset", "--source", "folder"]),
-    (["--dist", "'natural'"], ["make-dataset", "--dist", "normal"]),
-    (["on_bad", "'skip' or 'fail'"], ["make-dataset", "--set", "on_bad=maybe"]),
-    (["unknown setting 'onbad'", "Did you mean 'on_bad'?"], ["make-dataset", "--set", "onbad=skip"]),
-    (["--set on_bad", "key=value"], ["make-dataset", "--set", "on_bad"]),
-    (["--foo", "make-dataset --help"], ["make-dataset", "--foo"]),
-    (["'make-datset'", "make-dataset"], ["make-datset"]),
-    (["unknown relaxation 'sigmod'", "Did you mean 'sigmoid'?", "ssfnas plugins"], ["search", "--relax", "sigmod"]),
-    (["unknown loss 'barlo'", "Did you mean 'barlow'?", "--loss"], ["search", "--loss", "barlo"]),
-    (["unknown op 'sep_conv_3x'", "Did you mean 'sep_conv_3x3'?"], ["search", "--set", "ops=none,sep_conv_3x"]),
-    (["unknown setting 'epoch'", "Did you mean 'epochs'?"], ["search", "--set", "epoch=3"]),
-    (["--order", "1 or 2"], ["search", "--order", "3"]),
-    (["--epochs", "1", "got 0"], ["search", "--epochs", "0"]),
-    (["--batch-size", "2", "got 1"], ["search", "--loss", "barlow", "--batch-size", "1"]),
-    (["--channels", "multiple of 2"], ["search", "--channels", "3"]),
-    (["--channels", "65536", "got 1000000000"], ["search", "--channels", "1000000000"]),
-    (["--layers", "1000", "got 100000"], ["search", "--layers", "100000"]),
-    (["--batch-size", "1000000"], ["search", "--batch-size", "2000000000"]),
-    (["--workers", "1024"], ["search", "--workers", "100000"]),
-    (["--threads", "1024"], ["search", "--threads", "100000"]),
-    (["'epochs'", "1000000"], ["search", "--set", f"epochs={10**18}"]),
-    (["--set x", "nested too deeply"], ["search", "--set", "x=" + "[" * 100_000]),
-    (["--set epochs", "too many digits"], ["search", "--set", "epochs=" + "9" * 5000]),
-    (["--seed"], ["make-dataset", "--seed", "9" * 30]),
-    (["--threads", "greater than or equal to 0"], ["search", "--threads", "-1"]),
-    (["--threads", "greater than or equal to 0"], ["evaluate", "run", "--threads", "-1"]),
-    (["--max-time", "3:50:00"], ["search", "--max-time", "soon"]),
-    (["--precision", "'bf16'"], ["search", "--precision", "fp64"]),
-    (["--preset", "'fast'", "paper, quick"], ["search", "--preset", "fast"]),
-    (["--threshold nan", "0.85"], ["derive", "run", "--threshold", "nan"]),
-    (["--cell", "normal, reduce, both"], ["plot-genotype", "g.json", "--cell", "middle"]),
-    (["cells.jpg", ".svg", ".dot"], ["plot-genotype", "g.json", "-o", "cells.jpg"]),
-    (["--kind", "Did you mean 'loss'?"], ["plugins", "--kind", "los"]),
-    (["--image-size", "8"], ["describe", "g.json", "--image-size", "4"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, argv",
+    [
+        (["--mu", "greater than 0", "got 0.0"], ["make-dataset", "--mu", "0"]),
+        (["--mu", "less than or equal to 1", "got 1.5"], ["make-dataset", "--mu", "1.5"]),
+        (["--mu", "finite"], ["make-dataset", "--mu", "nan"]),
+        (["--mu", "valid number", "make-dataset --help"], ["make-dataset", "--mu", "much"]),
+        (["--image-size", "'auto'", "8", "got 4"], ["make-dataset", "--image-size", "4"]),
+        (["--source", "Did you mean 'digits'?", "npz"], ["make-dataset", "--source", "digit"]),
+        (["--root", "folder"], ["make-dataset", "--source", "folder"]),
+        (["--dist", "'natural'"], ["make-dataset", "--dist", "normal"]),
+        (["on_bad", "'skip' or 'fail'"], ["make-dataset", "--set", "on_bad=maybe"]),
+        (["unknown setting 'onbad'", "Did you mean 'on_bad'?"], ["make-dataset", "--set", "onbad=skip"]),
+        (["--set on_bad", "key=value"], ["make-dataset", "--set", "on_bad"]),
+        (["--foo", "make-dataset --help"], ["make-dataset", "--foo"]),
+        (["'make-datset'", "make-dataset"], ["make-datset"]),
+        (["unknown relaxation 'sigmod'", "Did you mean 'sigmoid'?", "ssfnas plugins"], ["search", "--relax", "sigmod"]),
+        (["unknown loss 'barlo'", "Did you mean 'barlow'?", "--loss"], ["search", "--loss", "barlo"]),
+        (["unknown op 'sep_conv_3x'", "Did you mean 'sep_conv_3x3'?"], ["search", "--set", "ops=none,sep_conv_3x"]),
+        (["unknown setting 'epoch'", "Did you mean 'epochs'?"], ["search", "--set", "epoch=3"]),
+        (["--order", "1 or 2"], ["search", "--order", "3"]),
+        (["--epochs", "1", "got 0"], ["search", "--epochs", "0"]),
+        (["--batch-size", "2", "got 1"], ["search", "--loss", "barlow", "--batch-size", "1"]),
+        (["--channels", "multiple of 2"], ["search", "--channels", "3"]),
+        (["--channels", "65536", "got 1000000000"], ["search", "--channels", "1000000000"]),
+        (["--layers", "1000", "got 100000"], ["search", "--layers", "100000"]),
+        (["--batch-size", "1000000"], ["search", "--batch-size", "2000000000"]),
+        (["--workers", "1024"], ["search", "--workers", "100000"]),
+        (["--threads", "1024"], ["search", "--threads", "100000"]),
+        (["'epochs'", "1000000"], ["search", "--set", f"epochs={10**18}"]),
+        (["--set x", "nested too deeply"], ["search", "--set", "x=" + "[" * 100_000]),
+        (["--set epochs", "too many digits"], ["search", "--set", "epochs=" + "9" * 5000]),
+        (["--seed"], ["make-dataset", "--seed", "9" * 30]),
+        (["--threads", "greater than or equal to 0"], ["search", "--threads", "-1"]),
+        (["--threads", "greater than or equal to 0"], ["evaluate", "run", "--threads", "-1"]),
+        (["--max-time", "3:50:00"], ["search", "--max-time", "soon"]),
+        (["--precision", "'bf16'"], ["search", "--precision", "fp64"]),
+        (["--preset", "'fast'", "paper, quick"], ["search", "--preset", "fast"]),
+        (["--threshold nan", "0.85"], ["derive", "run", "--threshold", "nan"]),
+        (["--cell", "normal, reduce, both"], ["plot-genotype", "g.json", "--cell", "middle"]),
+        (["cells.jpg", ".svg", ".dot"], ["plot-genotype", "g.json", "-o", "cells.jpg"]),
+        (["--kind", "Did you mean 'loss'?"], ["plugins", "--kind", "los"]),
+        (["--image-size", "8"], ["describe", "g.json", "--image-size", "4"]),
+    ],
+)
 def test_usage(ssfnas, tmp_path, words, argv):
     ssfnas.refuses(2, words, *argv, cwd=tmp_path)
 
@@ -85,32 +88,42 @@ def test_a_config_file_with_bottomless_nesting_or_a_number_without_end(ssfnas, t
 # Genotypes
 
 
-@pytest.mark.parametrize("words, edit", [
-    (["NaN"], lambda g: g["provenance"].update(threshold=float("nan"))),
-    (["unknown op 'sep_conv_3x4'", "Did you mean 'sep_conv_3x3'?"],
-     lambda g: g["normal"]["edges"][0].update(op="sep_conv_3x4")),
-    (["normal.edges.0", "from node 4 to node 3", "cycle"],
-     lambda g: g["normal"]["edges"][0].update({"from": 4, "to": 3})),
-    (["ssfnas.genotype/2", "newer", "upgrade ssfnas"], lambda g: g.update(schema="ssfnas.genotype/2")),
-    (["not a genotype", "schema"], lambda g: g.pop("schema")),
-    (["normal.colour"], lambda g: g["normal"].update(colour="red")),
-    (["reduce", "required"], lambda g: g.pop("reduce")),
-    (["normal", "no output"], lambda g: g["normal"].update(edges=[{"op": "none", "from": 0, "to": 2}])),
-    (["op_options", "'skip_connect' has no option 'x'"], lambda g: g.update(op_options={"skip_connect": {"x": 1}})),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, edit",
+    [
+        (["NaN"], lambda g: g["provenance"].update(threshold=float("nan"))),
+        (
+            ["unknown op 'sep_conv_3x4'", "Did you mean 'sep_conv_3x3'?"],
+            lambda g: g["normal"]["edges"][0].update(op="sep_conv_3x4"),
+        ),
+        (
+            ["normal.edges.0", "from node 4 to node 3", "cycle"],
+            lambda g: g["normal"]["edges"][0].update({"from": 4, "to": 3}),
+        ),
+        (["ssfnas.genotype/2", "newer", "upgrade ssfnas"], lambda g: g.update(schema="ssfnas.genotype/2")),
+        (["not a genotype", "schema"], lambda g: g.pop("schema")),
+        (["normal.colour"], lambda g: g["normal"].update(colour="red")),
+        (["reduce", "required"], lambda g: g.pop("reduce")),
+        (["normal", "no output"], lambda g: g["normal"].update(edges=[{"op": "none", "from": 0, "to": 2}])),
+        (["op_options", "'skip_connect' has no option 'x'"], lambda g: g.update(op_options={"skip_connect": {"x": 1}})),
+    ],
+)
 def test_genotype_that_is_wrong(ssfnas, edited, tmp_path, words, edit):
     path = edited(edit)
     ssfnas.refuses(3, [str(path), *words], "plot-genotype", path, "-o", "cells.svg", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"", ["is empty"]),
-    (b'{"schema": "ssfnas.genotype/1", "normal"', ["not whole JSON", "line 1"]),
-    (b"\xff\xfe{}", ["not UTF-8"]),
-    (b"[" * 100_000, ["nested too deeply"]),
-    (b'{"schema": 1, "schema": 2}', ["'schema' stands twice"]),
-    (b" " * (2 << 20), ["more than"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", ["is empty"]),
+        (b'{"schema": "ssfnas.genotype/1", "normal"', ["not whole JSON", "line 1"]),
+        (b"\xff\xfe{}", ["not UTF-8"]),
+        (b"[" * 100_000, ["nested too deeply"]),
+        (b'{"schema": 1, "schema": 2}', ["'schema' stands twice"]),
+        (b" " * (2 << 20), ["more than"]),
+    ],
+)
 def test_genotype_that_is_none(ssfnas, tmp_path, content, words):
     (tmp_path / "g.json").write_bytes(content)
     ssfnas.refuses(3, ["g.json", *words], "retrain", "g.json", cwd=tmp_path)
@@ -126,36 +139,60 @@ def test_published_genotype_that_is_none(ssfnas, tmp_path):
 # One thing where another is expected
 
 
-@pytest.mark.parametrize("what, words, argv", [
-    ("a search run for a genotype", ["search: is a folder", "ssfnas derive"], ["retrain", "{search}"]),
-    ("a retrain run for a genotype", ["retrain: is a folder", "genotype.json"], ["describe", "{retrain}"]),
-    ("a data set for a genotype", ["data: is a folder", "not a genotype"], ["plot-genotype", "{data}", "-o", "x.svg"]),
-    ("a genotype for a run", ["genotype.json: is a file", "run folder"], ["derive", "{genotype.json}"]),
-    ("a data set for a run", ["data: is a data set, not a run"], ["evaluate", "{data}"]),
-    ("a retrain run for a search", ["is a retrain run, not a search run"], ["derive", "{retrain}"]),
-    ("a search run for a retrain run", ["is a search run", "ssfnas derive", "retrain"], ["evaluate", "{search}"]),
-    ("nothing for a run", ["nowhere: no such run folder"], ["derive", "nowhere"]),
-    ("a genotype for a data set", ["genotype.json: is a genotype", "make-dataset"],
-     ["search", "--data", "{genotype.json}"]),
-    ("a run for a data set", ["search: is a run folder", "make-dataset"], ["search", "--data", "{search}"]),
-    ("nothing for a data set", ["nowhere: no such data set", "make-dataset -o nowhere"],
-     ["search", "--data", "nowhere"]),
-    ("nothing for runs", ["nowhere: no such folder"], ["runs", "nowhere"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what, words, argv",
+    [
+        ("a search run for a genotype", ["search: is a folder", "ssfnas derive"], ["retrain", "{search}"]),
+        ("a retrain run for a genotype", ["retrain: is a folder", "genotype.json"], ["describe", "{retrain}"]),
+        (
+            "a data set for a genotype",
+            ["data: is a folder", "not a genotype"],
+            ["plot-genotype", "{data}", "-o", "x.svg"],
+        ),
+        ("a genotype for a run", ["genotype.json: is a file", "run folder"], ["derive", "{genotype.json}"]),
+        ("a data set for a run", ["data: is a data set, not a run"], ["evaluate", "{data}"]),
+        ("a retrain run for a search", ["is a retrain run, not a search run"], ["derive", "{retrain}"]),
+        ("a search run for a retrain run", ["is a search run", "ssfnas derive", "retrain"], ["evaluate", "{search}"]),
+        ("nothing for a run", ["nowhere: no such run folder"], ["derive", "nowhere"]),
+        (
+            "a genotype for a data set",
+            ["genotype.json: is a genotype", "make-dataset"],
+            ["search", "--data", "{genotype.json}"],
+        ),
+        ("a run for a data set", ["search: is a run folder", "make-dataset"], ["search", "--data", "{search}"]),
+        (
+            "nothing for a data set",
+            ["nowhere: no such data set", "make-dataset -o nowhere"],
+            ["search", "--data", "nowhere"],
+        ),
+        ("nothing for runs", ["nowhere: no such folder"], ["runs", "nowhere"]),
+    ],
+)
 def test_one_thing_for_another(ssfnas, world, tmp_path, what, words, argv):
     paths = {f"{{{path.name}}}": str(path) for path in world.iterdir()}
     ssfnas.refuses(3, words, *(paths.get(word, word) for word in argv), cwd=tmp_path)
 
 
-@pytest.mark.parametrize("argv, stdin, words", [
-    (["derive", "-"], b"", ["standard input", "nothing came", "ssfnas search"]),
-    (["retrain", "-"], b"  \n", ["standard input", "nothing came", "genotype"]),
-    (["evaluate", "-"], b"", ["standard input", "nothing came", "ssfnas retrain"]),
-    (["derive", "-"], b'{"kind": "retrain-run", "path": "r"}', ["standard input", "is retrain-run", "ssfnas search"]),
-    (["evaluate", "-"], b'{"kind": "search-run", "path": "s"}', ["standard input", "is search-run", "ssfnas retrain"]),
-    (["retrain", "-"], b'{"kind": "search-run", "path": "s"}', ["standard input", "ssfnas derive s"]),
-    (["evaluate", "-"], b'{"kind": "retrain-r', ["standard input", "not whole JSON"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv, stdin, words",
+    [
+        (["derive", "-"], b"", ["standard input", "nothing came", "ssfnas search"]),
+        (["retrain", "-"], b"  \n", ["standard input", "nothing came", "genotype"]),
+        (["evaluate", "-"], b"", ["standard input", "nothing came", "ssfnas retrain"]),
+        (
+            ["derive", "-"],
+            b'{"kind": "retrain-run", "path": "r"}',
+            ["standard input", "is retrain-run", "ssfnas search"],
+        ),
+        (
+            ["evaluate", "-"],
+            b'{"kind": "search-run", "path": "s"}',
+            ["standard input", "is search-run", "ssfnas retrain"],
+        ),
+        (["retrain", "-"], b'{"kind": "search-run", "path": "s"}', ["standard input", "ssfnas derive s"]),
+        (["evaluate", "-"], b'{"kind": "retrain-r', ["standard input", "not whole JSON"]),
+    ],
+)
 def test_a_pipe_that_brings_nothing_or_the_wrong_thing(ssfnas, tmp_path, argv, stdin, words):
     ssfnas.refuses(3, words, *argv, stdin=stdin, cwd=tmp_path)
 
@@ -187,8 +224,9 @@ def test_another_run_in_the_folder_is_kept(ssfnas, world):
 def test_what_fails_with_force_moves_nothing(ssfnas, world, tmp_path):
     (tmp_path / "mine").write_text("precious")
     ssfnas.refuses(3, ["nowhere"], "derive", "nowhere", "--force", "-o", "mine", cwd=tmp_path)
-    ssfnas.refuses(3, ["nowhere"], "make-dataset", "--source", "folder", "--root", "nowhere", "--force", "-o", "mine",
-                   cwd=tmp_path)  # fmt: skip
+    ssfnas.refuses(
+        3, ["nowhere"], "make-dataset", "--source", "folder", "--root", "nowhere", "--force", "-o", "mine", cwd=tmp_path
+    )
     argv = ["search", "--data", "data", *ssfnas.tiny, "--device", "cuda:99", "--force", "-o", "search"]
     ssfnas.refuses(2, ["--device cuda:99", "auto or cpu"], *argv, cwd=world)
 
@@ -293,12 +331,15 @@ def test_a_loss_in_the_wrong_place(ssfnas, world, tmp_path):
     ssfnas.refuses(2, words, "search", "--loss", "barlow", "--set", "loss.lamda=1", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("words, argv", [
-    (["--rule", "'dart'", "fairdarts"], ["--rule", "dart"]),
-    (["--threshold", "'darts'"], ["--threshold", "0.5"]),
-    (["--threshold 2", "would not"], ["--rule", "fairdarts", "--threshold", "2"]),
-    (["--epoch 9", "0 to 2"], ["--epoch", "9"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, argv",
+    [
+        (["--rule", "'dart'", "fairdarts"], ["--rule", "dart"]),
+        (["--threshold", "'darts'"], ["--threshold", "0.5"]),
+        (["--threshold 2", "would not"], ["--rule", "fairdarts", "--threshold", "2"]),
+        (["--epoch 9", "0 to 2"], ["--epoch", "9"]),
+    ],
+)
 def test_what_cannot_be_derived(ssfnas, world, tmp_path, words, argv):
     code = 2 if "--epoch" not in argv and "2" not in argv else 3
     ssfnas.refuses(code, words, "derive", world / "search", *argv, cwd=tmp_path)
@@ -317,8 +358,9 @@ def on_a_terminal(ssfnas, cwd: Path, *argv: str) -> str:
     ours, theirs = pty.openpty()
     environ = ssfnas.environ | ASCII | {"COLUMNS": "100", "TERM": "xterm"}
     script = str(Path(sys.executable).with_name("ssfnas"))
-    process = subprocess.Popen([script, *argv], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=theirs,
-                               stderr=subprocess.PIPE)  # fmt: skip
+    process = subprocess.Popen(
+        [script, *argv], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE
+    )
     os.close(theirs)
     shown = b""
     while True:

@@ -1,23 +1,19 @@
 """Help answers at once, without torch, for every command."""
 
 import os
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-COMMANDS = [
-    "make-dataset", "search", "derive", "retrain", "evaluate",
-    "plot-genotype", "describe", "import-genotype", "runs", "plugins",
-]  # fmt: skip
+COMMANDS = ["make-dataset", "search", "derive", "retrain", "evaluate"]
+COMMANDS += ["plot-genotype", "describe", "import-genotype", "runs", "plugins"]
 HEAVY = {"torch", "torchvision", "numpy", "sklearn", "matplotlib", "PIL", "safetensors"}
 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_imports_nothing_heavy_and_is_quick(command, ssfnas, tmp_path):
+def test_help_imports_nothing_heavy_and_not_much(command, ssfnas, tmp_path):
     argv = [str(Path(sys.executable).with_name("ssfnas")), *([command] if command else []), "--help"]
     traced = subprocess.run(
         [sys.executable, "-X", "importtime", *argv], cwd=tmp_path, capture_output=True, text=True, env=ssfnas.environ
@@ -28,22 +24,11 @@ def test_help_imports_nothing_heavy_and_is_quick(command, ssfnas, tmp_path):
     assert not modules & HEAVY
     assert "Usage: ssfnas" in traced.stdout
 
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     plain = ssfnas.ok(*argv[1:], cwd=tmp_path)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert plain.err == ""
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 0.8, "processor time, as wall time says more about the neighbours; 0.35 s where this was written"
-
-
-def test_help_answers_at_once(ssfnas, tmp_path):
-    """The promise is 0.4 s here (0.28 s when this was written); twice that, best of five, on a busy machine."""
-    seconds = []
-    while len(seconds) < 5 and min(seconds, default=1) >= 0.8:
-        began = time.perf_counter()
-        ssfnas.ok("--help", cwd=tmp_path)
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 0.8, seconds
+    assert plain.err == "" and plain.out.decode() == traced.stdout
+    assert len(traced.stderr.splitlines()) < 1000, (
+        "every module costs time, on every machine; 631 when this was written"
+    )
 
 
 @pytest.mark.parametrize("command", ["search", "retrain"])

@@ -45,8 +45,12 @@ def test_search_without_any_other_flag(ssfnas, tmp_path):
     folder.mkdir()
     process = subprocess.Popen(
         [script, "search", "--relax", "sigmoid", "--loss", "barlow"],
-        cwd=folder, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=folder,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
     said = []
     for line in process.stderr:

@@ -52,10 +52,27 @@ def test_op_relaxation_and_loss_from_search_to_retraining(ssfnas, installed, wor
         return ssfnas.ok(*argv, cwd=tmp_path, environ=installed)
 
     printed = ok(
-        "search", "--data", world / "data", *ssfnas.tiny, "--relax", "gumbel_softmax", "--set", "relax.tau_end=0.2",
-        "--loss", "class_balanced", "--set", "loss.beta=0.99", "--set", "ops=none,blur_conv_3x3,skip_connect",
-        "--set", "op_options.blur_conv_3x3.sigma=0.8", "--set", "relax.init_std=1", "-o", "run",
-    ).json  # fmt: skip
+        "search",
+        "--data",
+        world / "data",
+        *ssfnas.tiny,
+        "--relax",
+        "gumbel_softmax",
+        "--set",
+        "relax.tau_end=0.2",
+        "--loss",
+        "class_balanced",
+        "--set",
+        "loss.beta=0.99",
+        "--set",
+        "ops=none,blur_conv_3x3,skip_connect",
+        "--set",
+        "op_options.blur_conv_3x3.sigma=0.8",
+        "--set",
+        "relax.init_std=1",
+        "-o",
+        "run",
+    ).json
     assert (printed["relax"], printed["loss"]) == ("gumbel_softmax", "class_balanced")
     genotype = ok("derive", "run", "-o", "genotype.json") and (tmp_path / "genotype.json").read_text()
     assert '"blur_conv_3x3"' in genotype and '"sigma": 0.8' in genotype
@@ -67,13 +84,18 @@ def test_op_relaxation_and_loss_from_search_to_retraining(ssfnas, installed, wor
     ssfnas.refuses(3, unknown, "describe", "genotype.json", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("words, argv", [
-    (["'broken'", "broken-neighbour 2.1", "ModuleNotFoundError"], ["--loss", "broken"]),
-    (["'gumbel_softmax'", "tau_end", "greater than 0"], ["--relax", "gumbel_softmax", "--set", "relax.tau_end=0"]),
-    (["'blur_conv_3x3' has no option 'sigm'", "Did you mean 'sigma'?"],
-     ["--set", "ops=none,blur_conv_3x3", "--set", "op_options.blur_conv_3x3.sigm=1"]),
-    (["op_options", "'sep_conv_9x9'", "ops"], ["--set", "op_options.sep_conv_9x9.sigma=1"]),
-    (["unknown loss 'clas_balanced'", "Did you mean 'class_balanced'?"], ["--loss", "clas_balanced"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "words, argv",
+    [
+        (["'broken'", "broken-neighbour 2.1", "ModuleNotFoundError"], ["--loss", "broken"]),
+        (["'gumbel_softmax'", "tau_end", "greater than 0"], ["--relax", "gumbel_softmax", "--set", "relax.tau_end=0"]),
+        (
+            ["'blur_conv_3x3' has no option 'sigm'", "Did you mean 'sigma'?"],
+            ["--set", "ops=none,blur_conv_3x3", "--set", "op_options.blur_conv_3x3.sigm=1"],
+        ),
+        (["op_options", "'sep_conv_9x9'", "ops"], ["--set", "op_options.sep_conv_9x9.sigma=1"]),
+        (["unknown loss 'clas_balanced'", "Did you mean 'class_balanced'?"], ["--loss", "clas_balanced"]),
+    ],
+)
 def test_a_plugin_used_wrongly_is_one_line(ssfnas, installed, world, tmp_path, words, argv):
     ssfnas.refuses(2, words, "search", "--data", world / "data", *argv, cwd=tmp_path, environ=installed)

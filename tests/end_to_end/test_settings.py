@@ -5,11 +5,14 @@ import tomllib
 import pytest
 
 
-@pytest.mark.parametrize("argv", [
-    ["make-dataset", "--dist", "step", "--mu", "0.2", "--set", "on_bad=skip"],
-    ["search", "--relax", "sigmoid", "--set", "relax.zero_one=l2", "--loss", "barlow", "--max-time", "3:50:00"],
-    ["retrain", "GENOTYPE", "--preset", "quick", "--pretrain", "barlow", "--set", "pretrain.lambda=0.01"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["make-dataset", "--dist", "step", "--mu", "0.2", "--set", "on_bad=skip"],
+        ["search", "--relax", "sigmoid", "--set", "relax.zero_one=l2", "--loss", "barlow", "--max-time", "3:50:00"],
+        ["retrain", "GENOTYPE", "--preset", "quick", "--pretrain", "barlow", "--set", "pretrain.lambda=0.01"],
+    ],
+)
 def test_shown_settings_fed_back_are_the_same(ssfnas, world, tmp_path, argv):
     argv = [str(world / "genotype.json") if word == "GENOTYPE" else word for word in argv]
     positional = [word for word in argv[:2] if not word.startswith("--")]

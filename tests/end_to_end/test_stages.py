@@ -20,9 +20,18 @@ SPARSE = """Genotype(normal=[('sep_conv_3x3', 2, 0), ('skip_connect', 4, 3), ('m
 def test_make_dataset(world):
     printed = json.loads((world / "data.stdout").read_text())
     assert set(printed) == {
-        "kind", "path", "sha256", "classes", "train_counts", "val_counts", "test_counts", "test_longtail_counts",
-        "dist", "mu", "image_size",
-    }  # fmt: skip
+        "kind",
+        "path",
+        "sha256",
+        "classes",
+        "train_counts",
+        "val_counts",
+        "test_counts",
+        "test_longtail_counts",
+        "dist",
+        "mu",
+        "image_size",
+    }
     assert (printed["kind"], printed["path"], printed["dist"], printed["mu"]) == ("dataset", "data", "exp", 0.5)
     assert printed["classes"] == [str(digit) for digit in range(10)]
     assert printed["train_counts"] == [int(24 * 0.5 ** (c / 9)) for c in range(10)]
@@ -129,8 +138,17 @@ def test_force_moves_the_old_output_aside(ssfnas, world, tmp_path):
 
 def test_plot_genotype_to_stdout(ssfnas, world, tmp_path):
     both = ssfnas.ok("plot-genotype", world / "genotype.json", "-o", "-", cwd=tmp_path)
-    normal = ssfnas.ok("plot-genotype", "-", "--cell", "normal", "-o", "-", "-q",
-                       stdin=(world / "genotype.json").read_bytes(), cwd=tmp_path)  # fmt: skip
+    normal = ssfnas.ok(
+        "plot-genotype",
+        "-",
+        "--cell",
+        "normal",
+        "-o",
+        "-",
+        "-q",
+        stdin=(world / "genotype.json").read_bytes(),
+        cwd=tmp_path,
+    )
     assert both.err == normal.err == "" and list(tmp_path.iterdir()) == []
     assert both.out.rstrip().endswith(b"</svg>") and len(normal.out) < len(both.out)
 
@@ -150,8 +168,19 @@ def test_sparse_imported_genotype_is_pretrained_retrained_and_drawn(ssfnas, worl
     assert json.loads(genotype)["normal"]["concat"] == [2, 5], "nodes without input leave the concat"
     assert json.loads(genotype)["drop_path"] == "node"
     (tmp_path / "sparse.json").write_bytes(genotype)
-    argv = ["retrain", "sparse.json", "--data", world / "data", *ssfnas.tiny, "--pretrain", "barlow",
-            "--pretrain-epochs", "1", "-o", "run"]  # fmt: skip
+    argv = [
+        "retrain",
+        "sparse.json",
+        "--data",
+        world / "data",
+        *ssfnas.tiny,
+        "--pretrain",
+        "barlow",
+        "--pretrain-epochs",
+        "1",
+        "-o",
+        "run",
+    ]
     printed = ssfnas.ok(*argv, cwd=tmp_path).json
     assert (printed["loss"], printed["pretrain"]) == ("ce", "barlow")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -163,8 +192,21 @@ def test_sparse_imported_genotype_is_pretrained_retrained_and_drawn(ssfnas, worl
     "relax, loss, order", [("softmax", "barlow", "2"), ("sigmoid", "ce", "2"), ("sigmoid", "barlow", "1")]
 )
 def test_the_other_arms_and_the_second_order(ssfnas, world, tmp_path, relax, loss, order):
-    argv = ["search", "--data", world / "data", *ssfnas.tiny, *ssfnas.ops, "--relax", relax, "--loss", loss,
-            "--order", order, "-o", "run"]  # fmt: skip
+    argv = [
+        "search",
+        "--data",
+        world / "data",
+        *ssfnas.tiny,
+        *ssfnas.ops,
+        "--relax",
+        relax,
+        "--loss",
+        loss,
+        "--order",
+        order,
+        "-o",
+        "run",
+    ]
     printed = ssfnas.ok(*argv, cwd=tmp_path).json
     assert (printed["relax"], printed["loss"]) == (relax, loss)
     assert ("probe_accuracy_alpha_half" if loss == "barlow" else "accuracy_alpha_half") in printed
@@ -172,10 +214,13 @@ def test_the_other_arms_and_the_second_order(ssfnas, world, tmp_path, relax, los
     assert rule == {"softmax": "darts", "sigmoid": "fairdarts"}[relax]
 
 
-@pytest.mark.parametrize("stage, argv", [
-    ("search", ["search", "--data", "data", "--epochs", "2", "-o", "search"]),
-    ("retrain", ["retrain", "genotype.json", "-o", "retrain"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage, argv",
+    [
+        ("search", ["search", "--data", "data", "--epochs", "2", "-o", "search"]),
+        ("retrain", ["retrain", "genotype.json", "-o", "retrain"]),
+    ],
+)
 def test_done_is_done(ssfnas, world, stage, argv):
     """The same command on the same folder: the same bytes at once, and no file changes."""
     flags = [*ssfnas.tiny, *ssfnas.ops] if stage == "search" else ssfnas.tiny

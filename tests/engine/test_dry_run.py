@@ -20,6 +20,7 @@ from ssfnas_cli.errors import InputError, OutputExistsError, Stopped
 from ssfnas_cli.settings import SearchSettings, load_settings
 
 SSFNAS = Path(sys.executable).with_name("ssfnas")
+FAULTS = Path(__file__).parents[1] / "faults" / "site"
 ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1"}
 TINY = {"channels": 2, "layers": 3, "batch_size": 16, "epochs": 2, "ops": ("none", "max_pool_3x3", "sep_conv_3x3")}
 
@@ -115,14 +116,12 @@ def test_a_request_to_stop_that_came_before_ends_it(settings, monkeypatch):
 
 def test_an_interrupt_ends_it_at_once(settings, tmp_path, tiny_digits):
     argv = ["search", "--data", tiny_digits.path, "--dry-run", "--channels", "8", "--layers", "5", "--threads", "1"]
-    process = subprocess.Popen(
-        [SSFNAS, *argv], cwd=tmp_path, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert "two steps to warm up" in process.stderr.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (130, "")
-    assert err == "ssfnas: stopped by SIGINT in a dry run; it leaves nothing behind\n"
+    faults = {"signal_at_step": [signal.SIGINT, "search", 0, 1, 0]}  # see tests/faults/zygote.py
+    paths = [str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environ = {**ENVIRON, "PYTHONPATH": os.pathsep.join(paths), "SSFNAS_TEST_FAULTS": json.dumps(faults)}
+    done = subprocess.run([SSFNAS, *argv], cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "ssfnas: stopped by SIGINT in a dry run; it leaves nothing behind\n"
     assert not list(tmp_path.iterdir())
 
 

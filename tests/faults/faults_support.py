@@ -110,18 +110,25 @@ class Zygote:
         self.process.wait(10)
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
-    """Poll until something is so."""
+def wait_for(condition: Callable[[], Any], seconds: float = 240) -> None:
+    """Poll until something is so; the limit is there for what never comes."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
 
 
-def script(*argv: str, cwd: Path, **more: Any) -> subprocess.Popen[str]:
+def with_faults(faults: dict[str, Any]) -> dict[str, str]:
+    """The environment that brings faults of zygote.py into the installed `ssfnas`; only those that import no torch."""
+    paths = [str(HERE / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), "SSFNAS_TEST_FAULTS": json.dumps(faults)}
+
+
+def script(*argv: str, cwd: Path, faults: dict[str, Any] | None = None, **more: Any) -> subprocess.Popen[str]:
     """The installed `ssfnas`, started afresh."""
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([SSFNAS, *argv], cwd=cwd, env={**os.environ, **ENVIRON}, **{**streams, **more})
+    environ = {**os.environ, **ENVIRON, **(with_faults(faults) if faults else {})}
+    return subprocess.Popen([SSFNAS, *argv], cwd=cwd, env=environ, **{**streams, **more})
 
 
 WALL_TIME = ("step_seconds", "peak_memory_bytes", "elapsed_seconds")

@@ -110,16 +110,6 @@ def test_another_processor_torch_or_kernel_path_resumes_with_one_warning(zygote,
     assert all(f"{key} (" in warning for key in ("processor", "torch", "kernels"))
 
 
-def test_half_written_files_of_a_killed_process_are_swept_away(zygote, place):
-    assert zygote.run([*SHORT, "-o", "run"], place, stop_at(0, 2)).code == 75
-    left = place / "run" / "checkpoints" / ".0000000009.abc.tmp"
-    left.mkdir()
-    (left / "tensors.safetensors").write_bytes(b"half")
-    (place / "run" / ".status.json.abc.tmp").write_bytes(b"half")
-    assert zygote.run([*SHORT, "-o", "run"], place).code == 0
-    assert not [path for path in (place / "run").rglob(".*")]
-
-
 def test_a_kill_before_the_config_is_written_leaves_a_folder_to_begin_in(zygote, place):
     killed = zygote.run([*SEARCH, "-o", "run"], place, {"signals_at_file_event": [9, 0, "config.json"]})
     assert killed.code == -9 and list((place / "run").iterdir())

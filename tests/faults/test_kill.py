@@ -2,10 +2,9 @@
 
 import random
 import signal
-import time
 
 import pytest
-from faults_support import RETRAIN, SEARCH, assert_same_end, script, wait_for
+from faults_support import RETRAIN, SEARCH, SHORT, assert_same_end, script
 
 KILL = signal.SIGKILL
 STEPS = 6  # in an epoch of the tiny search
@@ -21,11 +20,22 @@ def kill_and_go_on(zygote, argv, place, faults):
     return result
 
 
-def test_a_search_killed_at_twenty_moments_ends_as_if_nothing_had_been(zygote, world, place):
+@pytest.fixture(scope="module")
+def calls_of_a_step(zygote, world, memory_folder):
+    """How many functions a step of the tiny search calls, its checkpoint included, at the least."""
+    place = memory_folder / "calls"
+    place.mkdir()
+    (place / "data").symlink_to(world / "data")
+    assert zygote.run([*SHORT, "-o", "run"], place, {"count_calls": str(place / "calls")}).code == 0
+    return min(map(int, (place / "calls").read_text().split()))
+
+
+def test_a_search_killed_at_twenty_moments_ends_as_if_nothing_had_been(zygote, world, place, calls_of_a_step):
     draw = random.Random(0)
     moments = [int((part + draw.random()) / 20 * 3 * STEPS) for part in range(20)]
     faults = [
-        {"signal_at_step": [KILL, "search", at // STEPS, at % STEPS, draw.uniform(0, 0.25)]} for at in moments[:-1]
+        {"signal_at_step": [KILL, "search", at // STEPS, at % STEPS, draw.randrange(calls_of_a_step)]}
+        for at in moments[:-1]
     ]
     faults.append({"signal_at_step": [KILL, "search", 2, STEPS - 1, 0]})
     kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
@@ -34,10 +44,10 @@ def test_a_search_killed_at_twenty_moments_ends_as_if_nothing_had_been(zygote, w
 
 def test_a_retraining_killed_in_pretraining_in_training_and_between_ends_the_same(zygote, world, place):
     faults = [
-        {"signal_at_step": [KILL, "pretrain", 0, 3, 0.05]},
-        {"signal_at_step": [KILL, "pretrain", 1, 4, 0.02]},
+        {"signal_at_step": [KILL, "pretrain", 0, 3, 700]},
+        {"signal_at_step": [KILL, "pretrain", 1, 4, 100]},
         {"signal_at_step": [KILL, "train", 0, 0, 0]},  # nothing of the training is saved yet
-        {"signal_at_step": [KILL, "train", 0, 7, 0.03]},
+        {"signal_at_step": [KILL, "train", 0, 7, 400]},
         {"signals_at_file_event": [KILL, 0, "model.safetensors"]},
     ]
     kill_and_go_on(zygote, [*RETRAIN, "-o", "run"], place, faults)
@@ -53,7 +63,10 @@ def test_a_kill_at_any_file_operation_of_a_save_costs_at_most_that_save(zygote, 
 
 
 def test_a_kill_while_old_checkpoints_are_pruned_leaves_the_new_ones(zygote, world, place):
-    faults = [{"signals_at_file_event": [KILL, let_pass, f"{number:010d}"]} for number, let_pass in ((1, 9), (3, 9))]
+    faults = [
+        {"signals_at_file_event": [KILL, let_pass, f"checkpoints/{number:010d}", "os.remove", "os.rmdir"]}
+        for number, let_pass in ((1, 0), (2, 1), (3, 2), (4, 3))
+    ]
     kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
     assert_same_end(place / "run", world / "search")
     assert len(list((place / "run" / "checkpoints").iterdir())) == 2
@@ -61,8 +74,11 @@ def test_a_kill_while_old_checkpoints_are_pruned_leaves_the_new_ones(zygote, wor
 
 @pytest.mark.parametrize("word", ["metrics.jsonl", "alphas.safetensors"])
 def test_a_kill_between_an_epochs_checkpoint_and_what_follows_from_it_loses_neither(zygote, world, place, word):
-    # the first two operations on each belong to the start, the third opens the temporary of the epoch's end
-    faults = [{"signals_at_file_event": [KILL, 4, f".{word}"]}, {"signals_at_file_event": [KILL, 6, f".{word}"]}]
+    # written once at the start, and after each epoch's checkpoint: before the renaming, and before there is a temporary
+    faults = [
+        {"signals_at_file_event": [KILL, 1, f".{word}.ssfnas", "os.rename"]},
+        {"signals_at_file_event": [KILL, 1, f".{word}.ssfnas", "os.mkdir"]},
+    ]
     kill_and_go_on(zygote, [*SEARCH, "-o", "run"], place, faults)
     assert_same_end(place / "run", world / "search")
 
@@ -75,16 +91,19 @@ def test_a_kill_between_the_genotype_and_the_word_done_only_repeats_the_end(zygo
     assert_same_end(place / "run", world / "search")
 
 
-def test_the_installed_script_survives_kills_too(world, place):
-    draw = random.Random(1)
-    for least in (0, 4):
-        process = script(*SEARCH, "-o", "run", cwd=place)
-        newest = place / "run" / "checkpoints" / f"{least:010d}"
-        wait_for(lambda newest=newest, least=least: not least or newest.exists())
-        time.sleep(draw.uniform(0.02, 0.3))
-        process.kill()
-        assert process.wait() == -KILL
-        process.communicate()
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [{"signal_at_import": [KILL, "torch"]}, {"signal_at_import": [KILL, "ssfnas_cli.engine.loop"]}],
+        [{"signals_at_file_event": [KILL, let_pass, "checkpoints/0000000004"]} for let_pass in (0, 1)],
+    ],
+    ids=["while it imports", "while it trains"],
+)
+def test_the_installed_script_survives_kills_too(world, place, faults):
+    for fault in faults:
+        process = script(*SEARCH, "-o", "run", cwd=place, faults=fault)
+        said = process.communicate()
+        assert process.returncode == -KILL, said
     process = script(*SEARCH, "-o", "run", cwd=place)
     said = process.communicate()
     assert process.returncode == 0, said
@@ -92,35 +111,21 @@ def test_the_installed_script_survives_kills_too(world, place):
 
 
 OTHER_SEARCH = [
-    *SEARCH,
-    *[
-        "--epochs",
-        "2",
-        "--batch-size",
-        "16",
-        "--order",
-        "2",
-        "--relax",
-        "sigmoid",
-        "--loss",
-        "barlow",
-        "--set",
-        "alpha_loss.name=ce",
-    ],
-    *["--set", "track_test=true", "--set", "warmup_epochs=1"],
+    *[*SEARCH, "--epochs", "2", "--batch-size", "16", "--order", "2", "--relax", "sigmoid", "--loss", "barlow"],
+    *["--set", "alpha_loss.name=ce", "--set", "track_test=true", "--set", "warmup_epochs=1"],
 ]
 
 
 def test_second_order_with_probe_projector_and_warm_up_resumes_exactly(zygote, place):
     assert zygote.run([*OTHER_SEARCH, "-o", "undisturbed"], place).code == 0
-    faults = [{"signal_at_step": [KILL, "search", epoch, step, 0.1]} for epoch, step in ((0, 1), (1, 0), (1, 2))]
+    faults = [{"signal_at_step": [KILL, "search", epoch, step, 1000]} for epoch, step in ((0, 1), (1, 0), (1, 2))]
     kill_and_go_on(zygote, [*OTHER_SEARCH, "-o", "run"], place, faults)
     assert_same_end(place / "run", place / "undisturbed")
 
 
 def test_the_number_of_loader_workers_may_change_between_start_and_resume(zygote, world, place):
     for workers, epoch in ((2, 0), (0, 1), (1, 2)):
-        fault = {"signal_at_step": [KILL, "search", epoch, 3, 0.01]}
+        fault = {"signal_at_step": [KILL, "search", epoch, 3, 100]}
         result = zygote.run([*SEARCH, "-o", "run", "--workers", str(workers)], place, fault)
         assert result.code == -KILL, result.err
     assert zygote.run([*SEARCH, "-o", "run", "--workers", "2"], place).code == 0

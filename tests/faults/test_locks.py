@@ -67,10 +67,10 @@ def test_a_pid_that_is_another_process_by_now_counts_as_dead(zygote, place):
 
 def test_another_host_is_waited_for_until_it_has_been_silent_for_long(zygote, place):
     run = half_done(zygote, place, SHORT)
-    write_lock(run, age=500, host="elsewhere", pid=1, token="theirs")
+    write_lock(run, age=60, host="elsewhere", pid=1, token="theirs")
     result = zygote.run([*SHORT, "-o", "run"], place)
     assert result.code == 4 and "process 1 on elsewhere" in result.err and "600 s" in result.err
-    write_lock(run, age=700, host="elsewhere", pid=1, token="theirs")
+    write_lock(run, age=6000, host="elsewhere", pid=1, token="theirs")
     result = zygote.run([*SHORT, "-o", "run"], place)
     assert result.code == 0 and "took over the lock of process 1 on elsewhere" in result.err
 

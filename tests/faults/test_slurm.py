@@ -2,12 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
+import stat
 import subprocess
 from pathlib import Path
 
 import pytest
-from faults_support import ENVIRON, RETRAIN, SEARCH, SSFNAS, assert_same_end, wait_for
+from faults_support import ENVIRON, RETRAIN, SEARCH, SSFNAS, assert_same_end, wait_for, with_faults
 
 SLURM = Path(__file__).parents[2] / "examples" / "slurm"
 SCRIPTS = sorted(SLURM.glob("*.sh"))
@@ -31,7 +33,7 @@ output=/dev/null wrap=
 while [ $# -gt 0 ]; do
     case $1 in
         --dependency=afterok:*) before=${1##*:}; [ "$(cat "$SLURM_STATE/code-$before")" = 0 ] || failed=yes ;;
-        --output=*) output=${1#*=} ;;
+        --output=*) output=${1#*=} output=${output//%%/%} ;;
         --wrap) wrap=$2; shift ;;
         --*) ;;
         *) break ;;
@@ -108,15 +110,17 @@ def test_the_three_scripts_are_there_and_ask_for_what_they_need():
 
 def test_a_job_whose_time_is_up_saves_is_requeued_and_its_next_turn_ends_exactly(cluster, world, place):
     argv = [*SEARCH, "-o", "run"]
-    job = run(cluster, place, "requeue.sh", *argv)
-    wait_for((place / "run" / "checkpoints" / "0000000003").exists)
+    reached = place / "reached"
+    faults = {"wait_for_a_request_at_file_event": ["checkpoints/0000000003", str(reached)]}
+    job = run(cluster, place, "requeue.sh", *argv, **with_faults(faults))
+    wait_for(reached.exists)
     job.send_signal(signal.SIGUSR1)  # to the batch script only, as with B:
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate()
     assert job.returncode == 75, err
     assert "stopped by SIGUSR1" in err and "back into the queue (turn 1)" in err
     assert log_of(place)[-1] == "scontrol requeue 77"
     turn = run(cluster, place, "requeue.sh", *argv, SLURM_RESTART_COUNT="1")
-    out, err = turn.communicate(timeout=60)
+    out, err = turn.communicate()
     assert turn.returncode == 0, err
     assert json.loads(out)["state"] == "done"
     assert len([line for line in log_of(place) if line.startswith("scontrol")]) == 1
@@ -133,7 +137,7 @@ def test_only_exit_75_goes_back_into_the_queue_and_not_for_ever(cluster, place, 
     (place / "bin" / "ssfnas").write_text(STUB.format(code=code))
     (place / "bin" / "ssfnas").chmod(0o755)
     job = run(cluster, place, "requeue.sh", "search", SLURM_RESTART_COUNT=str(restarts), MAX_RESTARTS="5")
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate()
     assert job.returncode == code
     assert len([line for line in log_of(place) if line.startswith("scontrol requeue 77")]) == requeues
     assert ("submit it again" in err) == (restarts == 5)
@@ -143,21 +147,73 @@ def test_an_array_task_takes_its_index_as_seed_and_its_data_from_scratch(cluster
     environ = {"SLURM_ARRAY_TASK_ID": "5", "DATA": "data", "OUT": "runs", "REQUEUE": str(SLURM / "requeue.sh")}
     options = [word for word in SEARCH[1:] if word not in ("--data", "data")]
     job = run(cluster, place, "search-array.sh", *options, "--epochs", "1", **environ)
-    out, err = job.communicate(timeout=60)
+    out, err = job.communicate()
     assert job.returncode == 0, err
     result = json.loads(out)
     assert result["seed"] == 5 and result["path"] == "runs/seed-5"
-    (staged,) = (place / "scratch").iterdir()
+    (scratch,) = (place / "scratch").iterdir()
+    assert scratch.name == f"ssfnas-{os.getuid()}" and stat.S_IMODE(scratch.stat().st_mode) == 0o700
+    (staged,) = scratch.iterdir()
     assert result["data"] == str(staged) and staged.name.startswith("data-")
     assert (staged / "manifest.json").read_bytes() == (world / "data" / "manifest.json").read_bytes()
     assert "srun ssfnas search --data" in log_of(place)[0]
-    (place / "bin" / "ssfnas").write_text(STUB.format(code=0))  # from here on the staged copy is what counts
+
+
+def stage(cluster, place, **environ):
+    """An array task that only stages the data set."""
+    (place / "bin" / "ssfnas").write_text(STUB.format(code=0))
     (place / "bin" / "ssfnas").chmod(0o755)
-    before = staged.stat().st_mtime_ns
-    again = run(cluster, place, "search-array.sh", **environ | {"SLURM_ARRAY_TASK_ID": "6"})
-    again.communicate(timeout=60)
-    assert again.returncode == 0 and staged.stat().st_mtime_ns == before
-    assert [path.name for path in (place / "scratch").iterdir()] == [staged.name]
+    environ = {"SLURM_ARRAY_TASK_ID": "6", "DATA": "data", "REQUEUE": str(SLURM / "requeue.sh"), **environ}
+    job = run(cluster, place, "search-array.sh", **environ)
+    _, err = job.communicate()
+    return job.returncode, err
+
+
+def test_a_staged_copy_is_used_again_and_one_that_differs_is_staged_again(cluster, world, place):
+    assert stage(cluster, place) == (0, "")
+    (staged,) = (place / "scratch" / f"ssfnas-{os.getuid()}").iterdir()
+    sound = {path.name: path.read_bytes() for path in staged.iterdir()}
+    assert sound == {path.name: path.read_bytes() for path in (world / "data").iterdir()}
+    before = staged.stat().st_ino
+    assert stage(cluster, place) == (0, "") and staged.stat().st_ino == before
+    shard = next(staged.glob("train-*"))
+    for damage in (
+        lambda: (staged / "manifest.json").write_text("{}"),
+        lambda: shard.write_bytes(sound[shard.name][:-100]),
+        shard.unlink,
+        lambda: (staged / "more").write_text(""),
+        lambda: (shutil.rmtree(staged), staged.mkdir()),
+    ):
+        damage()
+        assert stage(cluster, place) == (0, "")
+        assert {path.name: path.read_bytes() for path in staged.iterdir()} == sound
+        assert [path.name for path in staged.parent.iterdir()] == [staged.name]
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "of another user"])
+def test_a_scratch_folder_that_somebody_else_made_is_refused(cluster, place, kind):
+    scratch, elsewhere = place / "scratch" / f"ssfnas-{os.getuid()}", place / "elsewhere"
+    elsewhere.mkdir(mode=0o777)
+    if kind == "link":
+        scratch.symlink_to(elsewhere)
+    elif kind == "file":
+        scratch.write_text("")
+    elif os.geteuid() == 0:
+        scratch.mkdir()
+        os.chown(scratch, 65534, 65534)
+    else:
+        return  # only root can make a folder of another user
+    code, err = stage(cluster, place)
+    assert code == 1 and f"{scratch} is not a folder of yours" in err
+    assert not list(elsewhere.iterdir()) and not log_of(place)
+
+
+def test_a_scratch_folder_of_ours_is_closed_to_others(cluster, place):
+    scratch = place / "scratch" / f"ssfnas-{os.getuid()}"
+    scratch.mkdir()
+    scratch.chmod(0o777)
+    assert stage(cluster, place) == (0, "")
+    assert stat.S_IMODE(scratch.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
@@ -170,25 +226,28 @@ def test_an_array_task_hands_its_signal_on_to_ssfnas(cluster, place, name):
     job = run(cluster, place, "search-array.sh", **environ)
     wait_for((place / "started").exists)
     job.send_signal(getattr(signal, name))
-    job.communicate(timeout=60)
+    job.communicate()
     assert job.returncode == 75 and log_of(place)[-1] == "scontrol requeue 77"
+
+
+OUT = "an ex%perimént's $HOME `id` \"\\ \x07"
 
 
 def test_the_pipeline_runs_from_images_to_metrics_each_stage_after_the_one_before(cluster, place):
     (place / "data").unlink()
     environ = {
-        "OUT": "an exp",
-        "DATASET_ARGS": "--max-per-class 12 --mu 0.5",
+        "OUT": OUT,
+        "DATASET_ARGS": "--max-per-class 12\n\t--mu 0.5\n",
         "SEARCH_ARGS": " ".join(SEARCH[3:]) + " --epochs 1",
         "DERIVE_ARGS": "--rule darts",
         "RETRAIN_ARGS": " ".join(RETRAIN[4:]) + " --epochs 1 --pretrain none",
     }
     job = run(cluster, place, "pipeline.sh", **environ)
-    out, err = job.communicate(timeout=200)
-    logs = {path.name: path.read_text() for path in (place / "an exp" / "logs").iterdir()}
+    out, err = job.communicate()
+    logs = {path.name: path.read_text() for path in (place / OUT / "logs").iterdir()}
     assert job.returncode == 0, (err, logs)
     assert out == "105\n"
-    metrics = json.loads((place / "an exp" / "metrics.json").read_text())
+    metrics = json.loads((place / OUT / "metrics.json").read_text())
     assert metrics["splits"]["test"]["num_images"] > 0
     submitted = [line for line in log_of(place) if line.startswith("sbatch")]
     assert len(submitted) == 5 and "--dependency" not in submitted[0]
@@ -200,7 +259,14 @@ def test_the_pipeline_runs_from_images_to_metrics_each_stage_after_the_one_befor
 def test_a_stage_that_fails_stops_those_behind_it(cluster, place):
     environ = {"OUT": "exp", "DATASET_ARGS": "--source nonsense"}
     job = run(cluster, place, "pipeline.sh", **environ)
-    job.communicate(timeout=200)
+    job.communicate()
     codes = [(place / "state" / f"code-{number}").read_text().strip() for number in range(101, 106)]
     assert codes == ["2", "1", "1", "1", "1"]
     assert not (place / "exp" / "search").exists()
+
+
+def test_a_pipeline_whose_folder_has_a_line_break_is_refused(cluster, place):
+    job = run(cluster, place, "pipeline.sh", OUT="two\nlines")
+    _, err = job.communicate()
+    assert job.returncode == 2 and "OUT has a line break" in err and not log_of(place)
+    assert not [path for path in place.iterdir() if path.name.startswith("two")]

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -43,8 +42,7 @@ def _child(request: dict) -> None:
     from ssfnas_cli import main, stop
 
     stop.STARTED = time.monotonic()
-    for fault, value in request["faults"].items():
-        globals()[f"fault_{fault}"](value)
+    apply(request["faults"])
     sys.argv = ["ssfnas", *request["argv"]]
     code = 1
     try:
@@ -55,6 +53,12 @@ def _child(request: dict) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def apply(faults: dict) -> None:
+    """Prepare this process for faults."""
+    for fault, value in faults.items():
+        globals()[f"fault_{fault}"](value)
 
 
 def _on_step(act) -> None:
@@ -72,37 +76,109 @@ def _on_step(act) -> None:
 
 
 def fault_signal_at_step(value) -> None:
-    """[signal, phase, epoch, step, delay]: `delay` seconds after that step (or any after it) has begun."""
-    number, name, epoch, step, delay = value
-    armed = []
+    """[signal, phase, epoch, step, calls]: so many function calls after that step (or any after it) has begun.
 
-    def later() -> None:
-        time.sleep(delay)
-        os.kill(os.getpid(), number)
+    Calls are the clock, so that a moment is the same moment on every machine.
+    """
+    number, name, epoch, step, calls = value
+    armed = []
 
     def act(phase, at_epoch, at_step) -> None:
         if not armed and phase.name == name and (at_epoch, at_step) >= (epoch, step):
             armed.append(True)
-            if delay:
-                threading.Thread(target=later, daemon=True).start()
+            if calls:
+                _after_calls(calls, lambda: os.kill(os.getpid(), number))
             else:
                 os.kill(os.getpid(), number)
 
     _on_step(act)
 
 
+def _after_calls(calls, act) -> None:
+    """Call `act` once this thread has called so many functions, C functions among them."""
+    left = [calls]
+
+    def count(frame, event, argument) -> None:
+        if event in ("call", "c_call"):
+            left[0] -= 1
+            if left[0] == 0:
+                sys.setprofile(None)
+                act()
+
+    sys.setprofile(count)
+
+
+def fault_count_calls(value) -> None:
+    """FILE: write there, a line for each step but the last, how many calls lie between its begin and the next's."""
+    counted = [0]
+
+    def count(frame, event, argument) -> None:
+        counted[0] += event in ("call", "c_call")
+
+    def act(phase, at_epoch, at_step) -> None:
+        sys.setprofile(None)
+        if counted[0]:
+            with Path(value).open("a") as stream:
+                stream.write(f"{counted[0]}\n")
+        counted[0] = 0
+        sys.setprofile(count)
+
+    _on_step(act)
+
+
 def fault_signals_at_file_event(value) -> None:
-    """[signal, how many to let pass, word]: at an operation on a file whose name has that word in it."""
-    number, let_pass, word = value
+    """[signal, how many to let pass, word, kinds...]: at an operation on a file whose name has that word in it."""
+    number, let_pass, word, *kinds = value
     left = [let_pass]
 
     def hook(event, arguments) -> None:
-        if event in AUDITED and any(word in str(argument) for argument in arguments[:2]):
+        if event in (kinds or AUDITED) and any(word in str(argument) for argument in arguments[:2]):
             left[0] -= 1
             if left[0] == -1:
                 os.kill(os.getpid(), number)
 
     sys.addaudithook(hook)
+
+
+def fault_signal_at_import(value) -> None:
+    """[signal, module]: when a module is about to be imported."""
+    number, module = value
+    armed = []
+
+    def hook(event, arguments) -> None:
+        if event == "import" and arguments[0] == module and not armed:
+            armed.append(True)
+            os.kill(os.getpid(), number)
+
+    sys.addaudithook(hook)
+
+
+def fault_wait_for_a_request_at_file_event(value) -> None:
+    """[word, file]: at the first operation on a file with that word in its name, make `file` and wait for a signal."""
+    word, file = value
+    armed = []
+
+    def hook(event, arguments) -> None:
+        if event in AUDITED and not armed and any(word in str(argument) for argument in arguments[:2]):
+            armed.append(True)
+            from ssfnas_cli import stop
+
+            Path(file).touch()
+            while stop.request(None) is None:
+                time.sleep(0.01)
+
+    sys.addaudithook(hook)
+
+
+def fault_time_is_up_at_step(value) -> None:
+    """[epoch, step]: the program seems to have started ages ago once that step (or any after it) has begun."""
+    from ssfnas_cli import stop
+
+    def act(phase, at_epoch, at_step) -> None:
+        if (at_epoch, at_step) >= tuple(value):
+            stop.STARTED = time.monotonic() - 1e9
+
+    _on_step(act)
 
 
 def fault_poison(value) -> None:
@@ -185,11 +261,6 @@ def fault_memory_limit_mb(value) -> None:
 
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + value * 2**20,) * 2)
-
-
-def fault_pause_seconds(value) -> None:
-    """Slow steps down."""
-    _on_step(lambda phase, epoch, step: time.sleep(value))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssfnas_cli.native import library
+from ssfnas_cli.native.layout import Mirror, check_layouts
 
 SEPARABLE, MAX_POOL, AVG_POOL, IDENTITY = range(4)
 
@@ -65,11 +66,19 @@ class Projection(ctypes.Structure):
     ]
 
 
+# The structures by their names in structures.h.
+MIRRORS: dict[str, Mirror] = {
+    **{"Shape": Shape, "Projection": Projection},
+    **{"Upstream": UPSTREAM, "Item": ITEM, "Group": GROUP, "Term": TERM},
+}
+
+
 class CellKernels:
     """The functions, for tensors of one kind of float. Arrays are of the structures they are named for."""
 
     def __init__(self, cdll: ctypes.CDLL, dtype: torch.dtype):
         suffix = {torch.float32: "float", torch.float64: "double"}[dtype]
+        check_layouts(cdll, "cells_layout", MIRRORS)
         self.dtype = dtype
         self.lanes = cdll.vector_bytes() // dtype.itemsize
         self._groups_forward = getattr(cdll, f"groups_forward_{suffix}")

@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "layout.h"
+
 extern "C" struct View {
     int32_t num, height, width, channels, radius;  // the radius of the blur; 0: none
     const uint8_t *images;                         // [num][height][width][channels]
@@ -154,4 +156,16 @@ extern "C" void render_view(const View *view) {
         render<1>(*view);
     else
         render<3>(*view);
+}
+
+extern "C" const LayoutEntry *views_layout() {
+    static const LayoutEntry entries[] = {
+        SIZE_OF(View), OFFSET_OF(View, num), OFFSET_OF(View, height), OFFSET_OF(View, width),
+        OFFSET_OF(View, channels), OFFSET_OF(View, radius), OFFSET_OF(View, images), OFFSET_OF(View, rows),
+        OFFSET_OF(View, columns), OFFSET_OF(View, row_weights), OFFSET_OF(View, column_weights),
+        OFFSET_OF(View, matrix), OFFSET_OF(View, shift), OFFSET_OF(View, taps), OFFSET_OF(View, solarized),
+        OFFSET_OF(View, mean), OFFSET_OF(View, std), OFFSET_OF(View, out),
+        {nullptr, 0},
+    };
+    return entries;
 }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ssfnas_cli.native import library
+from ssfnas_cli.native.layout import check_layouts
 
 
 class View(ctypes.Structure):
@@ -30,6 +31,7 @@ class ViewKernels:
     """The compiled function."""
 
     def __init__(self, cdll: ctypes.CDLL):
+        check_layouts(cdll, "views_layout", {"View": View})
         self._render = cdll.render_view
         self._render.restype = None
 

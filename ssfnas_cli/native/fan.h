@@ -7,6 +7,7 @@
 #include "pointwise.h"
 #include "pools.h"
 #include "statistics.h"
+#include "threads.h"
 #include "upstream.h"
 
 namespace {
@@ -139,8 +140,7 @@ void groups_forward(const Shape &shape, int num_groups, const Group *groups, int
     const long per_item = long(l.num) * l.padded();
     Aligned<T> means(per_item * num_items), squares(per_item * num_items);
     const int pad = largest_pad<T>(num_items, items);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Workspace<T> w(l, pad, false);
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
             for (int g = 0; g < num_groups; ++g) {
@@ -159,12 +159,12 @@ void groups_forward(const Shape &shape, int num_groups, const Group *groups, int
                     if (item.mean != nullptr) image_statistics<T>(y, l, l.out_pixels(), means.data() + at, squares.data() + at);
                 }
             }
-    }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int k = 0; k < num_items; ++k)
+    });
+    for_each_chunk(num_items, shape.threads, [&](int k) {
         if (items[k].mean != nullptr)
             batch_statistics<T>(means.data() + k * per_item, squares.data() + k * per_item, l, l.out_pixels(),
                                 static_cast<double *>(items[k].mean), static_cast<double *>(items[k].variance));
+    });
 }
 
 // Sums of weight gradients, one set per chunk.
@@ -257,8 +257,7 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
     const long per_group = long(l.num) * l.padded();
     Aligned<double> parts(per_group * num_groups * 2);
     const int pad = largest_pad<T>(num_items, items);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Workspace<T> w(l, pad, true);
         Vec<T> *mine = weight_sums.data() + chunk * sums.size;
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
@@ -278,16 +277,16 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
                 double *part = parts.data() + 2 * g * per_group + long(n) * l.padded();
                 finish_group<T>(w, groups[g], items, upstreams, n, part, part + per_group);
             }
-    }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int k = 0; k < num_items; ++k)
+    });
+    for_each_chunk(num_items, shape.threads, [&](int k) {
         if (items[k].d_depthwise != nullptr) sums.write(l, items[k], k, weight_sums.data());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int g = 0; g < num_groups; ++g)
+    });
+    for_each_chunk(num_groups, shape.threads, [&](int g) {
         if (groups[g].sum != nullptr) {
             add_images<T>(parts.data() + 2 * g * per_group, l, groups[g].sum);
             add_images<T>(parts.data() + (2 * g + 1) * per_group, l, groups[g].dot);
         }
+    });
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include "pointwise.h"
 #include "statistics.h"
+#include "threads.h"
 #include "upstream.h"
 
 namespace {
@@ -94,8 +95,7 @@ void project_forward(const Shape &shape, const Projection &job, const Item &resu
     Grids<T> grids(l, job);
     const long size = l.out_pixels(), all = long(l.num) * l.padded();
     Aligned<T> means(all), squares(all);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Arena &arena = Arena::mine();
         arena.reset((job.taps * grids.in_blocks * TILE + 8) * VECTOR_BYTES);
         Vec<T> *tile = arena.take<T>(job.taps * grids.in_blocks * TILE);
@@ -109,7 +109,7 @@ void project_forward(const Shape &shape, const Projection &job, const Item &resu
             const long at = long(n) * l.padded();
             if (result.mean != nullptr) image_statistics<T>(y, l, size, means.data() + at, squares.data() + at);
         }
-    }
+    });
     if (result.mean != nullptr)
         batch_statistics<T>(means.data(), squares.data(), l, size, static_cast<double *>(result.mean),
                             static_cast<double *>(result.variance));
@@ -123,8 +123,7 @@ void project_backward(const Shape &shape, const Projection &job, const Item &res
     const long size = l.out_pixels(), tile_size = job.taps * grids.in_blocks * TILE;
     const long weights_size = job.d_weights[0] == nullptr ? 0 : long(grids.rows()) * l.blocks;
     Aligned<Vec<T>> sums(weights_size * l.chunks() + 1);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Arena &arena = Arena::mine();
         arena.reset((l.blocks * size + 2 * tile_size + 8) * VECTOR_BYTES);
         Vec<T> *dy = arena.take<T>(l.blocks * size), *tile = arena.take<T>(tile_size), *gradient = arena.take<T>(tile_size);
@@ -143,7 +142,7 @@ void project_backward(const Shape &shape, const Projection &job, const Item &res
                 grids.scatter(n, begin, end, tile, gradient);
             }
         }
-    }
+    });
     if (weights_size == 0) return;
     grids.each_weight([&](int tap, long at, int row, int made) {  // in the chunks' order
         T sum = T(0);

@@ -81,7 +81,7 @@ def make_phase(folder: Path, name: str, flags: Mapping[str, Any]) -> TrainPhase:
     """The training of a derived network on the folder's data set."""
     settings = load_settings(RetrainSettings, flags=flags).resolve_plugins()
     data = DataSet.open(folder / "data")
-    (phase,), _ = build_phases(read_genotype(name), settings, data, Device.of(settings, data))
+    (phase,), _ = build_phases(read_genotype(name), settings, data, Device.of(settings))
     return phase
 
 

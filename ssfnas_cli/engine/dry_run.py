@@ -50,7 +50,7 @@ def dry_run(settings: SearchSettings, output: Path | None, force: bool) -> dict[
         if not force and finished(path, "search", identity) is not None:
             log.info("%s is done: without --dry-run there would be nothing to do", path)
         data.verify()
-        device = Device.of(settings, data)
+        device = Device.of(settings)
         phase = SearchPhase(settings, data, device, lambda alphas: None)
         figures = predict(phase)
     return {

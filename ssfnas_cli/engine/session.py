@@ -43,7 +43,7 @@ def carry_out(
         log.info("%s is done; nothing to do", path)
         return result
     data.verify()
-    device = Device.of(settings, data)
+    device = Device.of(settings)
     body = prepare(device)
     if force:
         move_aside(path)

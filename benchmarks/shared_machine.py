@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     shape, rows = (QUICK if options.quick else SHAPE), []
     with paired.scratch() as scratch:
         folder = Path(scratch)
-        flags = {**shape, "kernels": "torch", "threads": 1}
+        flags = {**shape, "kernels": "torch"}
         retrain_step.prepare(folder, GENOTYPE, flags)
         workers = {
             (kernels, threads): paired.Worker(

@@ -116,19 +116,8 @@ def test_a_request_to_stop_that_came_before_ends_it(settings, monkeypatch):
 
 
 def test_an_interrupt_ends_it_at_once(settings, tmp_path, tiny_digits):
-    argv = [
-        "search",
-        "--data",
-        tiny_digits.path,
-        "--dry-run",
-        "--channels",
-        "8",
-        "--layers",
-        "5",
-        "--threads",
-        "1",
-        *TORCH,
-    ]
+    shape = ["--channels", "8", "--layers", "5", "--threads", "1"]
+    argv = ["search", "--data", tiny_digits.path, "--dry-run", *shape, *TORCH]
     process = subprocess.Popen(
         [SSFNAS, *argv], cwd=tmp_path, env=ENVIRON, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-// The sum of a node.
+// The sums of terms at the targets.
 #pragma once
 
 #include "statistics.h"
@@ -6,9 +6,9 @@
 
 namespace {
 
-// out[target] (+)= every term; the shape is that of the outputs. `add` says where there is a sum to add to.
+// Add every term to its target's output. The shape is the outputs'. If add[target] is 0, the output starts at zero.
 template <class T>
-void mix_forward(const Shape &shape, int num_terms, const Term *terms, int num_targets, void *const *outs, const int *add) {
+void add_terms(const Shape &shape, int num_terms, const Term *terms, int num_targets, void *const *outs, const int *add) {
     const Layout<T> l(shape);
     const long size = l.pixels();
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
@@ -39,9 +39,9 @@ void mix_forward(const Shape &shape, int num_terms, const Term *terms, int num_t
     });
 }
 
-// For every term the sums its backward pass needs; gs are the gradients of the targets.
+// For every term, the sums that its backward pass needs. `gs` are the gradients with respect to the targets.
 template <class T>
-void mix_sums(const Shape &shape, int num_terms, const Term *terms, const void *const *gs) {
+void term_sums(const Shape &shape, int num_terms, const Term *terms, const void *const *gs) {
     const Layout<T> l(shape);
     const long size = l.pixels(), per_term = long(l.num) * l.padded();
     Aligned<double> parts(per_term * num_terms * 2);

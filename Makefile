@@ -32,6 +32,7 @@ bench: $(READY) ## what is fast, measured against what, in one run
 	PYTHONPATH=. $(BIN)/python benchmarks/retrain_step.py
 	PYTHONPATH=. $(BIN)/python benchmarks/input.py
 	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py
+	PYTHONPATH=. $(BIN)/python benchmarks/shared_machine.py
 
 docs: $(READY) ## the figures and tables of docs/ from the runs in first-run/ (see examples/first-run.sh)
 	$(BIN)/python examples/first_run_table.py first-run

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From images to an evaluated, drawn network: the embedded digits, made long-tailed, in a few minutes on a laptop.
+# From images to an evaluated, drawn network: the embedded digits, made long-tailed, in about a minute on a laptop.
 #
 #   examples/quickstart.sh [FOLDER]
-# One thread: these maps are tiny, and two that wait for each other crawl on a busy machine.
+# One thread is enough: these maps are tiny, and two threads took no less time (docs/performance.md).
 set -euo pipefail
 
 out=${1:-demo}

@@ -1,7 +1,7 @@
 """Batch normalisation, in one place for every op and network.
 
-The bilevel step makes trial passes whose statistics must not reach the running averages; this is where they
-are kept out.
+The bilevel step makes trial passes whose statistics must not reach the running averages. `held_statistics` keeps them
+out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of maps [N, C, H, W] or vectors [N, C], whose running statistics can be held still."""
+    """Batch normalisation of maps [N, C, H, W] or vectors [N, C]; its running statistics can be held still."""
 
     hold_statistics: bool = False
 
@@ -29,10 +29,11 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """The only place where batch statistics are taken and running statistics move.
+    """Normalise x [N, C, H, W] or [N, C]; only here and in `record_statistics` do running statistics move.
 
     Args:
-        weight: a factor of the result, one number; it costs no pass over x.
+        norm: in training mode it uses the batch's statistics, else the running ones.
+        weight: one number that multiplies the result; it is folded into the affine weights, which costs no pass over x.
     """
     if norm.training and not norm.hold_statistics and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -43,17 +44,20 @@ def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tens
     if weight is not None and norm.affine:
         gamma, beta = weight * norm.weight, weight * norm.bias
     elif weight is not None:
-        gamma = weight.expand(norm.num_features).contiguous()  # its strides are not read
+        gamma = weight.expand(norm.num_features).contiguous()  # F.batch_norm ignores strides
     assert norm.momentum is not None, "a cumulative average is not used here"
     return F.batch_norm(x, mean, variance, gamma, beta, norm.training, norm.momentum, norm.eps)
 
 
 @torch.no_grad()
 def record_statistics(norms: Sequence[BatchNorm], means: Tensor, variances: Tensor, count: int) -> None:
-    """Move the running statistics of norms whose batch statistics [norms, C] were taken elsewhere.
+    """Move the running statistics of norms whose batch statistics were computed elsewhere.
 
     Args:
-        variances: biased, over `count` values.
+        norms: the BNs, one for each row.
+        means: [norms, C].
+        variances: [norms, C], biased, over `count` values.
+        count: values of each channel in the batch.
     """
     moving = [(k, norm) for k, norm in enumerate(norms) if not norm.hold_statistics and norm.running_mean is not None]
     for momentum in {norm.momentum for _, norm in moving}:
@@ -68,7 +72,7 @@ def record_statistics(norms: Sequence[BatchNorm], means: Tensor, variances: Tens
 
 @contextlib.contextmanager
 def held_statistics(module: nn.Module) -> Iterator[None]:
-    """Within: every BatchNorm in `module` normalises by its batch and leaves its running statistics alone."""
+    """Within this context every BatchNorm in `module` uses its batch's statistics and keeps its running ones."""
     norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
     before = [norm.hold_statistics for norm in norms]
     for norm in norms:

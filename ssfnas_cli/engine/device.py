@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.native import cells
@@ -18,16 +17,19 @@ from ssfnas_cli.settings import Training
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# Pixels x channels x cells over a whole run from which compiling for some seconds pays: minutes by torch's kernels.
-LONG_RUN = 1e9
-
 
 class Device:
-    """A torch device set up by the settings. Convolutions run channels-last: twice as fast here on CPUs.
+    """A torch device, set up as the settings ask. Networks are in the channels-last layout, which is faster on CPUs.
 
     Args:
-        compiled: let our own kernels compute what they know, where they can be compiled. The views of a batch are made
-            by them on every device, cells only on a CPU in float32.
+        name: `auto`, or a device as torch names it; `auto` is the GPU if there is one, else the CPU.
+        threads: for torch and the kernels; 0 leaves torch's own choice.
+        precision: `fp32` or `bf16`.
+        compiled: whether our own kernels compute what they support, if they can be compiled. They make the views of a
+            batch for every device; they compute cells only on a CPU in float32.
+
+    Raises:
+        UsageError: there is no such device.
     """
 
     def __init__(self, name: str, threads: int, precision: str = "fp32", compiled: bool = False):
@@ -47,24 +49,22 @@ class Device:
             _keep_freed_memory()
 
     @classmethod
-    def of(cls, settings: Training, data: DataSet) -> Device:
-        """The device that training settings ask for, for a run on this data."""
-        work = settings.epochs * len(data.split("train")) * data.image_size**2 * settings.channels * settings.layers
-        compiled = settings.kernels == "compiled" or (settings.kernels == "auto" and work >= LONG_RUN)
-        return cls(settings.device, settings.threads, settings.precision, compiled)
+    def of(cls, settings: Training) -> Device:
+        """The device that training settings ask for."""
+        return cls(settings.device, settings.threads, settings.precision, compiled=settings.kernels != "torch")
 
     def place(self, module: Module) -> Module:
-        """Move a network here, and give its cells this device's kernels."""
+        """Move a network here, and give its encoder this device's compiled kernels (None: torch's own operations)."""
         module.encoder.compile_with(self.cells)  # type: ignore[union-attr, operator]
         return module.to(self.torch).to(memory_format=torch.channels_last)
 
     def facts(self) -> dict[str, str]:
-        """For the record of a run: the device, and what computes the cells."""
+        """The device and what computes the cells, for the record of a run."""
         capability = torch.backends.cpu.get_cpu_capability()
         return {"device": str(self.torch), "kernels": f"{'compiled' if self.cells else 'torch'}, {capability}"}
 
     def move(self, batch: Batch) -> Batch:
-        """Move a batch here."""
+        """Move a batch to this device."""
         views = tuple(view.to(self.torch, memory_format=torch.channels_last) for view in batch.views)
         return Batch(views, batch.labels.to(self.torch))
 
@@ -80,16 +80,16 @@ class Device:
                 torch.set_float32_matmul_precision(before)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of forward passes."""
+        """A context in which forward passes have the precision asked for."""
         if self.precision == "bf16":
             return torch.autocast(self.torch.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one: clearing fresh pages costs a tenth of a step."""
+    """Have glibc keep the memory that a step frees for the next step: clearing fresh pages costs a tenth of a step."""
     trim_threshold, mmap_threshold = -1, -3
     with contextlib.suppress(OSError, AttributeError):  # another libc
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)  # the most it takes
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest value that it accepts
         libc.mallopt(trim_threshold, 2**31 - 1)

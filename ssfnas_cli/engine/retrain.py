@@ -83,7 +83,7 @@ def build_retrain(plan: RunPlan, card: ModelCard) -> tuple[Device, list[TrainPha
     """
     assert isinstance(plan.settings, RetrainSettings)
     plan.data.verify()
-    device = Device.of(plan.settings, plan.data)
+    device = Device.of(plan.settings)
     return device, *build_phases(card, plan.settings, plan.data, device)
 
 

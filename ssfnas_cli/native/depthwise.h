@@ -1,4 +1,4 @@
-// Depthwise convolution and its gradients: one block of channels of one image.
+// Depthwise convolution and its gradients, for one block of channels of one image.
 #pragma once
 
 #include "vectors.h"
@@ -34,7 +34,7 @@ void depthwise(const Vec<T> *u, int pitch, int height, int width, const Vec<T> *
 }
 
 // The data gradient: g[y, x] += sum of dt[i, j] * w[a, b] over the taps with y = i*S + a*D - pad, x = j*S + b*D - pad.
-// A gather: of the columns x = S*m + Q, only every S-th tap meets an output. dt has a border of zeros.
+// It gathers: at the columns x = S*m + Q only every S-th tap meets an output. dt has a border of zeros.
 template <class T, int K, int D, int S, int Q, int P>
 void transposed_pixels(const Vec<T> *dt, int pitch, int y, const Vec<T> *w, Vec<T> *g) {
     constexpr int PAD = D * (K - 1) / 2;
@@ -78,9 +78,9 @@ void depthwise_transposed(const Vec<T> *dt, int pitch, int height, int width, co
 // The weight gradient: dw[a, b] += sum over pixels of u[i*S + a*D, j*S + b*D] * dt[i, j].
 template <class T, int K, int D, int S>
 void depthwise_weights(const Vec<T> *u, int pitch, const Vec<T> *dt, int dt_pitch, int height, int width, Vec<T> *dw) {
-    constexpr int ROWS = VECTOR_BYTES == 64 && K <= 5 ? K : K <= 3 ? K : 1;  // as the registers allow
+    constexpr int ROWS = VECTOR_BYTES == 64 && K <= 5 ? K : K <= 3 ? K : 1;  // as many rows of taps as the registers hold
     for (int a = 0; a < K; a += ROWS) {
-        for (int i = 0; i < height; ++i) {  // a row's sums at a time: long sums in float lose digits
+        for (int i = 0; i < height; ++i) {  // each row has sums of its own, because long sums in float lose digits
             Vec<T> sums[ROWS][K] = {};
             const Vec<T> *from = u + (i * S + a * D) * pitch;
             for (int j = 0; j < width; ++j) {
@@ -99,7 +99,7 @@ void depthwise_weights(const Vec<T> *u, int pitch, const Vec<T> *dt, int dt_pitc
 }
 
 template <class T>
-struct Depthwise {  // the three, of one kernel, dilation and stride
+struct Depthwise {  // the three functions for one kernel, dilation and stride
     decltype(&depthwise<T, 3, 1, 1>) forward;
     decltype(&depthwise_transposed<T, 3, 1, 1>) transposed;
     decltype(&depthwise_weights<T, 3, 1, 1>) weights;

@@ -1,4 +1,4 @@
-// The operations that leave one node: convolutions and pools, forward and backward.
+// The items of a fan: convolutions and pools, forward and backward.
 #pragma once
 
 #include <vector>
@@ -7,13 +7,15 @@
 #include "pointwise.h"
 #include "pools.h"
 #include "statistics.h"
+#include "threads.h"
 #include "upstream.h"
 
 namespace {
 
+// The items' weights in the order in which the loops read them.
 template <class T>
 struct Packed {
-    std::vector<long> depthwise, matrix, transposed;  // where an item's begin
+    std::vector<long> depthwise, matrix, transposed;  // where the weights of each item begin in `store`
     Aligned<Vec<T>> store;
 
     Packed(const Layout<T> &l, int num_items, const Item *items) : store(total(l, num_items, items)) {
@@ -49,16 +51,17 @@ private:
     }
 };
 
+// What one thread needs for one image.
 template <class T>
 struct Workspace {
     const Layout<T> &l;
-    int pad;  // around the input
+    int pad;  // the width of the border around the input
     long padded_pixels;
     int pitch;
     const Vec<T> *raw;                // x
-    Vec<T> *input, *middle, *result;  // ReLU(x) with its border, the depthwise result, the pointwise one or its gradient
-    Vec<T> *middle_gradient;          // with a border
-    Vec<T> *gradient;                 // by the input
+    Vec<T> *input, *middle, *result;  // ReLU(x) with its border, the depthwise result, the gradient of the pointwise one
+    Vec<T> *middle_gradient;          // of the depthwise result, with a border
+    Vec<T> *gradient;                 // with respect to the input
     long gradient_padded_pixels;
     int gradient_pitch;
 
@@ -106,7 +109,7 @@ struct Workspace {
         const int border = pad - item.dilation * (item.kernel - 1) / 2;
         return input + block * padded_pixels + border * pitch + border;
     }
-    // Where the gradient of image `n` by the input is put together; zeroed.
+    // Set `gradient`, where the gradient with respect to image `n` of the input is summed, to zeros.
     void begin_gradient(const Group &group, int n) {
         gradient = image_to_write<T>(group.dx, group.blocked, l, l.pixels(), n, gradient_room);
         std::memset(static_cast<void *>(gradient), 0, l.blocks * l.pixels() * VECTOR_BYTES);
@@ -139,8 +142,7 @@ void groups_forward(const Shape &shape, int num_groups, const Group *groups, int
     const long per_item = long(l.num) * l.padded();
     Aligned<T> means(per_item * num_items), squares(per_item * num_items);
     const int pad = largest_pad<T>(num_items, items);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Workspace<T> w(l, pad, false);
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
             for (int g = 0; g < num_groups; ++g) {
@@ -159,15 +161,15 @@ void groups_forward(const Shape &shape, int num_groups, const Group *groups, int
                     if (item.mean != nullptr) image_statistics<T>(y, l, l.out_pixels(), means.data() + at, squares.data() + at);
                 }
             }
-    }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int k = 0; k < num_items; ++k)
+    });
+    for_each_chunk(num_items, shape.threads, [&](int k) {
         if (items[k].mean != nullptr)
             batch_statistics<T>(means.data() + k * per_item, squares.data() + k * per_item, l, l.out_pixels(),
                                 static_cast<double *>(items[k].mean), static_cast<double *>(items[k].variance));
+    });
 }
 
-// Sums of weight gradients, one set per chunk.
+// The sums of weight gradients: one set for each chunk.
 template <class T>
 struct WeightSums {
     std::vector<long> depthwise, matrix;
@@ -180,7 +182,7 @@ struct WeightSums {
             matrix.push_back(size), size += wanted ? long(l.padded()) * l.blocks : 0;
         }
     }
-    void write(const Layout<T> &l, const Item &item, int k, const Vec<T> *sums) const {  // in the chunks' order
+    void write(const Layout<T> &l, const Item &item, int k, const Vec<T> *sums) const {  // chunks are added in order
         const int taps = item.kernel * item.kernel;
         T *dw = static_cast<T *>(item.d_depthwise), *pw = static_cast<T *>(item.d_pointwise);
         std::fill(dw, dw + long(l.channels) * taps, T(0));
@@ -203,7 +205,7 @@ void separable_backward(Workspace<T> &w, const Item &item, const Vec<T> *depthwi
     const Layout<T> &l = w.l;
     const auto ops = Depthwise<T>::find(item.kernel, item.dilation, l.stride);
     const int taps = item.kernel * item.kernel;
-    for (int i = 0; i < l.out_height; ++i)  // result, by y -> by the depthwise result
+    for (int i = 0; i < l.out_height; ++i)  // from the gradient with respect to y to that of the depthwise result
         pointwise<T>(w.result + long(i) * l.out_width, l.out_pixels(), transposed, l.blocks, l.channels, l.out_width,
                      w.gradient_origin(0) + long(i) * w.gradient_pitch, w.gradient_padded_pixels);
     if (d_matrix != nullptr) {
@@ -220,7 +222,7 @@ void separable_backward(Workspace<T> &w, const Item &item, const Vec<T> *depthwi
     }
 }
 
-// Masks the gradient by the ReLU, adds what the pools and identities pass back, and writes it.
+// Mask the gradient by the ReLU, add the gradients of the pools and identities, and write it.
 template <class T>
 void finish_group(Workspace<T> &w, const Group &group, const Item *items, const Upstream *upstreams, int n, double *sum, double *dot) {
     const Layout<T> &l = w.l;
@@ -257,8 +259,7 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
     const long per_group = long(l.num) * l.padded();
     Aligned<double> parts(per_group * num_groups * 2);
     const int pad = largest_pad<T>(num_items, items);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Workspace<T> w(l, pad, true);
         Vec<T> *mine = weight_sums.data() + chunk * sums.size;
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
@@ -278,16 +279,16 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
                 double *part = parts.data() + 2 * g * per_group + long(n) * l.padded();
                 finish_group<T>(w, groups[g], items, upstreams, n, part, part + per_group);
             }
-    }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int k = 0; k < num_items; ++k)
+    });
+    for_each_chunk(num_items, shape.threads, [&](int k) {
         if (items[k].d_depthwise != nullptr) sums.write(l, items[k], k, weight_sums.data());
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int g = 0; g < num_groups; ++g)
+    });
+    for_each_chunk(num_groups, shape.threads, [&](int g) {
         if (groups[g].sum != nullptr) {
             add_images<T>(parts.data() + 2 * g * per_group, l, groups[g].sum);
             add_images<T>(parts.data() + (2 * g + 1) * per_group, l, groups[g].dot);
         }
+    });
 }
 
 }  // namespace

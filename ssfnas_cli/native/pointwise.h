@@ -1,4 +1,4 @@
-// Pointwise convolution: out[o-block][p] = sum over k of in[k][p] * matrix[k][o-block], for `pixels` pixels
+// Pointwise convolution: out[o-block][p] = sum over k of in[k][p] * matrix[k][o-block], for `pixels` pixels.
 #pragma once
 
 #include "vectors.h"
@@ -46,7 +46,7 @@ void pointwise(const Vec<T> *in, long in_block, const Vec<T> *matrix, int blocks
 template <class T, int O>
 void pointwise_weights_tile(const Vec<T> *t, long t_block, const Vec<T> *dy, long dy_block, int k, int blocks, long pixels, Vec<T> *dm) {
     constexpr int ROWS = LANES<T> < 8 ? LANES<T> : 8;
-    constexpr long RUN = 64;  // pixels summed at a time: long sums in float lose digits
+    constexpr long RUN = 64;  // so many pixels are summed at a time, because long sums in float lose digits
     const T *values = reinterpret_cast<const T *>(t + (k / LANES<T>) * t_block) + k % LANES<T>;
     for (long begin = 0; begin < pixels; begin += RUN) {
         Vec<T> sums[ROWS][O] = {};
@@ -65,7 +65,7 @@ void pointwise_weights_tile(const Vec<T> *t, long t_block, const Vec<T> *dy, lon
     }
 }
 
-// For `rows` values of k, a multiple of the lanes.
+// The same for `rows` values of k, which is a multiple of the lanes.
 template <class T>
 void pointwise_weights(const Vec<T> *t, long t_block, int rows, const Vec<T> *dy, long dy_block, int blocks, long pixels, Vec<T> *dm) {
     constexpr int ROWS = LANES<T> < 8 ? LANES<T> : 8;

@@ -1,4 +1,4 @@
-// Pools 3x3, padding 1, the padding not counted; on one image, unpadded.
+// Pools over 3x3 windows with padding 1, which average pooling does not count. The image itself is not padded.
 #pragma once
 
 #include <limits>
@@ -10,7 +10,7 @@ namespace {
 template <class T, class Visit>
 void each_window(const Layout<T> &l, int i, int j, Visit visit) {
     const int top = i * l.stride - 1, left = j * l.stride - 1;
-    if (top >= 0 && left >= 0 && top + 3 <= l.height && left + 3 <= l.width) {  // nearly always: unrolled
+    if (top >= 0 && left >= 0 && top + 3 <= l.height && left + 3 <= l.width) {  // the window lies inside: unrolled
         const long at = long(top) * l.width + left;
         visit(at), visit(at + 1), visit(at + 2);
         visit(at + l.width), visit(at + l.width + 1), visit(at + l.width + 2);
@@ -41,7 +41,7 @@ void pool(int kind, const Vec<T> *x, const Layout<T> &l, Vec<T> *y) {
             }
 }
 
-// g += the pool's data gradient; a window's first largest value takes it all, as in torch
+// Add the pool's data gradient to g. The first largest value of a window gets all of it, as in torch.
 template <class T>
 void pool_transposed(int kind, const Vec<T> *x, const Vec<T> *dy, const Layout<T> &l, Vec<T> *g) {
     for (int block = 0; block < l.blocks; ++block, x += l.pixels(), g += l.pixels())

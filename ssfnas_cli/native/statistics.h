@@ -1,11 +1,11 @@
-// Sums over an image, and over the batch.
+// Sums over an image and over the batch.
 #pragma once
 
 #include "vectors.h"
 
 namespace {
 
-// Mean and sum of squared distances of one image's map, per channel.
+// For each channel of one image: the mean, and the sum of squared distances from it.
 template <class T>
 void image_statistics(const Vec<T> *y, const Layout<T> &l, long pixels, T *mean, T *squares) {
     for (int block = 0; block < l.blocks; ++block, y += pixels) {
@@ -18,7 +18,7 @@ void image_statistics(const Vec<T> *y, const Layout<T> &l, long pixels, T *mean,
     }
 }
 
-// Chan's combination of the images' statistics: mean and biased variance of the batch.
+// The mean and biased variance of the batch, combined from the images' statistics (Chan et al., 1979).
 template <class T>
 void batch_statistics(const T *means, const T *squares, const Layout<T> &l, long pixels, double *mean, double *variance) {
     for (int c = 0; c < l.channels; ++c) {
@@ -34,7 +34,7 @@ void batch_statistics(const T *means, const T *squares, const Layout<T> &l, long
     }
 }
 
-// The sum of g and of g * (y - centre) over one image and block: in runs of pixels, these added in double.
+// The sums of g and of g * (y - centre) over one image and block. Runs of pixels are summed in T, the runs in double.
 template <class T>
 void add_products(const Vec<T> *g, const Vec<T> *y, Vec<T> centre, long pixels, double factor, double *sum, double *dot) {
     constexpr long RUN = 32;

@@ -1,17 +1,17 @@
-// The sum of a node.
+// The sums of terms at the targets.
 #pragma once
 
 #include "statistics.h"
+#include "threads.h"
 
 namespace {
 
-// out[target] (+)= every term; the shape is that of the outputs. `add` says where there is a sum to add to.
+// Add every term to its target's output. The shape is the outputs'. If add[target] is 0, the output starts at zero.
 template <class T>
-void mix_forward(const Shape &shape, int num_terms, const Term *terms, int num_targets, void *const *outs, const int *add) {
+void add_terms(const Shape &shape, int num_terms, const Term *terms, int num_targets, void *const *outs, const int *add) {
     const Layout<T> l(shape);
     const long size = l.pixels();
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Arena &arena = Arena::mine();
         arena.reset((l.blocks * size + 8) * VECTOR_BYTES);
         Vec<T> *room = arena.take<T>(l.blocks * size);
@@ -36,17 +36,16 @@ void mix_forward(const Shape &shape, int num_terms, const Term *terms, int num_t
                 }
                 write_map<T>(outs[target], 0, l, size, n, total);
             }
-    }
+    });
 }
 
-// For every term the sums its backward pass needs; gs are the gradients of the targets.
+// For every term, the sums that its backward pass needs. `gs` are the gradients with respect to the targets.
 template <class T>
-void mix_sums(const Shape &shape, int num_terms, const Term *terms, const void *const *gs) {
+void term_sums(const Shape &shape, int num_terms, const Term *terms, const void *const *gs) {
     const Layout<T> l(shape);
     const long size = l.pixels(), per_term = long(l.num) * l.padded();
     Aligned<double> parts(per_term * num_terms * 2);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Arena &arena = Arena::mine();
         arena.reset((2 * l.blocks * size + 8) * VECTOR_BYTES);
         Vec<T> *g_room = arena.take<T>(l.blocks * size), *y_room = arena.take<T>(l.blocks * size);
@@ -65,12 +64,11 @@ void mix_sums(const Shape &shape, int num_terms, const Term *terms, const void *
                                     size, sample, part + block * LANES<T>, part + per_term + block * LANES<T>);
             }
         }
-    }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int k = 0; k < num_terms; ++k) {
+    });
+    for_each_chunk(num_terms, shape.threads, [&](int k) {
         add_images<T>(parts.data() + 2 * k * per_term, l, terms[k].sum);
         add_images<T>(parts.data() + (2 * k + 1) * per_term, l, terms[k].dot);
-    }
+    });
 }
 
 }  // namespace

@@ -1,11 +1,11 @@
-// The gradient by an operation's result: what arrives from the nodes it was added to, and through the statistics.
+// The gradient with respect to an item's result: the upstreams that arrive, and the part through the batch's statistics.
 #pragma once
 
 #include "vectors.h"
 
 namespace {
 
-// By image `n` of y, blocked; in one pass over each of what it is made of.
+// The gradient with respect to image `n` of y, blocked. Each upstream is read once.
 template <class T>
 void upstream_gradient(const Layout<T> &l, const Item &item, const Upstream *upstreams, int n, Vec<T> *result) {
     const long size = l.out_pixels();

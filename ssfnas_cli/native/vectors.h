@@ -1,4 +1,4 @@
-// Vectors of channels, the layouts of maps, and memory for one image's work.
+// Vectors of channels, the layouts of maps, and the memory that work on one image needs.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ struct VecOf {
 template <class T>
 using Vec = typename VecOf<T>::type;
 template <class T>
-struct WideOf;  // as many doubles
+struct WideOf;  // a vector of doubles with as many lanes as a vector of T
 template <>
 struct WideOf<double> {
     typedef double type __attribute__((vector_size(VECTOR_BYTES)));
@@ -53,7 +53,7 @@ struct Layout {
     int chunk_begin(int chunk) const { return int(long(num) * chunk / chunks()); }
 };
 
-// Memory of one thread, kept from call to call and handed out piece by piece.
+// The memory of one thread. It is kept from call to call and handed out piece by piece.
 class Arena {
 public:
     static Arena &mine() {
@@ -82,7 +82,7 @@ private:
 };
 
 template <class T>
-class Aligned {  // zeroed
+class Aligned {  // an array of zeros
 public:
     explicit Aligned(long count) : data_(static_cast<T *>(std::aligned_alloc(64, (count * sizeof(T) + 127) / 64 * 64))) {
         std::memset(static_cast<void *>(data_), 0, count * sizeof(T));
@@ -119,13 +119,13 @@ const Vec<T> *block_of(const void *map, const Layout<T> &l, long pixels, int n, 
     return static_cast<const Vec<T> *>(map) + (long(n) * l.blocks + block) * pixels;
 }
 
-// Whether a map's memory is as a blocked one's.
+// Whether a map lies in memory as a blocked map does.
 template <class T>
 bool lies_blocked(int blocked, const Layout<T> &l) {
     return blocked || (l.blocks == 1 && l.channels == LANES<T>);
 }
 
-// Calls visit(pixel, value) for every vector of one block of image `n` of a map, whatever its layout.
+// Call visit(pixel, value) for every vector of one block of image `n` of a map in either layout.
 template <class T, class Visit>
 void each_of_block(const void *map, int blocked, const Layout<T> &l, long pixels, int n, int block, Visit visit) {
     if (lies_blocked(blocked, l)) {
@@ -141,7 +141,7 @@ void each_of_block(const void *map, int blocked, const Layout<T> &l, long pixels
         for (long p = 0; p < pixels; ++p) visit(p, load<T>(from + p * l.channels, left));
 }
 
-// Image `n` of a map, blocked: where it lies, or copied to `room`.
+// Image `n` of a map as a blocked one: in its place if it lies blocked, else copied to `room`.
 template <class T>
 const Vec<T> *blocked_image(const void *map, int blocked, const Layout<T> &l, long pixels, int n, Vec<T> *room) {
     if (lies_blocked(blocked, l)) return block_of<T>(map, l, pixels, n, 0);
@@ -150,7 +150,7 @@ const Vec<T> *blocked_image(const void *map, int blocked, const Layout<T> &l, lo
     return room;
 }
 
-// Where to put image `n` of a map before `write_map`: in its place, or in `room`.
+// Where to put image `n` of a map before `write_map` is called: in its place if it lies blocked, else in `room`.
 template <class T>
 Vec<T> *image_to_write(void *map, int blocked, const Layout<T> &l, long pixels, int n, Vec<T> *room) {
     return lies_blocked(blocked, l) ? const_cast<Vec<T> *>(block_of<T>(map, l, pixels, n, 0)) : room;
@@ -158,7 +158,7 @@ Vec<T> *image_to_write(void *map, int blocked, const Layout<T> &l, long pixels, 
 
 template <class T>
 void write_map(void *map, int blocked, const Layout<T> &l, long pixels, int n, const Vec<T> *values) {
-    if (lies_blocked(blocked, l)) return;  // they are there
+    if (lies_blocked(blocked, l)) return;  // the values are in their place
     T *image = static_cast<T *>(map) + n * pixels * l.channels;
     for (int block = 0; block < l.blocks; ++block) {
         const int left = l.channels - block * LANES<T>;

@@ -1,22 +1,25 @@
-// One self-supervised view of every image of a batch, from what was drawn for each (ssfnas_cli/data/augment.py).
+// One self-supervised view of every image of a batch, from random draws that are made in ssfnas_cli/data/augment.py.
 //
 // What is fast here, and why (measured by benchmarks/input.py, docs/performance.md): an image goes from its bytes to the
 // network's input while it lies in the first-level cache, in planes, so that a vector holds pixels of one channel. The
 // same steps over a whole batch, as torch runs them, write and read some twenty arrays of its size.
 //
-// Images are worked on one by one, always by the same instructions: none depends on its batch or its place there.
+// Images are computed one by one, always by the same instructions, so that no result depends on the rest of the batch.
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "layout.h"
+
 extern "C" struct View {
-    int32_t num, height, width, channels, radius;  // the radius of the blur; 0: none
+    int32_t num, height, width, channels, radius;  // of the blur, in pixels; 0 for no blur
     const uint8_t *images;                         // [num][height][width][channels]
-    const int32_t *rows, *columns;                 // [num][height], [num][width]: the line at or before each of the view's
-    const float *row_weights, *column_weights;     // ... and the weight of the line after it
-    const float *matrix;                           // [num][channels][channels]: how colours mix
-    const float *shift;                            // [num][channels]: what a channel's mean adds to every colour
+    // [num][height] and [num][width]: the line of the image at or before each line of the view, and the next one's weight
+    const int32_t *rows, *columns;
+    const float *row_weights, *column_weights;
+    const float *matrix;                           // [num][channels][channels]: multiplies a pixel's colour
+    const float *shift;                            // [num][channels]: the share of a channel's mean that is added to every colour
     const float *taps;                             // [num][radius + 1]: the blur from the centre outwards
     const uint8_t *solarized;                      // [num]
     const float *mean, *std;                       // [channels]
@@ -25,12 +28,12 @@ extern "C" struct View {
 
 namespace {
 
-// One image's planes, [C][height][width], and room for a line of all of them, or for a plane.
+// One image's planes [C][height][width], and spare memory for a line of all planes or for one plane.
 struct Scratch {
     std::vector<float> planes, spare;
 };
 
-// The box drawn, bilinearly at the full size: rows first, then columns.
+// Resize the drawn box to the full size bilinearly, rows first, then columns.
 template <int C>
 void resize(const View &view, int image, Scratch &scratch) {
     const int height = view.height, width = view.width;
@@ -47,7 +50,7 @@ void resize(const View &view, int image, Scratch &scratch) {
             const float first = low[i] * (1 / 255.f), second = high[i] * (1 / 255.f);
             line[i] = first + weight * (second - first);
         }
-        std::copy_n(line + (width - 1) * C, C, line + width * C);  // after the last pixel comes the last
+        std::copy_n(line + (width - 1) * C, C, line + width * C);  // the last pixel is repeated
         for (int x = 0; x < width; x++) {
             const float *first = line + columns[x] * C, *second = first + C;
             for (int c = 0; c < C; c++)
@@ -56,7 +59,7 @@ void resize(const View &view, int image, Scratch &scratch) {
     }
 }
 
-// Sums in lanes of a fixed number, in double: exact enough at any size.
+// The mean, summed in double in a fixed number of lanes.
 double mean_of(const float *values, int64_t num) {
     constexpr int LANES = 8;
     double lanes[LANES] = {};
@@ -79,16 +82,16 @@ void colour(const View &view, int image, Scratch &scratch) {
     }
     float *planes = scratch.planes.data();
     for (int64_t i = 0; i < size; i++) {
-        float mixed[C];
+        float pixel[C];
         for (int c = 0; c < C; c++) {
-            mixed[c] = shift;
-            for (int k = 0; k < C; k++) mixed[c] += matrix[c][k] * planes[k * size + i];
+            pixel[c] = shift;
+            for (int k = 0; k < C; k++) pixel[c] += matrix[c][k] * planes[k * size + i];
         }
-        for (int c = 0; c < C; c++) planes[c * size + i] = std::min(std::max(mixed[c], 0.f), 1.f);
+        for (int c = 0; c < C; c++) planes[c * size + i] = std::min(std::max(pixel[c], 0.f), 1.f);
     }
 }
 
-// The place of a line beyond the border, mirrored at the outermost one.
+// The index of a line beyond the border, mirrored at the outermost line.
 int reflected(int place, int num) {
     return place < 0 ? -place : place >= num ? 2 * (num - 1) - place : place;
 }
@@ -115,7 +118,7 @@ void blur(const View &view, const float *taps, float *plane, float *spare) {
     }
 }
 
-// Solarized where drawn, standardised, and each pixel's channels side by side.
+// Solarize if drawn, standardise, and put each pixel's channels side by side.
 template <int C>
 void finish(const View &view, int image, const Scratch &scratch) {
     const int64_t size = int64_t(view.height) * view.width;
@@ -154,4 +157,16 @@ extern "C" void render_view(const View *view) {
         render<1>(*view);
     else
         render<3>(*view);
+}
+
+extern "C" const LayoutEntry *views_layout() {
+    static const LayoutEntry entries[] = {
+        SIZE_OF(View), OFFSET_OF(View, num), OFFSET_OF(View, height), OFFSET_OF(View, width),
+        OFFSET_OF(View, channels), OFFSET_OF(View, radius), OFFSET_OF(View, images), OFFSET_OF(View, rows),
+        OFFSET_OF(View, columns), OFFSET_OF(View, row_weights), OFFSET_OF(View, column_weights),
+        OFFSET_OF(View, matrix), OFFSET_OF(View, shift), OFFSET_OF(View, taps), OFFSET_OF(View, solarized),
+        OFFSET_OF(View, mean), OFFSET_OF(View, std), OFFSET_OF(View, out),
+        {nullptr, 0},
+    };
+    return entries;
 }

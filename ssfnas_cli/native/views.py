@@ -1,4 +1,4 @@
-"""The structure and the function of views.cpp, as ctypes sees them; what they mean stands there."""
+"""The structure and the function of views.cpp as Python sees them; views.cpp explains the fields."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ssfnas_cli.native import library
+from ssfnas_cli.native.layout import check_layouts
 
 
 class View(ctypes.Structure):
-    """A batch, what was drawn for its images, and where the view goes."""
+    """A batch, the random draws for its images, and the memory for the view."""
 
     _fields_ = [
         *((name, c_int32) for name in ("num", "height", "width", "channels", "radius")),
@@ -22,19 +23,25 @@ class View(ctypes.Structure):
     ]
 
 
-# What each array is, beside the images: its kind and, after the number of images, its shape.
+# The types of the arrays that are not float32.
 _KINDS = {"rows": np.int32, "columns": np.int32, "solarized": np.uint8}
 
 
 class ViewKernels:
-    """The compiled function."""
+    """The library's function."""
 
     def __init__(self, cdll: ctypes.CDLL):
+        check_layouts(cdll, "views_layout", {"View": View})
         self._render = cdll.render_view
         self._render.restype = None
 
     def render(self, images: np.ndarray, **arrays: np.ndarray) -> Tensor:
-        """uint8 [N, H, W, C] with C = 1 or 3, and the arrays of `View` -> float32 [N, C, H, W], channels last."""
+        """Make a view of uint8 images [N, H, W, C], C = 1 or 3, as float32 [N, C, H, W] in the channels-last layout.
+
+        Args:
+            images: [N, H, W, C].
+            arrays: the draws, named as the fields of `View`.
+        """
         num, height, width, channels = images.shape
         assert channels in (1, 3)
         images = np.ascontiguousarray(images, dtype=np.uint8)
@@ -55,6 +62,6 @@ class ViewKernels:
 
 
 def load() -> ViewKernels | None:
-    """The compiled kernels, or None where there is no compiler."""
+    """Load the compiled kernels; None if they cannot be compiled here."""
     cdll = library.load("views")
     return None if cdll is None else ViewKernels(cdll)

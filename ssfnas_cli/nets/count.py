@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted on shapes alone."""
+"""Counts of parameters and multiply-adds, from shapes alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_params(module: nn.Module) -> int:
-    """Number of weights, buffers not among them."""
+    """The number of weights; buffers are not counted."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

@@ -1,4 +1,4 @@
-"""Heads of derived networks, and the model that holds encoder and heads under the names artifacts use."""
+"""Heads of derived networks, and the model that holds encoder and heads under the names that artifacts use."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ssfnas_cli.nets.derived import DerivedEncoder
 class AuxiliaryHead(nn.Module):
     """DARTS's auxiliary classifier: maps [N, C, H, W] -> logits [N, num_classes].
 
-    On 8x8 maps it pools 5x5 at stride 3 to 2x2, exactly as written there; any other size is pooled adaptively to
-    the 2x2 that the convolution behind it needs.
+    Maps of 8x8 are pooled by 5x5 windows with stride 3 to 2x2, exactly as in DARTS. Maps of any other size are pooled
+    adaptively to the 2x2 that the next convolution needs.
     """
 
     def __init__(self, channels: int, num_classes: int):
@@ -59,6 +59,6 @@ class Classifier(nn.Module):
         return self.head(self.encoder(images).features)
 
     def with_aux(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits, and the auxiliary head's if there is one."""
+        """The logits, and those of the auxiliary head, or None if there is none."""
         encoded = self.encoder(images)
         return self.head(encoded.features), self.aux(encoded.aux_map) if self.aux is not None else None

@@ -1,4 +1,4 @@
-"""The supernet with its heads, under the names artifacts use."""
+"""The supernet with its heads, under the names that artifacts use."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ class SearchModel(nn.Module):
         return [group for group in groups if group]
 
     def classifier(self) -> nn.Module:
-        """What turns features into class scores: the head, or the probe of a self-supervised search."""
+        """The module that turns features into class scores: the head, or the probe of a self-supervised search."""
         return self.head if self.probe is None else self.probe

@@ -1,4 +1,4 @@
-"""What the supernet and every derived network share: a stem, a stack of cells, global average pooling."""
+"""The parts that the supernet and every derived network share: a stem, a stack of cells, global average pooling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEM_MULTIPLIER = 3
 
 
 class CellSpec(NamedTuple):
-    """Where a cell stands: its inputs' and its own width, and the reductions around it."""
+    """A cell's place in the stack: its inputs' widths, its own, and whether it or the cell before is a reduction."""
 
     prev_prev_channels: int
     prev_channels: int
@@ -27,7 +27,7 @@ class CellSpec(NamedTuple):
 
 
 def reduction_layers(layers: int) -> tuple[int, int]:
-    """Positions of the two reduction cells: a third and two thirds of the depth."""
+    """The positions of the two reduction cells, at a third and two thirds of the depth."""
     return layers // 3, 2 * layers // 3
 
 
@@ -42,12 +42,12 @@ class Stem(nn.Sequential):
         x = self[0](images)
         if not (x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)):
             return self[1](x)
-        # torch adds up channels-last maps pixel by pixel, which costs digits; the other layout keeps them.
+        # torch sums channels-last maps pixel by pixel, which loses digits; the other layout keeps them.
         return self[1](x.contiguous()).contiguous(memory_format=torch.channels_last)
 
 
 def build_cells(layers: int, channels: int, make_cell: Callable[[CellSpec], AnyCell]) -> list[AnyCell]:
-    """The stack of cells; the width doubles at each reduction. A cell tells its `out_channels`."""
+    """Build the stack of cells; the width doubles at each reduction."""
     cells: list[AnyCell] = []
     prev_prev = prev = STEM_MULTIPLIER * channels
     reduction_prev = False
@@ -61,14 +61,14 @@ def build_cells(layers: int, channels: int, make_cell: Callable[[CellSpec], AnyC
 
 
 class AnyCell(nn.Module):
-    """What the stack needs of a cell: how wide its output is."""
+    """The attributes that the stack reads of a cell: its output's width and whether it is a reduction cell."""
 
     out_channels: int
     reduction: bool
 
 
 class CellInputs(nn.Module):
-    """Brings the two cells before to this cell's width, and the older one to this cell's size."""
+    """Bring the outputs of the two cells before to this cell's width, and the older one to this cell's size."""
 
     def __init__(self, spec: CellSpec, affine: bool):
         super().__init__()
@@ -78,7 +78,7 @@ class CellInputs(nn.Module):
         self.compile_with(None)
 
     def compile_with(self, kernels: CellKernels | None) -> None:
-        """Have compiled kernels run them; None: torch runs them."""
+        """Have the compiled kernels compute the projections; None: torch computes them."""
         self.run = [with_kernels(module, kernels) for module in (self.preprocess0, self.preprocess1)]
 
     def forward(self, older: Tensor, newer: Tensor) -> tuple[Tensor, Tensor]:

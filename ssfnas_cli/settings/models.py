@@ -180,7 +180,8 @@ class Execution(Settings):
     threads: int = Field(0, ge=0, le=1024, description="0: torch's own choice")
     workers: int = Field(0, ge=0, le=1024, description="loader processes; 0: the main process loads")
     kernels: Literal["auto", "compiled", "torch"] = Field(
-        "auto", description="what computes cells and views on a CPU; auto: compiled ones where the run is long enough"
+        "auto",
+        description="what computes cells (on a CPU, fp32) and views; auto: compiled if there is a C++ compiler",
     )
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
     keep_checkpoints: int = Field(2, ge=1, le=1_000_000)

@@ -45,3 +45,17 @@ def test_a_case_is_measured_once_and_rendered(tmp_path, script, case):
     assert run(script, *arguments) == table, "measured again"
     assert len(out.read_text().splitlines()) == 1
     assert (ROOT / "docs" / "performance.md").read_bytes() == page, "a quick run writes no docs"
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_shared_machine_is_measured_on_one_thread_and_on_two(tmp_path):
+    out = tmp_path / "rounds.jsonl"
+    page = (ROOT / "docs" / "performance.md").read_bytes()
+    table = run("shared_machine.py", "--pairs", 1, "--kernels", "compiled", "--out", out)
+    rows = [json.loads(text) for text in out.read_text().splitlines()]
+    measured = [(row["neighbour"], row["threads"]) for row in rows]
+    assert measured == [(place, n) for place in ("idle machine", "beside a busy process") for n in (1, 2)]
+    assert all(row["seconds"] > 0 for row in rows)
+    assert len([row for row in table.splitlines() if row.startswith("| compiled |")]) == 2
+    assert (ROOT / "docs" / "performance.md").read_bytes() == page, "a quick run writes no docs"

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 SCRIPT = Path(sys.executable).with_name("ssfnas")
-TINY = ["--epochs", "1", "--channels", "2", "--layers", "3", "--batch-size", "16", "--threads", "1"]
+SHAPE = ["--epochs", "1", "--channels", "2", "--layers", "3", "--batch-size", "16"]
+TINY = [*SHAPE, "--threads", "1", "--set", "kernels=torch"]
 OPS = ["--set", "ops=none,max_pool_3x3,skip_connect,sep_conv_3x3"]
 
 

@@ -22,7 +22,9 @@ from ssfnas_cli.settings import SearchSettings, load_settings
 SSFNAS = Path(sys.executable).with_name("ssfnas")
 FAULTS = Path(__file__).parents[1] / "faults" / "site"
 ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1"}
-TINY = {"channels": 2, "layers": 3, "batch_size": 16, "epochs": 2, "ops": ("none", "max_pool_3x3", "sep_conv_3x3")}
+TORCH = ("--set", "kernels=torch")
+TINY = {"channels": 2, "layers": 3, "batch_size": 16, "epochs": 2, "kernels": "torch"}
+TINY["ops"] = ("none", "max_pool_3x3", "sep_conv_3x3")
 
 
 @pytest.fixture
@@ -115,7 +117,8 @@ def test_a_request_to_stop_that_came_before_ends_it(settings, monkeypatch):
 
 
 def test_an_interrupt_ends_it_at_once(settings, tmp_path, tiny_digits):
-    argv = ["search", "--data", tiny_digits.path, "--dry-run", "--channels", "8", "--layers", "5", "--threads", "1"]
+    shape = ["--channels", "8", "--layers", "5", "--threads", "1"]
+    argv = ["search", "--data", tiny_digits.path, "--dry-run", *shape, *TORCH]
     faults = {"signal_at_step": [signal.SIGINT, "search", 0, 1, 0]}  # see tests/faults/zygote.py
     paths = [str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     environ = {**ENVIRON, "PYTHONPATH": os.pathsep.join(paths), "SSFNAS_TEST_FAULTS": json.dumps(faults)}
@@ -129,7 +132,7 @@ def test_an_interrupt_ends_it_at_once(settings, tmp_path, tiny_digits):
 @pytest.mark.parametrize("more", [[], ["--loss", "barlow", "--workers", "1"]], ids=["ce", "barlow, a worker"])
 def test_a_search_takes_what_was_predicted(more, tmp_path, tiny_digits):
     """Memory within 20 %. Time, on a machine that others use too, only within a factor of two of the nearer run."""
-    shape = ["--channels", "8", "--layers", "4", "--batch-size", "32", "--epochs", "2", "--threads", "1"]
+    shape = ["--channels", "8", "--layers", "4", "--batch-size", "32", "--epochs", "2", "--threads", "1", *TORCH]
     argv = [SSFNAS, "search", "--data", tiny_digits.path, *shape, *more]
 
     def ssfnas(*flags):

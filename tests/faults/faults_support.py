@@ -19,7 +19,7 @@ SSFNAS = Path(sys.executable).with_name("ssfnas")
 ENVIRON = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 DATASET = ["make-dataset", "--max-per-class", "12", "--mu", "0.5"]
-TINY = ["--batch-size", "8", "--threads", "1", "--set", "save_minutes=0.0001"]
+TINY = ["--batch-size", "8", "--threads", "1", "--set", "save_minutes=0.0001", "--set", "kernels=torch"]
 SEARCH = [
     *["search", "--data", "data", "--epochs", "3", "--channels", "2", "--layers", "3", *TINY],
     *["--set", "ops=none,max_pool_3x3,skip_connect,sep_conv_3x3"],

@@ -229,3 +229,14 @@ def test_a_derived_network_is_the_same_by_either_path(form):
     with torch.no_grad():
         inputs = draw(5, 3, 16, 16)
         torch.testing.assert_close(fast.eval()(inputs), plain.eval()(inputs), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("names", [["max_pool_3x3"], ["avg_pool_3x3", "max_pool_3x3"], ["skip_connect"]])
+def test_ops_without_norms_are_computed_by_the_kernels_in_training_too(names):
+    """As in the reduction cells of DARTS_V2, where only pools leave the inputs."""
+    ops = [OPS.get(name).factory(12, 1, True, OPS.get(name).parse_options()) for name in names]
+    x, scale, push = draw(3, 12, 9, 9), draw(len(ops), seed=2), draw(3, 12, 9, 9, seed=3)
+    fan, supported = split_ops(cells.load(x.dtype), [(op, 2) for op in ops], 1, affine=True)
+    assert supported == list(range(len(ops))) and fan.can_run(x) and torch.is_grad_enabled()
+    slow, fast = by_modules(ops, x, scale, push), by_kernels(ops, x, scale, push, 1)
+    assert all(distance(got, expected) < 1e-12 for got, expected in zip(fast, slow, strict=True))

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -160,3 +162,32 @@ def test_facts_say_what_the_networks_rely_on():
     for name in ALL_OPS:
         has_weights = any(True for _ in build(name).parameters())
         assert facts[name].parameter_free == (not has_weights), name
+
+
+# A strided 1x1 convolution of 3 to 15 channels corrupts memory in torch 2.14 on a CPU (uxlfoundation/oneDNN#6035).
+
+NARROW = """
+import torch
+from registry.ops import FactorizedReduce
+
+torch.set_num_threads(1)
+for channels in (2, 3, 4, 5, 6, 12):
+    for side in (56, 57, 64):
+        op = FactorizedReduce(channels, channels, affine=False)
+        for _ in range(8):
+            x = torch.randn(4, channels, side, side).contiguous(memory_format=torch.channels_last).requires_grad_()
+            op(x).square().sum().backward()
+            assert torch.isfinite(x.grad).all()
+"""
+
+
+def test_a_narrow_reduction_of_large_images_leaves_memory_whole():
+    done = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", ALL_OPS)
+def test_no_op_has_a_strided_1x1_convolution(name, stride):
+    convolutions = [part for part in build(name, stride=stride).modules() if isinstance(part, nn.Conv2d)]
+    assert not [part for part in convolutions if part.kernel_size == (1, 1) and part.stride != (1, 1)]

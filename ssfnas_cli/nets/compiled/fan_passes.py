@@ -133,7 +133,7 @@ class FanForward(_Pass):
         terms["scale"] = self.rows_of(scale * self.inverse[self.fan.last_map])
         if shift is not None:
             terms["shift"] = self.rows_of(shift)
-        self.kernels.mix_forward(self.out_shape, terms, outs, [total is not None for total in sums])
+        self.kernels.add_terms(self.out_shape, terms, outs, [total is not None for total in sums])
         return outs
 
 
@@ -167,7 +167,7 @@ class FanBackward(_Pass):
         terms = self.terms(sample)
         terms["sum"], terms["dot"] = rows(sums), rows(dots)
         # Terms of the same target follow one another, so that each image of its gradient is read once.
-        self.kernels.mix_sums(self.out_shape, terms[fan.by_target], gs)
+        self.kernels.term_sums(self.out_shape, terms[fan.by_target], gs)
         inverse = self.inverse[fan.last_map]
         upstreams = self.upstreams[:num_uses]
         upstreams["g"] = addresses(gs)[terms["target"][fan.by_map]]

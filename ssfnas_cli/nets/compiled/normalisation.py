@@ -19,12 +19,12 @@ def can_run(kernels: CellKernels, norms: Sequence[BatchNorm | None], x: Tensor) 
 
     They support neither autocast nor a backward pass through a BN in evaluation mode.
     """
-    training = any(norm is not None and norm.training for norm in norms)
+    evaluating = any(norm is not None and not norm.training for norm in norms)
     return (
         x.device.type == "cpu"
         and x.dtype == kernels.dtype
         and not torch.is_autocast_enabled("cpu")
-        and (training or not torch.is_grad_enabled())
+        and not (evaluating and torch.is_grad_enabled())
     )
 
 

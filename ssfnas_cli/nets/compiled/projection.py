@@ -132,7 +132,7 @@ class _Pass:
         scale = (self.inverse if self.gamma is None else self.inverse * self.gamma).to(dtype)
         term = self._term()
         term["scale"], term["shift"] = scale.data_ptr(), 0 if beta is None else beta.data_ptr()
-        self.kernels.mix_forward(shape, term, [out], [False])
+        self.kernels.add_terms(shape, term, [out], [False])
         return out
 
     def sums(self, g: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ class _Pass:
         sums, dots = torch.empty_like(self.mean), torch.empty_like(self.mean)
         term = self._term()
         term["sum"], term["dot"] = sums.data_ptr(), dots.data_ptr()
-        self.kernels.mix_sums(self.out_shape, term, [g])
+        self.kernels.term_sums(self.out_shape, term, [g])
         return sums, dots
 
     def backward(self, g: Tensor, sums: Tensor, dots: Tensor, want_weights: bool) -> tuple[Tensor, list[Tensor | None]]:

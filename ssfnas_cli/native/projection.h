@@ -1,47 +1,49 @@
-// What brings a cell's input to the cell's width: ReLU, and 1x1 convolutions on the pixels of one grid or of two.
+// Projections: ReLU, and 1x1 convolutions on the pixels of one grid or of two.
 #pragma once
 
 #include <vector>
 
 #include "pointwise.h"
 #include "statistics.h"
+#include "threads.h"
 #include "upstream.h"
 
 namespace {
 
-constexpr long TILE = 64;  // pixels on the way at once: their channels stay in the first two caches
+constexpr long TILE = 64;  // pixels worked on at once: their channels fit into the first two caches
 
+// The grid of pixels that each tap reads, and the taps' weights in the order in which the loops read them.
 template <class T>
 struct Grids {
-    const Layout<T> &l;  // its channels are those made
+    const Layout<T> &l;  // its channels are the output channels
     const Projection &job;
     int in_blocks;
-    Aligned<Vec<T>> matrix, transposed;  // [taps * in][made], [made][taps * in], blocks filled up with zeros
+    Aligned<Vec<T>> matrix, transposed;  // [taps * in][out] and [out][taps * in], blocks filled up with zeros
 
     Grids(const Layout<T> &layout, const Projection &projection)
         : l(layout), job(projection), in_blocks((projection.in_channels + LANES<T> - 1) / LANES<T>),
           matrix(long(rows()) * layout.blocks), transposed(long(layout.padded()) * job.taps * in_blocks) {
         T *m = reinterpret_cast<T *>(matrix.data()), *t = reinterpret_cast<T *>(transposed.data());
-        each_weight([&](int tap, long at, int row, int made) {
+        each_weight([&](int tap, long at, int row, int out) {
             const T value = static_cast<const T *>(job.weights[tap])[at];
-            m[long(row) * l.padded() + made] = value;
-            t[long(made) * rows() + row] = value;
+            m[long(row) * l.padded() + out] = value;
+            t[long(out) * rows() + row] = value;
         });
     }
     int rows() const { return job.taps * in_blocks * LANES<T>; }
 
-    // visit(tap, place in the tap's weights, row, channel made)
+    // Call visit(tap, index in the tap's weights, row of the matrix, output channel) for every weight.
     template <class Visit>
     void each_weight(Visit visit) const {
         for (int tap = 0; tap < job.taps; ++tap) {
             const int begin = tap == 0 ? 0 : job.first_channels, end = tap + 1 == job.taps ? l.channels : job.first_channels;
-            for (int made = begin; made < end; ++made)
+            for (int out = begin; out < end; ++out)
                 for (int c = 0; c < job.in_channels; ++c)
-                    visit(tap, long(made - begin) * job.in_channels + c, tap * in_blocks * LANES<T> + c, made);
+                    visit(tap, long(out - begin) * job.in_channels + c, tap * in_blocks * LANES<T> + c, out);
         }
     }
 
-    // visit(tap, p, place of the pixel in an image of x or -1) for the output's pixels [begin, end).
+    // Call visit(tap, p, index of the pixel in an image of x, or -1 beyond it) for the output's pixels [begin, end).
     template <class Visit>
     void each_pixel(long begin, long end, Visit visit) const {
         for (int tap = 0; tap < job.taps; ++tap) {
@@ -54,7 +56,7 @@ struct Grids {
         }
     }
 
-    // ReLU(x) of image `n` for the output's pixels [begin, end) -> [taps * in-blocks][TILE]
+    // Read ReLU(x) of image `n` for the output's pixels [begin, end) into tile, [taps * in-blocks][TILE].
     void gather(int n, long begin, long end, Vec<T> *tile) const {
         const T *image = static_cast<const T *>(job.x) + n * l.pixels() * job.in_channels;
         each_pixel(begin, end, [&](int tap, long p, long at) {
@@ -65,7 +67,7 @@ struct Grids {
             }
         });
     }
-    // Into image `n` of dx, where the tile of x was above 0; what no tap meets is left.
+    // Write the gradient into image `n` of dx, or 0 if the tile of x was not above 0. Pixels that no tap reads are left.
     void scatter(int n, long begin, long end, const Vec<T> *tile, const Vec<T> *gradient) const {
         T *image = static_cast<T *>(job.dx) + n * l.pixels() * job.in_channels;
         each_pixel(begin, end, [&](int tap, long p, long at) {
@@ -87,15 +89,14 @@ private:
     }
 };
 
-// y, blocked, and its statistics where wanted; the shape's channels are those made.
+// Compute y, a blocked map, and its statistics if wanted. The shape's channels are the output channels.
 template <class T>
 void project_forward(const Shape &shape, const Projection &job, const Item &result) {
     const Layout<T> l(shape);
     Grids<T> grids(l, job);
     const long size = l.out_pixels(), all = long(l.num) * l.padded();
     Aligned<T> means(all), squares(all);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Arena &arena = Arena::mine();
         arena.reset((job.taps * grids.in_blocks * TILE + 8) * VECTOR_BYTES);
         Vec<T> *tile = arena.take<T>(job.taps * grids.in_blocks * TILE);
@@ -109,13 +110,13 @@ void project_forward(const Shape &shape, const Projection &job, const Item &resu
             const long at = long(n) * l.padded();
             if (result.mean != nullptr) image_statistics<T>(y, l, size, means.data() + at, squares.data() + at);
         }
-    }
+    });
     if (result.mean != nullptr)
         batch_statistics<T>(means.data(), squares.data(), l, size, static_cast<double *>(result.mean),
                             static_cast<double *>(result.variance));
 }
 
-// dx, and the weights' gradients where wanted.
+// Compute dx and, if wanted, the weights' gradients.
 template <class T>
 void project_backward(const Shape &shape, const Projection &job, const Item &result, const Upstream *upstreams) {
     const Layout<T> l(shape);
@@ -123,8 +124,7 @@ void project_backward(const Shape &shape, const Projection &job, const Item &res
     const long size = l.out_pixels(), tile_size = job.taps * grids.in_blocks * TILE;
     const long weights_size = job.d_weights[0] == nullptr ? 0 : long(grids.rows()) * l.blocks;
     Aligned<Vec<T>> sums(weights_size * l.chunks() + 1);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(shape.threads)
-    for (int chunk = 0; chunk < l.chunks(); ++chunk) {
+    for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Arena &arena = Arena::mine();
         arena.reset((l.blocks * size + 2 * tile_size + 8) * VECTOR_BYTES);
         Vec<T> *dy = arena.take<T>(l.blocks * size), *tile = arena.take<T>(tile_size), *gradient = arena.take<T>(tile_size);
@@ -143,12 +143,12 @@ void project_backward(const Shape &shape, const Projection &job, const Item &res
                 grids.scatter(n, begin, end, tile, gradient);
             }
         }
-    }
+    });
     if (weights_size == 0) return;
-    grids.each_weight([&](int tap, long at, int row, int made) {  // in the chunks' order
+    grids.each_weight([&](int tap, long at, int row, int out) {  // chunks are added in order
         T sum = T(0);
         for (int chunk = 0; chunk < l.chunks(); ++chunk)
-            sum += reinterpret_cast<const T *>(sums.data() + chunk * weights_size)[long(row) * l.padded() + made];
+            sum += reinterpret_cast<const T *>(sums.data() + chunk * weights_size)[long(row) * l.padded() + out];
         static_cast<T *>(job.d_weights[tap])[at] = sum;
     });
 }

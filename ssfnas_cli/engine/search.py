@@ -62,7 +62,7 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     settings = plan.settings
     assert isinstance(settings, SearchSettings)
     plan.data.verify()
-    device = Device.of(settings, plan.data)
+    device = Device.of(settings)
     return device, SearchPhase(settings, plan.data, device)
 
 

@@ -33,7 +33,7 @@ def search_model(channels, layers, num_classes, loss="ce", ops=PAPER_OPS, **opti
     plugin = LOSSES.get(loss)
     with torch.device("meta"):
         objective = plugin.factory(plugin.parse_options(options), num_classes, [1] * num_classes)
-        return SearchModel(Supernet(3, channels, layers, ops), num_classes, objective, objective)
+        return SearchModel(Supernet(3, channels, layers, ops), num_classes, objective)
 
 
 def test_the_supernet_has_the_weights_of_darts():

@@ -149,22 +149,24 @@ def objective(name):
 
 
 @pytest.mark.parametrize(
-    ("weight_loss", "alpha_loss", "modules", "judge"),
+    ("loss", "apart", "modules", "classifier"),
     [
-        ("ce", "ce", {"encoder", "head"}, "head"),
-        ("barlow", "barlow", {"encoder", "head", "probe"}, "probe"),
+        ("ce", None, {"encoder", "head"}, "head"),
+        ("barlow", None, {"encoder", "head", "probe"}, "probe"),
         ("ce", "barlow", {"encoder", "head", "alpha_head"}, "head"),
         ("barlow", "ce", {"encoder", "head", "alpha_head", "probe"}, "probe"),
     ],
 )
-def test_the_model_has_the_heads_its_losses_need(weight_loss, alpha_loss, modules, judge):
-    model = SearchModel(build(channels=2, layers=3), 3, objective(weight_loss), objective(alpha_loss))
+def test_the_model_has_the_heads_its_losses_need(loss, apart, modules, classifier):
+    build_alpha_head = None if apart is None else objective(apart).build_head
+    model = SearchModel(build(channels=2, layers=3), 3, objective(loss), None, build_alpha_head)
     assert {name.partition(".")[0] for name, _ in model.named_parameters()} == modules
-    assert model.classifier() is getattr(model, judge)
+    assert model.classifier() is getattr(model, classifier)
 
 
-def test_the_projector_belongs_to_the_weights_and_the_probe_does_not():
-    model = SearchModel(build(channels=2, layers=3), 3, objective("barlow"), objective("barlow"))
-    mine = {id(parameter) for parameter in model.weight_parameters()}
+def test_the_projector_belongs_to_the_weights_a_detached_head_to_a_group_of_its_own_and_the_probe_to_none():
+    model = SearchModel(build(channels=2, layers=3), 3, objective("barlow"), None, objective("ce").build_head)
+    main, apart = ({id(parameter) for parameter in group} for group in model.weight_groups())
     expected = {id(p) for name, p in model.named_parameters() if name.startswith(("encoder.", "head."))}
-    assert mine == expected and not mine & {id(p) for p in model.probe.parameters()}
+    assert main == expected and apart == {id(p) for p in model.alpha_head.parameters()}
+    assert not (main | apart) & {id(p) for p in model.probe.parameters()}

@@ -122,7 +122,7 @@ def objective(name):
 def test_loss_and_gradients_of_the_products_supernet(loss):
     torch.manual_seed(0)
     ops = (*PAPER_OPS, "sep_conv_7x7", "conv_7x1_1x7")
-    net = SearchModel(Supernet(3, 2, 4, ops), 3, objective(loss), objective(loss)).double()
+    net = SearchModel(Supernet(3, 2, 4, ops), 3, objective(loss)).double()
     views = [draw(5, 3, 9, 9, seed=seed) for seed in range(1 if loss == "ce" else 2)]
     labels = torch.tensor([0, 1, 2, 0, 1])
     mixing = {kind: torch.rand(14, len(ops), dtype=torch.float64).requires_grad_() for kind in ("normal", "reduce")}
@@ -149,7 +149,7 @@ def test_in_float32_every_gradient_is_about_as_far_from_float64_as_the_direct_on
     mine, direct_ones = defaultdict(list), defaultdict(list)
     for seed in range(7):
         torch.manual_seed(seed)
-        net = SearchModel(Supernet(3, 16, 3, PAPER_OPS), 3, objective("ce"), objective("ce"))
+        net = SearchModel(Supernet(3, 16, 3, PAPER_OPS), 3, objective("ce"))
         net.encoder.compile_with(kernels)
         net.to(memory_format=torch.channels_last)
         images, labels = draw(8, 3, 16, 16, seed=seed).float(), torch.arange(8) % 3
@@ -170,7 +170,7 @@ def test_in_float32_every_gradient_is_about_as_far_from_float64_as_the_direct_on
 
 def test_float32_weights_can_be_judged_in_float64():
     torch.manual_seed(0)
-    net = SearchModel(Supernet(3, 2, 3, PAPER_OPS), 3, objective("ce"), objective("ce"))
+    net = SearchModel(Supernet(3, 2, 3, PAPER_OPS), 3, objective("ce"))
     mixing = {kind: torch.full((14, 8), 0.5) for kind in ("normal", "reduce")}
     views, labels = [draw(4, 3, 8, 8).float()], torch.tensor([0, 1, 2, 0])
     exact = direct.direct_gradients(net.state_dict(), PAPER_OPS, views, labels, mixing, torch.float64)[1]
@@ -182,7 +182,7 @@ def test_float32_weights_can_be_judged_in_float64():
 
 def test_an_op_the_oracle_does_not_know_can_be_given():
     torch.manual_seed(0)
-    net = SearchModel(Supernet(3, 2, 3, ("skip_connect", "dil_conv_3x3")), 3, objective("ce"), objective("ce"))
+    net = SearchModel(Supernet(3, 2, 3, ("skip_connect", "dil_conv_3x3")), 3, objective("ce"))
     plugin = OPS.get("dil_conv_3x3")
     build = lambda channels, stride, affine: plugin.factory(channels, stride, affine, plugin.parse_options())
     views, labels = [draw(4, 3, 8, 8).float()], torch.tensor([0, 1, 2, 0])

@@ -17,9 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ssfnas_cli.main import WAITING
+from ssfnas_cli.main import SPIN_LIMIT
 
-os.environ.setdefault(*WAITING)  # as the program itself does, before torch is imported
+os.environ.setdefault(*SPIN_LIMIT)  # as the program itself does, before torch is imported
 
 import numpy as np
 import report

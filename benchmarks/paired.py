@@ -27,10 +27,10 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import peak_memory_bytes
-from ssfnas_cli.main import WAITING
+from ssfnas_cli.main import SPIN_LIMIT
 from ssfnas_cli.settings import MakeDatasetSettings
 
-OURS = dict([WAITING])  # the program's own environment; a direct side keeps torch's, with which it is faster here
+OURS = dict([SPIN_LIMIT])  # the program's own environment; a direct side keeps torch's, with which it is faster here
 WARM_UP_ROUNDS = 1  # allocates what later steps reuse
 TOLERANCE = 1e-3  # relative, of the first step's losses in float32
 LATER_TOLERANCE = 0.05  # rounding errors grow from step to step

@@ -58,7 +58,7 @@ def command(
         return run_search(settings, flags.output, flags.force)
 
     def predict() -> dict[str, Any]:
-        with stop.waiting():  # for torch
+        with stop.interruptible():  # for torch
             from ssfnas_cli.engine.dry_run import dry_search
         return dry_search(settings, flags.output, flags.force)
 

@@ -85,7 +85,7 @@ def _wait_for(future: Future[Any]) -> Any:
             if future.done():  # what was raised is the process's own
                 raise
         silent += POLL_SECONDS
-        if why := stop.request(None):
+        if why := stop.requested_by(None):
             asked += POLL_SECONDS
             if asked >= PATIENCE_SECONDS:
                 raise Stopped(
@@ -103,7 +103,7 @@ def _begin(items: Items) -> None:
     """The first thing that a loader process does."""
     global _items
     _items = items
-    stop.leave_to_main_process()
+    stop.ignore_signals()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

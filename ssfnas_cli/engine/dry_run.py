@@ -63,7 +63,7 @@ def dry_search(settings: SearchSettings, output: Path | None, force: bool) -> di
         OutputExistsError: the run's folder holds another run; the search would refuse, too.
         Diverged: in these first steps.
     """
-    with stop.waiting("in a dry run; it leaves nothing behind"):
+    with stop.interruptible("in a dry run; it leaves nothing behind"):
         plan = plan_search(settings, output)
         _look_for_result(plan, force)
         device, phase = build_search(plan)
@@ -90,7 +90,7 @@ def dry_retrain(
 
     Returns and raises what `dry_search` does.
     """
-    with stop.waiting("in a dry run; it leaves nothing behind"):
+    with stop.interruptible("in a dry run; it leaves nothing behind"):
         plan, card = plan_retrain(genotype, settings, output, other_data)
         _look_for_result(plan, force)
         device, phases, model = build_retrain(plan, card)
@@ -265,7 +265,7 @@ def _over_and_over(phase: TimedPhase, epoch: int) -> Iterator[tuple[int, Any]]:
 
 def _step(phase: TimedPhase, epoch: int, step: int, batch: Any) -> int:
     """One step as the loop takes it; how many images it saw."""
-    stop.leave_if_asked()
+    stop.raise_if_requested()
     seed_step(phase.seed, epoch, step)
     try:
         values = phase.step(epoch, step, batch)
@@ -291,7 +291,7 @@ def _time_evaluation(evaluated: list[tuple[Split, np.ndarray]], evaluate: Evalua
     split, rows = max(evaluated, key=lambda one: len(one[1]))
     some = rows[: EVALUATION_BATCH * EVALUATION_BATCHES]
     evaluate(split, some[:EVALUATION_BATCH])
-    stop.leave_if_asked()
+    stop.raise_if_requested()
     seconds = _seconds_of(lambda: evaluate(split, some))
     return seconds * sum(len(rows) for _, rows in evaluated) / len(some)
 

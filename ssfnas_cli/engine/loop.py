@@ -204,7 +204,7 @@ class Loop:
         self._saved_at = time.monotonic()
 
     def _stop_if_asked(self, phase: Phase) -> None:
-        why = stop.request(self._max_time)
+        why = stop.requested_by(self._max_time)
         if why is None:
             return
         self.save(phase)

@@ -139,7 +139,7 @@ def box_style() -> Any:
 
 
 def emit(payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], None] | None = None) -> None:
-    """Print a result as JSON; on a terminal, and without `as_json`, as `show` draws it (by default, a line per entry)."""
+    """Print a result: as JSON on request and off a terminal, else as `show` draws it (by default, a line per entry)."""
     if as_json or not stdout().isatty():
         write_text(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
         return

@@ -153,7 +153,7 @@ class SearchPhase:
         progress = (epoch + step / self.num_steps(epoch)) / self.epochs
         set_lr(self.optimizer, cosine(self.settings.lr, self.settings.lr_min, progress))
         self.model.train()
-        values = self.strategy.update(StepBench(self, batch, epoch, progress))
+        values = self.strategy.update(CurrentStep(self, batch, epoch, progress))
         return values | self._weight_step(batch, progress)
 
     def _weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:
@@ -275,8 +275,8 @@ class SearchPhase:
 
 
 @dataclass
-class StepBench:
-    """The supernet at one step of a search: what a strategy sees of it (`registry.strategies.base.Bench`)."""
+class CurrentStep:
+    """One step of a search phase, as a strategy sees it (see `registry.strategies.base.SearchStep`)."""
 
     phase: SearchPhase
     batch: SearchBatch

@@ -30,7 +30,7 @@ from torchvision import transforms
 
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.augment import Augmentation
-from ssfnas_cli.data.batches import Subset, TrainingBatches, load_from, normaliser
+from ssfnas_cli.data.batches import Subset, TrainingBatches, load_batches, normaliser
 from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.settings import MakeDatasetSettings, Views
 
@@ -92,9 +92,9 @@ def rate(batches: Iterator[Any], num: int) -> float:
 def check(subset: Subset) -> None:
     """Bit-equal whatever the workers, the threads and the batch."""
     dataset = TrainingBatches(subset, np.arange(len(subset)), BATCH, epoch=0)
-    alone = [batch.views for batch in islice(load_from(dataset, 0, 0), 20)]
+    alone = [batch.views for batch in islice(load_batches(dataset, 0, 0), 20)]
     for workers in (1, WORKERS):
-        for views, batch in zip(alone, load_from(dataset, 0, workers), strict=False):
+        for views, batch in zip(alone, load_batches(dataset, 0, workers), strict=False):
             assert all(map(torch.equal, views, batch.views)), f"{workers} workers give another batch"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -139,7 +139,7 @@ def our_subset(data: DataSet, compiled: bool) -> Subset:
 
 def ours(subset: Subset, workers: int) -> float:
     """Images a second, through the same function as a search."""
-    return rate(load_from(TrainingBatches(subset, np.arange(len(subset)), BATCH, epoch=1), 0, workers), OUR_BATCHES)
+    return rate(load_batches(TrainingBatches(subset, np.arange(len(subset)), BATCH, epoch=1), 0, workers), OUR_BATCHES)
 
 
 def text(rates: dict[str, list[float]]) -> str:

@@ -83,7 +83,7 @@ def make_phase(folder: Path, name: str, flags: Mapping[str, Any]) -> TrainPhase:
     settings = load_settings(RetrainSettings, flags=flags).resolve_plugins()
     data = DataSet.open(folder / "data")
     card = make_card(read_genotype(name), settings, data)
-    (phase,), _ = build_phases(card, settings, data, Device.of(settings))
+    (phase,), _ = build_phases(card, settings, data, Device.from_settings(settings))
     return phase
 
 

@@ -77,7 +77,7 @@ def build(folder: Path, point: Point) -> paired.Step:
     """A step on prepared batches."""
     settings = settings_of(point)
     data = DataSet.open(folder / "data")
-    phase = SearchPhase(settings, data, Device.of(settings))
+    phase = SearchPhase(settings, data, Device.from_settings(settings))
     batches = [batch for batch, _ in zip(phase.batches(0, 0), range(NUM_BATCHES), strict=False)]
     return lambda number: phase.step(0, number, batches[number % len(batches)])
 

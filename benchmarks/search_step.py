@@ -63,7 +63,7 @@ def make_phase(folder: Path, flags: Mapping[str, Any]) -> SearchPhase:
     """A search on the folder's data set."""
     settings = load_settings(SearchSettings, flags=flags).resolve_plugins()
     data = DataSet.open(folder / "data")
-    return SearchPhase(settings, data, Device.of(settings))
+    return SearchPhase(settings, data, Device.from_settings(settings))
 
 
 def prepare(folder: Path, flags: Mapping[str, Any], image_size: int) -> int:

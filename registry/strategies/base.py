@@ -92,7 +92,7 @@ class SearchStep(Protocol):
     def held_statistics(self) -> contextlib.AbstractContextManager[None]:
         """A context in which forward passes do not change the running statistics of batch normalisation."""
 
-    def exact(self) -> contextlib.AbstractContextManager[None]:
+    def full_precision(self) -> contextlib.AbstractContextManager[None]:
         """A context in which losses are computed in float32, whatever the precision of the search."""
 
 

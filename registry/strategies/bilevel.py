@@ -119,7 +119,7 @@ def _alpha_gradients_at(
 
 
 def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Gradients with respect to the inputs; zeros for inputs that the loss does not depend on, such as an unused head."""
+    """Gradients with respect to the inputs; zeros for an input that the loss does not use, such as a head."""
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
     return [
         torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(inputs, gradients, strict=True)

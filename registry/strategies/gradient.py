@@ -71,7 +71,7 @@ class Gradient(Strategy):
             if self.context.order == 1:
                 with _frozen([weight for group in step.weight_groups for weight in group]):
                     return bilevel.first_order(val_loss, alphas)
-            with step.exact():
+            with step.full_precision():
                 train_loss = lambda: step.train_loss(mixing())
                 return bilevel.second_order(train_loss, val_loss, step.weight_groups, alphas, step.weight_step())
 

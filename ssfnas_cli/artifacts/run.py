@@ -132,7 +132,7 @@ class RunFolder:
         if self.lock is not None:
             self.lock.check()
 
-    def last_status(self) -> dict[str, Any]:
+    def readable_status(self) -> dict[str, Any]:
         """`status`, but damage to it is no reason not to go on: checkpoints are what counts; it is written anew."""
         try:
             return self.status()
@@ -140,7 +140,7 @@ class RunFolder:
             log.warning("%s: going on from the newest checkpoint", error)
             return {"state": "running"}
 
-    def is_being_written(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a live process holds the folder's lock."""
         return is_held(self.path)
 
@@ -226,7 +226,7 @@ def finished(
     if run is None:
         return None
     _refuse_another(run, kind, identity, identify)
-    return run.last_status().get("result")
+    return run.readable_status().get("result")
 
 
 @contextlib.contextmanager

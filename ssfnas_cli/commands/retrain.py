@@ -64,7 +64,7 @@ def command(
 
     def predict() -> dict[str, Any]:
         with stop.interruptible():  # for torch
-            from ssfnas_cli.engine.dry_run import dry_retrain
-        return dry_retrain(genotype, settings, flags.output, flags.force, other_data)
+            from ssfnas_cli.engine.dry_run import predict_retrain
+        return predict_retrain(genotype, settings, flags.output, flags.force, other_data)
 
     flags.run(settings, retrain, predict)

@@ -39,7 +39,7 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
     except InputError as error:
         return entry | {"state": "damaged", "next": str(error)}
     state = status["state"]
-    if state == "running" and not run.is_being_written():
+    if state == "running" and not run.is_locked():
         state = "interrupted"
     last = status.get("last", {})
     figures = {k: v for k, v in last.items() if ("loss" in k or "accuracy" in k) and isinstance(v, int | float)}

@@ -59,7 +59,7 @@ def command(
 
     def predict() -> dict[str, Any]:
         with stop.interruptible():  # for torch
-            from ssfnas_cli.engine.dry_run import dry_search
-        return dry_search(settings, flags.output, flags.force)
+            from ssfnas_cli.engine.dry_run import predict_search
+        return predict_search(settings, flags.output, flags.force)
 
     flags.run(settings, search, predict)

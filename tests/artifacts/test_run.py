@@ -46,12 +46,12 @@ def test_writing_holds_the_lock_keeps_a_log_and_lets_go_on_errors(tmp_path):
     path = tmp_path / "run"
     log.setLevel(logging.INFO)
     with pytest.raises(ZeroDivisionError), writing(path, "search", CONFIG, IDENTITY) as run:
-        assert run.is_being_written()
+        assert run.is_locked()
         with pytest.raises(OutputExistsError, match="is writing here"), writing(path, "search", CONFIG, IDENTITY):
             pass
         log.info("said")
         raise ZeroDivisionError
-    assert not RunFolder.open(path).is_being_written()
+    assert not RunFolder.open(path).is_locked()
     assert "INFO said" in (path / "log.txt").read_text()
     assert not [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
 

@@ -10,7 +10,7 @@ from ssfnas_cli.artifacts.tensors import load_tensors
 from ssfnas_cli.data.augment import to_float
 from ssfnas_cli.data.batches import Batch, SearchBatch, normaliser
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine, seed_step
+from ssfnas_cli.engine.loop import cosine, seed_for_step
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.settings import SearchSettings, load_settings
@@ -42,7 +42,7 @@ def run(phase, steps, epoch=0, start=0):
     for step, batch in enumerate(phase.batches(epoch, start), start=start):
         if step == start + steps:
             break
-        seed_step(phase.seed, epoch, step)
+        seed_for_step(phase.seed, epoch, step)
         values.append(phase.step(epoch, step, batch))
     return values
 
@@ -454,7 +454,7 @@ def test_a_loss_beside_another_changes_neither_its_views_nor_its_statistics(sear
     alone, beside = search(warmup_epochs=1), search(alpha_loss="barlow", warmup_epochs=1)
     for one, other in zip(alone.batches(0, 0), beside.batches(0, 0), strict=True):
         assert torch.equal(one.weights.views[0], other.weights.views[0]) and len(other.weights.views) == 1
-        assert len(other.apart.views) == 2
+        assert len(other.alpha_head.views) == 2
     run(alone, 3), run(beside, 3)
     assert same(state(alone, "encoder.", "head."), state(beside, "encoder.", "head.")), "running statistics included"
 

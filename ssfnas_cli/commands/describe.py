@@ -42,7 +42,7 @@ def command(
         "aux": aux,
     }
     for kind, cell in parsed.cells().items():
-        live = cell.live()
+        live = cell.pruned()
         facts[kind] = {
             "edges": len(live.edges),
             "ops": cell.op_counts(),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssfnas_cli.artifacts.run import DamagedRun, RunFolder, age, find_runs
+from ssfnas_cli.artifacts.run import DamagedRun, RunFolder, find_runs, seconds_since_update
 from ssfnas_cli.commands import common
 from ssfnas_cli.console import box_style, emit, printable, set_verbosity
 from ssfnas_cli.errors import InputError
@@ -33,7 +33,7 @@ def command(
 def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
     if isinstance(run, DamagedRun):
         return {"path": str(run.path), "kind": None, "age_seconds": 0, "state": "damaged", "next": run.why}
-    entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(age(run))}
+    entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(seconds_since_update(run))}
     try:
         status = run.status()
     except InputError as error:

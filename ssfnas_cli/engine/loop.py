@@ -97,7 +97,7 @@ class Loop:
         self.run, self.settings = run, settings
         self.cursor = Cursor()
         self._restored_from: Checkpoint | None = load_newest(run.checkpoints)
-        if self._restored_from is None and (missing := run.readable_status().get("checkpoint")):
+        if self._restored_from is None and (missing := run.status_or_running().get("checkpoint")):
             raise InputError(f"{run.checkpoints / str(missing)}: is gone: put it back, or start over with --force")
         if self._restored_from is not None:
             self.cursor = _read_cursor(self._restored_from.state)

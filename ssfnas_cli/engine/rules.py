@@ -129,7 +129,7 @@ def _build_cell(edges: tuple[Edge, ...], num_nodes: int) -> Cell | None:
     if not any(edge.source < 2 for edge in edges):
         return None
     whole = Cell(edges=edges, concat=tuple(range(2, 2 + num_nodes)))
-    return Cell(edges=edges, concat=tuple(whole.live().concat))
+    return Cell(edges=edges, concat=tuple(whole.pruned().concat))
 
 
 def _empty_cell_message(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.artifacts.run import RunFolder, finished, move_aside, warn_of_differences, writing
+from ssfnas_cli.artifacts.run import RunFolder, finished_result, open_for_writing, set_run_aside, warn_of_differences
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
@@ -47,7 +47,7 @@ class RunPlan:
         Raises:
             OutputExistsError: the folder holds another run or something else.
         """
-        return None if force else finished(self.path, self.kind, self.identity, self.identify)
+        return None if force else finished_result(self.path, self.kind, self.identity, self.identify)
 
     def identify(self, run: RunFolder) -> dict[str, Any]:
         """The identity of an existing run. Settings that ssfnas gained since it was made have their default values."""
@@ -112,7 +112,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
     Build everything that can fail beforehand, so that a failure leaves no folder behind.
     """
     if force:
-        move_aside(plan.path)
+        set_run_aside(plan.path)
     current = environment() | device.facts()
     config = {
         "settings": plan.settings.model_dump(mode="json"),
@@ -122,7 +122,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         "command": command_line(),
         **plan.config,
     }
-    with writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
+    with open_for_writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
         _warn_of_another_recipe(run)
         warn_of_differences(run.config["environment"], current)
         yield run, Loop(run, plan.settings)

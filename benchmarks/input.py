@@ -100,7 +100,7 @@ def check(subset: Subset) -> None:
     torch.set_num_threads(1)
     rows = subset.indices[dataset.batches[0]]
     for size in (1, 3, 17):
-        part = subset.batch(rows[:size], 0)
+        part = subset.batch(rows[:size], 0, 0)
         assert all(torch.equal(view[:size], other) for view, other in zip(alone[0], part.views, strict=True))
     torch.set_num_threads(threads)
 

@@ -1,8 +1,8 @@
 """The data set folder, which consists of `manifest.json` and the safetensors shards of each split.
 
 A shard holds `images` uint8 [n, H, W, C], `labels` int64 [n] and `source_index` int64 [n], the position of each image
-in the split of the source. The manifest lists every shard with its size and sha256. It contains no time, path or version,
-so the same seed and source yield the same bytes. Its sha256 identifies the data set.
+in the split of the source. The manifest lists every shard with its size and sha256. It contains no time, path or
+version, so the same seed and source yield the same bytes. Its sha256 identifies the data set.
 """
 
 from __future__ import annotations

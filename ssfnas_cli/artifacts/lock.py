@@ -1,8 +1,8 @@
 """Locks that allow one writer per folder. A lock is a file with a host, a pid and a heartbeat (its time of change).
 
 If the process of a lock ran on this host and has ended, its lock is taken over immediately. If it runs on this host,
-its lock is never taken over, however old its heartbeat: a laptop may sleep, and a process may be stopped. The state of a
-process elsewhere is unknown, so its lock is taken over if the heartbeat is older than `SILENCE_SECONDS`. The holder
+its lock is never taken over, however old its heartbeat: a laptop may sleep, and a process may be stopped. The state of
+a process elsewhere is unknown, so its lock is taken over if the heartbeat is older than `SILENCE_SECONDS`. The holder
 checks before every save that it still has the lock.
 """
 

@@ -287,7 +287,7 @@ def _draw_colour(
 
 
 def _draw_blur(drawn: NDArray[np.float64], blurred: NDArray[np.bool_], radius: int, side: int) -> NDArray[np.float32]:
-    """Draw Gaussian kernels with a standard deviation of 0.1 to 2 pixels at side 224 (Barlow Twins), scaled to `side`."""
+    """Draw Gaussian kernels with standard deviations of 0.1 to 2 pixels at side 224 (Barlow Twins), times `side`."""
     distance = np.arange(radius + 1)
     sigma = (SMALLEST_SIGMA + (LARGEST_SIGMA - SMALLEST_SIGMA) * drawn[:, 11:12]) * side / SIGMA_SIDE
     taps = np.exp(-(distance**2) / (2 * sigma**2))

@@ -109,7 +109,7 @@ def _use_opened(file: Path | io.BytesIO, name: str, use: Callable[[Image.Image],
         pixels = image.width * image.height
         if pixels > MAX_PIXELS:
             raise BadImage(name, f"has more than {MAX_PIXELS:,} pixels")
-        # PIL uses one or two bytes per pixel for these modes and four for others. The converted image needs more memory.
+        # PIL uses one or two bytes per pixel for these modes and four for others, and more for the converted image.
         width = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
         target = 0 if image.mode in ("L", "RGB") else 1 if image.mode in GREY_MODES else 4
         if pixels * (width + target) > MAX_DECODED_BYTES:

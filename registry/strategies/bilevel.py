@@ -119,7 +119,7 @@ def _alpha_gradients_at(
 
 
 def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Gradients; zeros for what the loss does not depend on: a head of the other loss, alphas of ops that did not run."""
+    """Gradients; zeros for what the loss does not depend on: the other loss's head, alphas of ops that did not run."""
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
     return [
         torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(inputs, gradients, strict=True)

@@ -36,6 +36,37 @@ def genotype(argument: str) -> Genotype:
     return read_genotype(Path(argument))
 
 
+def genotype_or_run(argument: str) -> tuple[Genotype, RunFolder | None]:
+    """A genotype from a file or a pipe; or that of a run, whose folder is named or printed, and the run.
+
+    Raises:
+        InputError: neither, or a run that has no genotype yet.
+    """
+    if is_stream(argument):
+        data = read_stdin("a genotype, or the output of 'ssfnas search' or 'ssfnas retrain'")
+        path = _printed_run(data)
+        if path is None:
+            return parse_genotype(data, "standard input"), None
+    else:
+        path = Path(argument)
+        if not (path / "config.json").is_file():
+            return read_genotype(path), None
+    run = RunFolder.open(path)
+    if not (run.path / "genotype.json").exists():
+        raise InputError(f"{run.path}: has no genotype yet: 'ssfnas derive {run.path}' makes one of where it stands")
+    return read_genotype(run.path / "genotype.json"), run
+
+
+def _printed_run(data: bytes) -> Path | None:
+    """The folder of the run whose output this is, or None if it is something else."""
+    try:
+        value = parse_json(data, "standard input")
+    except InputError:
+        return None
+    is_run = isinstance(value, dict) and value.get("kind") in ("search-run", "retrain-run")
+    return Path(value["path"]) if is_run and isinstance(value.get("path"), str) else None
+
+
 def parse_threshold(text: str) -> float | str:
     """`auto`, or a finite number."""
     if text == "auto":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssfnas_cli.artifacts.files import is_set_aside
 from ssfnas_cli.artifacts.run import RunFolder, age, find_runs
 from ssfnas_cli.commands import common
-from ssfnas_cli.console import box_style, emit, set_verbosity
+from ssfnas_cli.console import emit, next_step, set_verbosity
 from ssfnas_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,12 +28,24 @@ def command(
     set_verbosity(quiet, verbose)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of runs")
-    entries = [_entry(run) for run in find_runs(folder)]
-    emit({"kind": "runs", "runs": entries}, json, lambda console: _show(console, entries))
+    runs = find_runs(folder)
+    entries = [_entry(run) for run in runs]
+    sound = {entry["path"] for entry in entries if entry["state"] != "damaged"}
+    damaged = [str(path) for path in _candidates(folder) if str(path) not in sound]
+    facts = {"kind": "runs", "runs": entries, "damaged": damaged}
+    emit(facts, json, lambda console: _show(console, entries, damaged))
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """The folders that should be runs."""
+    folders = [folder] if (folder / "config.json").exists() else sorted(folder.iterdir())
+    return [path for path in folders if (path / "config.json").exists() and (path == folder or not is_set_aside(path))]
 
 
 def _entry(run: RunFolder) -> dict[str, Any]:
     entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(age(run))}
+    if command := run.config.get("command"):
+        entry["command"] = str(command)
     try:
         status = run.status()
     except InputError as error:
@@ -47,30 +61,24 @@ def _entry(run: RunFolder) -> dict[str, Any]:
         "epoch": status.get("epoch", 0),
         "epochs": status.get("epochs"),
         "figures": figures,
-        "next": _next(run, state),
+        "next": next_step(run.kind, run.path, state, entry.get("command", "")),
     }
 
 
-def _next(run: RunFolder, state: str) -> str:
-    if state in ("stopped", "interrupted"):
-        return "run the same command again: it goes on"
-    if state == "running":
-        return "wait"
-    if state == "diverged":
-        return "lower lr or alpha_lr, and --force"
-    return f"ssfnas {'derive' if run.kind == 'search' else 'evaluate'} {run.path}"
+def _show(console: Console, entries: Sequence[dict[str, Any]], damaged: Sequence[str]) -> None:
+    """Some lines for each run: a table has no room for paths and commands, and cuts what one wants to copy."""
+    from rich.padding import Padding
 
-
-def _show(console: Console, entries: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=box_style())
-    for column in ("run", "state", "progress", "last figures", "age", "next"):
-        table.add_column(column, overflow="fold")
     for entry in entries:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in entry.get("figures", {}).items())
-        progress = f"{entry.get('phase') or ''} {entry.get('epoch', 0)}/{entry.get('epochs') or '?'}"
-        minutes = entry.get("age_seconds", 0) // 60
-        shown_age = f"{minutes // 60}:{minutes % 60:02d} h"
-        table.add_row(entry["path"], entry["state"], progress.strip(), figures, shown_age, entry["next"])
-    console.print(table)
+        progress = f"{entry.get('phase') or ''} {entry.get('epoch', 0)}/{entry.get('epochs') or '?'}".strip()
+        minutes = entry["age_seconds"] // 60
+        told = [entry["state"], progress, f"{minutes // 60}:{minutes % 60:02d} h ago"]
+        console.print(entry["path"], style="bold", soft_wrap=True)
+        console.print(Padding(", ".join(told), (0, 0, 0, 4)))
+        if figures:
+            console.print(Padding(figures, (0, 0, 0, 4)))
+        console.print(f"    next: {entry['next']}", soft_wrap=True)
+    whole = len(entries) - sum(entry["state"] == "damaged" for entry in entries)
+    said = f"{whole} run{'' if whole == 1 else 's'}"
+    console.print(f"{said}, {len(damaged)} damaged" if damaged else said)

@@ -128,7 +128,7 @@ def test_published_genotype_that_is_none(ssfnas, tmp_path):
 
 @pytest.mark.parametrize("what, words, argv", [
     ("a search run for a genotype", ["search: is a folder", "ssfnas derive"], ["retrain", "{search}"]),
-    ("a retrain run for a genotype", ["retrain: is a folder", "genotype.json"], ["describe", "{retrain}"]),
+    ("a retrain run for a genotype", ["retrain: is a folder", "genotype.json"], ["retrain", "{retrain}"]),
     ("a data set for a genotype", ["data: is a folder", "not a genotype"], ["plot-genotype", "{data}", "-o", "x.svg"]),
     ("a genotype for a run", ["genotype.json: is a file", "run folder"], ["derive", "{genotype.json}"]),
     ("a data set for a run", ["data: is a data set, not a run"], ["evaluate", "{data}"]),

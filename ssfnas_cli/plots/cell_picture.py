@@ -116,7 +116,7 @@ def draw(name: str, cells: Mapping[str, Cell]) -> Figure:
     name_x = {kind: 3 * MARGIN + text_width(TITLES[kind], TITLE_SIZE, "bold") for kind in cells}
     width = max(one.width for one in layouts.values())
     width = max(width, max(name_x.values()) + text_width(name, FONT_SIZE) + MARGIN)
-    caption = _wrapped(CAPTION, width - 2 * MARGIN)
+    caption = _wrapped(CAPTION, 0.92 * (width - 2 * MARGIN))  # a screen's letters are a little wider
     height = sum(TITLE_HEIGHT + one.height for one in layouts.values()) + CAPTION_PITCH * len(caption) + MARGIN
     figure = Figure(figsize=(width, height), facecolor="white")
     top = 0.0

@@ -20,7 +20,8 @@ import report
 import torch
 
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.artifacts.genotype import Genotype, parse_published
+from ssfnas_cli.artifacts.genotype import Genotype
+from ssfnas_cli.artifacts.published import parse_published
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.engine.device import Device

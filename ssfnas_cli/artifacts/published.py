@@ -108,7 +108,7 @@ def _in_log(text: str, where: str) -> dict[str, ast.expr]:
     for start, end in pairwise([*(match.start() for match in starts), len(text)]):
         match = _START.match(text, start)
         assert match is not None
-        if (node := _parsed(text[match.end() - len(match[0].lstrip()) : end], match)) is not None:
+        if (node := _parsed(text[start:end])) is not None:
             label = match[1] or match[2] or ""
             label = "" if label.lower() == "genotype" else label  # the word of a log, and no name
             found.pop(label, None)  # the last one is the last
@@ -118,7 +118,7 @@ def _in_log(text: str, where: str) -> dict[str, ast.expr]:
     return found
 
 
-def _parsed(text: str, match: re.Match[str]) -> ast.expr | None:
+def _parsed(text: str) -> ast.expr | None:
     """The expression at the beginning of a text; its quotes may have been escaped by whoever quoted the whole."""
     text = re.sub(r"^(\w+)\s*(:\s*\w+\s*)?=\s*", "", text)
     for written in (text, text.replace("\\'", "'").replace('\\"', '"')):

@@ -10,8 +10,8 @@ memory before the model was built. After a change of the code, name another file
 
 The exponent p of the growth is fitted to `t(x) - t(x0) = b (x^p - x0^p)`, where x0 is the smallest point, by least
 squares on the logarithms of both sides. A constant part (of the interpreter, small operators and weights) therefore
-cannot hide the growth. The same fit to the multiply-adds and the values in the maps of the same networks gives the exponents that
-the arithmetic implies.
+cannot hide the growth. The same fit to the multiply-adds and the values in the maps of the same networks gives the
+exponents that the arithmetic implies.
 """
 
 from __future__ import annotations

@@ -221,3 +221,21 @@ def printable(text: str) -> str:
 
 def _printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
+
+
+def next_step(kind: str, path: Path | str, state: str, command: str = "") -> str:
+    """What to do with a run, as a command that can be typed where there is one.
+
+    Args:
+        kind: `search` or `retrain`.
+        path: the run folder.
+        state: of the run; `interrupted` where it should be running and nobody does.
+        command: the command that began it, if it is known.
+    """
+    if state in ("stopped", "interrupted"):
+        return command or "run the same command again: it goes on"
+    if state == "running":
+        return "wait"
+    if state == "diverged":
+        return "lower lr or alpha_lr, and --force"
+    return shlex.join(["ssfnas", "derive" if kind == "search" else "evaluate", str(path)])

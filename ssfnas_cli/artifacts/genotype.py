@@ -152,7 +152,7 @@ def parse_genotype(data: bytes, where: str) -> Genotype:
     """
     if len(data) > MAX_GENOTYPE_BYTES:
         raise InputError(f"{where}: {len(data):,} bytes is more than a genotype can have ({MAX_GENOTYPE_BYTES:,})")
-    if re.match(rb"\s*(\w+\s*=\s*)?Genotype\(", data):
+    if re.search(rb"Genotype\(", data) and not data.lstrip().startswith(b"{"):
         raise InputError(f"{where}: is a published genotype's text, not JSON: import it with 'ssfnas import-genotype'")
     value = parse_json(data, where)
     if not isinstance(value, dict):

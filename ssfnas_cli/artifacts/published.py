@@ -110,7 +110,7 @@ def _find_in_log(text: str, where: str) -> dict[str, ast.expr]:
     for start, end in pairwise([*(match.start() for match in starts), len(text)]):
         match = _START.match(text, start)
         assert match is not None
-        if (node := _parse_expression(text[match.end() - len(match[0].lstrip()) : end], match)) is not None:
+        if (node := _parse_expression(text[start:end])) is not None:
             label = match[1] or match[2] or ""
             label = "" if label.lower() == "genotype" else label  # logs write "genotype = ..."
             found.pop(label, None)  # so that the dictionary is in the order of the last occurrences
@@ -120,7 +120,7 @@ def _find_in_log(text: str, where: str) -> dict[str, ast.expr]:
     return found
 
 
-def _parse_expression(text: str, match: re.Match[str]) -> ast.expr | None:
+def _parse_expression(text: str) -> ast.expr | None:
     """Parse the expression at the beginning of a text. Its quotes may be escaped, if the text was quoted."""
     text = re.sub(r"^(\w+)\s*(:\s*\w+\s*)?=\s*", "", text)
     for written in (text, text.replace("\\'", "'").replace('\\"', '"')):

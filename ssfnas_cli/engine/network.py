@@ -82,6 +82,37 @@ def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
     return Classifier(encoder, head(encoder.num_features), aux)
 
 
+def describe_network(
+    network: Genotype | str,
+    channels: int,
+    layers: int,
+    num_classes: int,
+    image_size: int,
+    in_channels: int,
+    aux: bool,
+) -> Classifier:
+    """A network with a linear head, for counting; `network` is a genotype or the name of a plain network."""
+    of_genotype = isinstance(network, Genotype)
+    card = ModelCard(
+        network=DerivedNetwork(genotype=network, channels=channels, layers=layers)
+        if of_genotype
+        else Part(name=str(network)),
+        loss=Part(name="ce"),
+        head=Part(name="linear"),
+        aux=aux,
+        in_channels=in_channels,
+        class_names=[str(label) for label in range(num_classes)],
+        train_counts=[1] * num_classes,
+        image_size=image_size,
+        mean=[0.0] * in_channels,
+        std=[1.0] * in_channels,
+        data="",
+        data_sha256="",
+        seed=0,
+    )
+    return build_model(card)
+
+
 def head_builder(section: PluginSection, objective: Objective) -> Callable[[int], nn.Module]:
     """A function from the number of features to the configured head; `auto` means the objective's default head."""
     if section.name == "auto":

@@ -13,9 +13,9 @@ from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
 
 def write(folder, age=0.0, **changes):
-    content = {**module._pid_scope(), "pid": os.getpid(), "started": module.process_start(os.getpid()), "token": "theirs"}
+    here = {**module._pid_scope(), "pid": os.getpid(), "started": module.process_start(os.getpid())}
     path = folder / "lock.json"
-    path.write_text(json.dumps({**content, **changes}))
+    path.write_text(json.dumps({**here, "token": "theirs", **changes}))
     os.utime(path, (time.time() - age,) * 2)
 
 

@@ -37,7 +37,7 @@ def command(
 
     genotype = derive_run(folder, rule, value, epoch)
     for kind, cell in genotype.cells().items():
-        live = cell.live()
+        live = cell.pruned()
         if live.dead_edges or live.dead_nodes:
             log.info("%s cell: %d edges from nodes without input will be pruned", kind, len(live.dead_edges))
     _warn_of_collapse(genotype)

@@ -73,7 +73,7 @@ def command(
         "aux": aux,
     }
     for kind, cell in parsed.cells().items() if parsed is not None else ():
-        live = cell.live()
+        live = cell.pruned()
         facts[kind] = {
             "edges": len(live.edges),
             "ops": cell.op_counts(),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssfnas_cli.artifacts.run import DamagedRun, RunFolder, age, find_runs
+from ssfnas_cli.artifacts.run import DamagedRun, RunFolder, find_runs, seconds_since_update
 from ssfnas_cli.commands import common
 from ssfnas_cli.console import emit, next_step, printable, set_verbosity
 from ssfnas_cli.errors import InputError
@@ -36,7 +36,7 @@ def command(
 def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
     if isinstance(run, DamagedRun):
         return {"path": str(run.path), "kind": None, "age_seconds": 0, "state": "damaged", "next": run.why}
-    entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(age(run))}
+    entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(seconds_since_update(run))}
     if command := run.config.get("command"):
         entry["command"] = str(command)
     try:
@@ -44,7 +44,7 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
     except InputError as error:
         return entry | {"state": "damaged", "next": str(error)}
     state = status["state"]
-    if state == "running" and not run.is_being_written():
+    if state == "running" and not run.is_locked():
         state = "interrupted"
     last = status.get("last", {})
     figures = {k: v for k, v in last.items() if ("loss" in k or "accuracy" in k) and isinstance(v, int | float)}

@@ -191,7 +191,7 @@ def test_the_concatenated_live_nodes_and_no_others_lead_to_the_output(name: str)
                 x, y = onwards[near((x, y))]
             assert x == pytest.approx(output[0]) and output[1] < y < output[3]
             reached.add(node)
-    assert reached == set(ALL[name].live().concat)
+    assert reached == set(ALL[name].pruned().concat)
 
 
 def states(drawn: Cell) -> dict[str, str]:
@@ -285,7 +285,7 @@ def test_dot_has_every_edge_in_a_cluster_per_cell(genotype: Genotype) -> None:
     assert re.findall(r"subgraph (cluster_\w+)", text) == ["cluster_normal", "cluster_reduce"]
     found = re.findall(r'^ +(\w+)_(\d+) -> \1_(\d+) \[label="(\w+)", (.*)\];$', text, re.MULTILINE)
     expected = [
-        (kind, edge.source, edge.target, edge.op, edge in drawn.live().dead_edges)
+        (kind, edge.source, edge.target, edge.op, edge in drawn.pruned().dead_edges)
         for kind, drawn in genotype.cells().items()
         for edge in drawn.edges
         if edge.op != "none"
@@ -294,7 +294,7 @@ def test_dot_has_every_edge_in_a_cluster_per_cell(genotype: Genotype) -> None:
     dashed = {(kind, int(a), int(b), op) for kind, a, b, op, looks in found if "dashed" in looks}
     assert {edge[:4] for edge in expected if edge[4]} <= dashed
     concat = re.findall(r"(\w+)_(\d+) -> \1_out", text)
-    assert concat == [(kind, str(n)) for kind, drawn in genotype.cells().items() for n in drawn.live().concat]
+    assert concat == [(kind, str(n)) for kind, drawn in genotype.cells().items() for n in drawn.pruned().concat]
     assert 'label="c_{k-2} and c_{k-1} are the outputs of the two cells before this one' in text
     declared = set(re.findall(r"^ +(\w+_\w+) \[label", text, re.MULTILINE))
     assert {end for pair in re.findall(r"(\w+) -> (\w+)", text) for end in pair} <= declared

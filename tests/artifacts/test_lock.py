@@ -13,7 +13,8 @@ from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
 
 def write(folder, age=0.0, **changes):
-    content = {**module._pid_scope(), "pid": os.getpid(), "started": module.process_start(os.getpid()), "token": "theirs"}
+    mine = {"pid": os.getpid(), "started": module.process_start(os.getpid()), "token": "theirs"}
+    content = {**module._pid_scope(), **mine}
     path = folder / "lock.json"
     path.write_text(json.dumps({**content, **changes}))
     os.utime(path, (time.time() - age,) * 2)

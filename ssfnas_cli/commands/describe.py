@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.commands import common, references
 from ssfnas_cli.console import emit, log, set_verbosity
@@ -86,6 +85,8 @@ def command(
 
 def _size_of(run: RunFolder, given: Mapping[str, int]) -> dict[str, int]:
     """The size of a run's own network, from its settings and its data set."""
+    from ssfnas_cli.artifacts.dataset import DataSet
+
     settings = run.config["settings"]
     size = {name: settings[name] for name in ("channels", "layers") if isinstance(settings.get(name), int)}
     try:

@@ -13,9 +13,10 @@ from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
 
 def write(folder, age=0.0, **changes):
-    here = {**module._pid_scope(), "pid": os.getpid(), "started": module.process_start(os.getpid())}
+    mine = {"pid": os.getpid(), "started": module.process_start(os.getpid()), "token": "theirs"}
+    content = {**module._pid_scope(), **mine}
     path = folder / "lock.json"
-    path.write_text(json.dumps({**here, "token": "theirs", **changes}))
+    path.write_text(json.dumps({**content, **changes}))
     os.utime(path, (time.time() - age,) * 2)
 
 

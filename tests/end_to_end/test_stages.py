@@ -70,7 +70,7 @@ def test_derive(ssfnas, world, tmp_path):
     assert provenance["run"] == str(world / "search") and provenance["data"] == str(world / "data")
     assert set(provenance["versions"]) == {"ssfnas", "torch", "python"}
     first = ssfnas.ok("derive", world / "search", "--epoch", "0", "--rule", "argmax", "-o", "first.json", cwd=tmp_path)
-    assert first.out == b""
+    assert first.out == b"" and first.err.splitlines()[-1] == "next: ssfnas retrain first.json"
     initial = json.loads((tmp_path / "first.json").read_text())["provenance"]
     assert (initial["epoch"], initial["rule"]) == (0, "argmax")
     assert initial["alphas_sha256"] != provenance["alphas_sha256"]

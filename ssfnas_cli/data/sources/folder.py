@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -50,16 +51,27 @@ class FolderOptions(Options):
 
 
 class FolderSplit(SourceSplit):
-    """A split of image files. `names` are their paths below the root."""
+    """A split of image files.
 
-    def __init__(self, root: Path, names: list[str], labels: NDArray[np.int64], index: NDArray[np.int64]):
-        super().__init__(labels, index)
+    `names` are their paths below the root as bytes, one fixed-width array for each class: a million Python strings
+    would take more memory than everything else.
+    """
+
+    def __init__(self, root: Path, names: list[NDArray[np.bytes_]], places: list[NDArray[np.int64]]):
+        labels = np.repeat(np.arange(len(names)), [len(part) for part in names])
+        super().__init__(labels, np.concatenate([np.empty(0, np.int64), *places]))
         self.root, self.names = root, names
+        self._starts = np.cumsum([0, *map(len, names)])
         self.channels, self.size = 3, 0  # they are set after all headers have been read
         self.pixel_range: PixelRange = "auto"
 
+    def name(self, index: int) -> str:
+        """The path of an image below the root."""
+        label = int(self.labels[index])
+        return os.fsdecode(self.names[label][index - self._starts[label]])
+
     def read(self, index: int) -> NDArray[np.uint8]:
-        name = self.names[index]
+        name = self.name(index)
         return read_image(self.root / name, printable(name), self.channels, self.size, self.pixel_range)
 
 
@@ -112,19 +124,21 @@ class _Scan:
 
     def split(self, folder: str, class_names: Sequence[str]) -> FolderSplit:
         """The readable images of a split. `folder` is relative to the root, and empty for the root itself."""
-        names, labels, places, place = [], [], [], 0
-        for label, class_name in enumerate(class_names):
+        names, places, place = [], [], 0
+        for class_name in class_names:
+            found, found_at = [], []
             for file in list_images(self.root / folder / class_name, self.ignored):
                 name = "/".join(part for part in (folder, class_name, file) if part)
                 if (is_image := self._read_header(name)) is None:
                     continue
                 if is_image:
-                    names.append(name)
-                    labels.append(label)
-                    places.append(place)
+                    found.append(os.fsencode(name))
+                    found_at.append(place)
                     self.ignored.num_nested += "/" in file
                 place += 1
-        return FolderSplit(self.root, names, np.array(labels, np.int64), np.array(places, np.int64))
+            names.append(np.array(found, dtype=np.bytes_))
+            places.append(np.array(found_at, dtype=np.int64))
+        return FolderSplit(self.root, names, places)
 
     def _read_header(self, name: str) -> bool | None:
         """Whether a file is a readable image; None if it neither is an image nor has the name of one."""

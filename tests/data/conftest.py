@@ -1,11 +1,14 @@
 """Small sources on disk and a place for reported lines."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `sources_support`
 
 
 @pytest.fixture

@@ -56,3 +56,19 @@ def place(world: Path, memory_folder: Path) -> Iterator[Path]:
     (folder / "genotype.json").symlink_to(world / "genotype.json")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def stopped(zygote: Zygote, world: Path, memory_folder: Path) -> Path:
+    """A search that was stopped in its second epoch, with two checkpoints. Tests copy it and do not change it."""
+    folder = memory_folder / "stopped"
+    folder.mkdir()
+    (folder / "data").symlink_to(world / "data")
+    assert zygote.run([*SEARCH, "-o", "run"], folder, {"signal_at_step": [15, "search", 1, 3, 0]}).code == 75
+    return folder / "run"
+
+
+@pytest.fixture
+def run(stopped: Path, place: Path) -> Path:
+    """A copy of the stopped search in the folder of a test."""
+    return shutil.copytree(stopped, place / "run")

@@ -9,21 +9,6 @@ from faults_support import SEARCH, SHORT, assert_same_end
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints
 
 
-@pytest.fixture(scope="module")
-def stopped(zygote, world, memory_folder):
-    """A search stopped in its second epoch, with two checkpoints."""
-    folder = memory_folder / "stopped"
-    folder.mkdir()
-    (folder / "data").symlink_to(world / "data")
-    assert zygote.run([*SEARCH, "-o", "run"], folder, {"signal_at_step": [15, "search", 1, 3, 0]}).code == 75
-    return folder / "run"
-
-
-@pytest.fixture
-def run(stopped, place):
-    return shutil.copytree(stopped, place / "run")
-
-
 def truncate(folder):
     file = folder / "tensors.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])

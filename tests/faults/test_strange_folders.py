@@ -13,21 +13,6 @@ from ssfnas_cli.artifacts.checkpoint import list_checkpoints
 from ssfnas_cli.artifacts.run import FILES
 
 
-@pytest.fixture(scope="module")
-def stopped(zygote, world, memory_folder):
-    """A search stopped in its second epoch."""
-    folder = memory_folder / "to-be-received"
-    folder.mkdir()
-    (folder / "data").symlink_to(world / "data")
-    assert zygote.run([*SEARCH, "-o", "run"], folder, {"signal_at_step": [15, "search", 1, 3, 0]}).code == 75
-    return folder / "run"
-
-
-@pytest.fixture
-def run(stopped, place):
-    return shutil.copytree(stopped, place / "run")
-
-
 def contents(folder):
     """Every file under a folder, and what is in it."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

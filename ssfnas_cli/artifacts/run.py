@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ssfnas_cli.artifacts.dataset import SPLITS
 from ssfnas_cli.artifacts.files import (
     invalid,
     is_set_aside,
@@ -32,6 +33,7 @@ from ssfnas_cli.artifacts.files import (
 )
 from ssfnas_cli.artifacts.lock import FolderLock, is_held, is_lock, sweep_lock_temporaries
 from ssfnas_cli.artifacts.log_file import logging_to
+from ssfnas_cli.artifacts.metrics import table_path, write_metrics_file
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
@@ -44,7 +46,7 @@ ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation
 STATES = ("running", "stopped", "done", "diverged")
 FILES = (  # that a run writes
     *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),
-    *(ALPHAS, METRICS, EVALUATION),
+    *(ALPHAS, METRICS, EVALUATION, *(table_path(Path(EVALUATION), split).name for split in SPLITS)),
 )
 _MISSING = object()
 
@@ -200,7 +202,7 @@ class RunFolder:
             before = (self.evaluation() or {}).get("splits", {})
         except InputError:
             before = {}
-        write_sealed_json(self.path / EVALUATION, {**metrics, "splits": {**before, **metrics["splits"]}})
+        write_metrics_file(self.path / EVALUATION, metrics, before)
 
 
 Identify = Callable[[RunFolder], Mapping[str, Any]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,9 +38,10 @@ def by_preset(model: type[Settings], name: str, text: str) -> Any:
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="A named set of settings: paper, or quick.",
+        help="A named set of settings: quick (a trial of a minute or two), standard (minutes to an hour), or paper (the "
+        "paper's: days on two cores).",
         rich_help_panel=SETTINGS_PANEL,
-        show_default="quick on the embedded digits, paper with --data",
+        show_default="quick on the embedded digits, standard on other data",
     ),
 ]
 Config = Annotated[
@@ -96,9 +99,14 @@ def flags_of(model: type[Settings], arguments: dict[str, Any]) -> dict[str, Any]
     return {name: value for name, value in arguments.items() if name in model.model_fields}
 
 
-def show_settings(settings: Settings) -> None:
-    """--show-settings."""
-    write_text(to_toml(settings.resolve_plugins()))
+def show_settings(settings: Settings, comments: Mapping[str, str] | None = None) -> None:
+    """--show-settings. A comment stands behind the setting that it is about."""
+    text = to_toml(settings.resolve_plugins())
+    for name, comment in (comments or {}).items():
+        text = re.sub(
+            rf"^({name} = .*)$", lambda match, comment=comment: f"{match[1]}  # {comment}", text, count=1, flags=re.M
+        )
+    write_text(text)
 
 
 def warn_of_busy_cores(threads: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ssfnas_cli.console import log
 
 
-def say_search_is_done(path: Path, preset: str) -> None:
+def say_search_is_done(preset: str, path: Path) -> None:
     """After a search: it has derived a genotype of its own, if its alphas gave a network."""
     genotype = path / "genotype.json"
     if genotype.exists():
@@ -21,7 +21,7 @@ def say_search_is_done(path: Path, preset: str) -> None:
     _say_trial(preset)
 
 
-def say_retraining_is_done(path: Path, preset: str) -> None:
+def say_retraining_is_done(preset: str, path: Path) -> None:
     """After a retraining."""
     say_next("evaluate", str(path))
     _say_trial(preset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,8 +37,8 @@ def by_preset(model: type[Settings], name: str, text: str) -> Any:
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="A named set of settings: quick (a trial of a minute or two), standard (minutes to an hour), or paper (the "
-        "paper's: days on two cores).",
+        help="A named set of settings: quick (a trial of a minute or two), standard (minutes to an hour), or paper "
+        "(the paper's: days on two cores).",
         rich_help_panel=SETTINGS_PANEL,
         show_default="quick on the embedded digits, standard on other data",
     ),
@@ -101,12 +100,11 @@ def flags_of(model: type[Settings], arguments: dict[str, Any]) -> dict[str, Any]
 
 def show_settings(settings: Settings, comments: Mapping[str, str] | None = None) -> None:
     """--show-settings. A comment stands behind the setting that it is about."""
-    text = to_toml(settings.resolve_plugins())
+    lines = to_toml(settings.resolve_plugins()).splitlines(keepends=True)
     for name, comment in (comments or {}).items():
-        text = re.sub(
-            rf"^({name} = .*)$", lambda match, comment=comment: f"{match[1]}  # {comment}", text, count=1, flags=re.M
-        )
-    write_text(text)
+        place = next(number for number, line in enumerate(lines) if line.startswith(f"{name} = "))
+        lines[place] = f"{lines[place].rstrip()}  # {comment}\n"
+    write_text("".join(lines))
 
 
 def warn_of_busy_cores(threads: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +19,8 @@ def command(
         str,
         typer.Argument(
             metavar="GENOTYPE",
-            help="Genotype file (a search leaves one in its run folder), - for a pipe, or the name of a plain network such "
-            "as resnet32.",
+            help="Genotype file (a search leaves one in its run folder), - for a pipe, or the name of a plain network "
+            "such as resnet32.",
             autocompletion=common.names_of("network"),
         ),
     ],
@@ -66,13 +66,12 @@ def command(
     def retrain() -> dict[str, Any]:
         from ssfnas_cli.engine.retrain import run_retrain
 
-        result = run_retrain(genotype, settings, flags.output, flags.force, other_data)
-        closing.say_retraining_is_done(Path(result["path"]), preset)
-        return result
+        return run_retrain(genotype, settings, flags.output, flags.force, other_data)
 
     def predict() -> dict[str, Any]:
         with stop.waiting():  # for torch
             from ssfnas_cli.engine.dry_run import dry_retrain
         return dry_retrain(genotype, settings, flags.output, flags.force, other_data)
 
-    flags.run(settings, settings.data or recorded, retrain, predict)
+    close = partial(closing.say_retraining_is_done, preset)
+    flags.run(settings, settings.data or recorded, retrain, predict, close)

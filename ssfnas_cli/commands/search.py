@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any
 
 import typer
@@ -40,8 +40,8 @@ def command(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="Training objective: ce (cross-entropy, supervised), barlow (Barlow Twins, self-supervised: it needs no "
-            "labels), or a plugin's.",
+            help="Training objective: ce (cross-entropy, supervised), barlow (Barlow Twins, self-supervised: it needs "
+            "no labels), or a plugin's.",
             autocompletion=common.names_of("loss"),
             show_default="ce",
         ),
@@ -60,13 +60,11 @@ def command(
     def search() -> dict[str, Any]:
         from ssfnas_cli.engine.search import run_search
 
-        result = run_search(settings, flags.output, flags.force)
-        closing.say_search_is_done(Path(result["path"]), preset)
-        return result
+        return run_search(settings, flags.output, flags.force)
 
     def predict() -> dict[str, Any]:
         with stop.waiting():  # for torch
             from ssfnas_cli.engine.dry_run import dry_search
         return dry_search(settings, flags.output, flags.force)
 
-    flags.run(settings, settings.data, search, predict)
+    flags.run(settings, settings.data, search, predict, partial(closing.say_search_is_done, preset))

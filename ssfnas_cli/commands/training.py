@@ -93,18 +93,22 @@ class Flags:
         data: str | None,
         real: Callable[[], dict[str, Any]],
         dry: Callable[[], dict[str, Any]],
+        close: Callable[[Path], None],
     ) -> None:
         """Show the settings, predict the run, or make it: whichever was asked for.
 
         Args:
             data: the folder of the data set; None or empty: the embedded one.
+            close: says what to do with the run in that folder once its result is printed.
         """
         if self.show_settings:
             common.show_settings(settings, _comments(settings, data))
             return
         common.warn_of_busy_cores(settings.threads)
         if not self.dry_run:
-            emit(real(), self.json)
+            result = real()
+            emit(result, self.json)
+            close(Path(result["path"]))
             return
         facts = dry()
         emit(facts, self.json, lambda console: _show_prediction(console, facts))

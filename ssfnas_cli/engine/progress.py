@@ -95,7 +95,7 @@ class Progress:
         if seconds is not None:
             self._forecast = True
             epochs = f"{self.phase.epochs} epoch{'' if self.phase.epochs == 1 else 's'}"
-            log.info("%s: about %s left for %s", self.phase.name, in_words(seconds), epochs)
+            log.info("%s: about %s left of all %s", self.phase.name, in_words(seconds), epochs)
 
     def end_epoch(self, line: Mapping[str, Any]) -> None:
         """After an epoch, whose line of metrics this is."""

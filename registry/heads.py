@@ -1,7 +1,7 @@
-"""Heads: what stands between an encoder's pooled features and a loss.
+"""Heads: the modules between an encoder's pooled features and a loss.
 
-A head's factory takes `(options, num_features, num_classes, class_counts)` and gives a module that maps features
-[N, num_features] to what the loss reads. A loss names its default head; the setting `head` overrides it.
+A head's factory takes `(options, num_features, num_classes, class_counts)` and returns a module that maps features
+[N, num_features] to the loss's input. A loss names its default head, which the setting `head` overrides.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from registry.norm import BatchNorm
 
 @HEADS.register("linear")
 def linear(options: Options, num_features: int, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
-    """A linear classifier: logits [N, num_classes]."""
+    """A linear classifier, which returns logits [N, num_classes]."""
     return nn.Linear(num_features, num_classes)
 
 
@@ -29,7 +29,7 @@ class ProjectorOptions(Options):
 
 @HEADS.register("projector", options=ProjectorOptions)
 def projector(options: ProjectorOptions, num_features: int, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
-    """Barlow Twins's projector: Linear-BN-ReLU twice, then linear, without biases: [N, width]."""
+    """The projector of Barlow Twins: Linear-BN-ReLU twice and a linear layer, without biases. It returns [N, width]."""
     width = options.width
     return nn.Sequential(
         nn.Linear(num_features, width, bias=False),

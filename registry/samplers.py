@@ -1,7 +1,7 @@
-"""Samplers: which training images an epoch shows, and in which order.
+"""Samplers, which choose the training images of an epoch and their order.
 
-A sampler's factory takes `(options, class_counts)`. Its `order` is a function of its arguments alone, so a resumed run
-draws what the undisturbed one would have drawn, whoever loads the images.
+A sampler's factory takes `(options, class_counts)`. Its `order` depends on nothing but its arguments. A resumed run
+therefore draws the same images as an uninterrupted one, whichever process loads them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from registry.core import SAMPLERS, Options
 
 
 class Sampler(abc.ABC):
-    """Base of every sampler.
+    """Base class of samplers.
 
     Args:
-        class_counts: images per class of the split, or of the half of it, that is sampled.
+        class_counts: the number of images per class in the split, or in the half of it, that is sampled.
     """
 
     def __init__(self, options: Options, class_counts: Sequence[int]):
@@ -28,16 +28,16 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def order(self, labels: NDArray[np.int64], seed: int, epoch: int, progress: float) -> NDArray[np.int64]:
-        """Positions in `labels` [N], in the order in which this epoch shows them; `progress` runs from 0 to 1."""
+        """Positions in `labels` [N], in the order in which the epoch visits them. `progress` runs from 0 to 1."""
 
     def length(self, progress: float) -> int:
-        """How many positions `order` gives: an epoch has as many steps as this fills batches."""
+        """The length of `order`, which determines the number of steps of an epoch."""
         return sum(self.class_counts)
 
 
 @SAMPLERS.register("instance")
 class Instance(Sampler):
-    """Every image once an epoch, shuffled: a class is seen as often as it has images."""
+    """Instance-balanced sampling: every epoch visits each image once, in random order."""
 
     def order(self, labels: NDArray[np.int64], seed: int, epoch: int, progress: float) -> NDArray[np.int64]:
         return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(len(labels))

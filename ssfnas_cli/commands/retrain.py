@@ -52,7 +52,7 @@ def command(
 
     The preset is 'quick' on the embedded digits, otherwise 'standard'.
     """
-    with stop.waiting():
+    with stop.interruptible():
         genotype, name = references.network(network)
     from ssfnas_cli.data.embedded import is_embedded
 
@@ -69,9 +69,9 @@ def command(
         return run_retrain(genotype, settings, flags.output, flags.force, other_data)
 
     def predict() -> dict[str, Any]:
-        with stop.waiting():  # for torch
-            from ssfnas_cli.engine.dry_run import dry_retrain
-        return dry_retrain(genotype, settings, flags.output, flags.force, other_data)
+        with stop.interruptible():  # for torch
+            from ssfnas_cli.engine.dry_run import predict_retrain
+        return predict_retrain(genotype, settings, flags.output, flags.force, other_data)
 
     close = partial(closing.say_retraining_is_done, preset)
     flags.run(settings, settings.data or recorded, retrain, predict, close)

@@ -1,7 +1,7 @@
-"""Batches by number: what a step sees is a function of (seed, epoch, step), so a cursor is two integers.
+"""Batches by number. A batch depends only on (seed, epoch, step), so the position in the data is two integers.
 
-Every use of a seed has a stream of random numbers of its own (`stream_seed`). What happens to an image is keyed by the
-place of its draw in the epoch's order, so it is the same whoever loads it and wherever a run was interrupted.
+Each use of the seed has its own stream of random numbers (`stream_seed`). The augmentation of an image is keyed by its
+position in the epoch's order, so it depends neither on the process that loads it nor on interruptions of the run.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ class Batch(NamedTuple):
 
 
 class SearchBatch(NamedTuple):
-    """What one step of a search sees: a batch of the weight half, one of the alpha half, and the first one `apart`."""
+    """The batches of one step of a search: of the weight half, of the alpha half, and for a separate alpha head.
+
+    `alpha_head` holds the images of `weights` with the views of the alphas' loss, or is None if there is no such head.
+    """
 
     weights: Batch
     alphas: Batch
-    apart: Batch | None
+    alpha_head: Batch | None
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some rows of a split, and how a batch of them is made. `seed` is that of a stream."""
+    """Some rows of a split and their augmentation. `seed` is the seed of a stream."""
 
     split: Split
     indices: np.ndarray
@@ -50,10 +53,12 @@ class Subset:
         return len(self.indices)
 
     def batch(self, places: np.ndarray, first_draw: int, epoch: int) -> Batch:
-        """The batch of the images at these places in `indices`.
+        """Make a batch.
 
         Args:
-            first_draw: the place of the batch's first image in the order in which the epoch shows images.
+            places: positions of its images in `indices`.
+            first_draw: the position of its first image in the epoch's order of images.
+            epoch: the epoch, on which the augmentation depends.
         """
         rows = self.indices[places]
         draws = np.arange(first_draw, first_draw + len(rows))
@@ -61,11 +66,11 @@ class Subset:
         return Batch(views, torch.from_numpy(self.split.labels[rows]))
 
 
-STREAMS = {"search weights": 0, "search alphas": 1, "search apart": 2, "pretrain": 3, "train": 4}
+STREAMS = {"search weights": 0, "search alphas": 1, "search alpha head": 2, "pretrain": 3, "train": 4}
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """The seed of one of STREAMS: none of them shares random numbers with another."""
+    """The seed of one of STREAMS. Different streams have independent random numbers."""
     mixed = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(1, np.uint64)
     return int(mixed[0] >> np.uint64(1))
 
@@ -90,28 +95,28 @@ def training_subset(
     cutout: float = 0.0,
     compiled: bool = False,
 ) -> Subset:
-    """Rows of a data set's training split, augmented as a training's settings say; `stream` is one of STREAMS."""
+    """Rows of the training split with the augmentation of the settings. `stream` is one of STREAMS."""
     flip, _ = mirroring(data, settings)
     augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views, compiled)
     return Subset(split, rows, augment, stream_seed(settings.seed, stream))
 
 
 def cut_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """An epoch's order, cut into batches of at most `batch_size` whose sizes differ by at most one image.
+    """Divide the order of an epoch into batches of at most `batch_size` images, whose sizes differ by at most one.
 
-    A short last batch would be a whole step in the direction of its noise. No batch has a single image, over which
-    nothing can be averaged, so three images in batches of two are one batch of three.
+    A short last batch would cause a whole step along a noisy gradient. No batch has a single image, because batch
+    statistics need two; three images with `batch_size` 2 are therefore one batch of three.
     """
     return np.array_split(order, num_batches(len(order), batch_size))
 
 
 def num_batches(num: int, batch_size: int) -> int:
-    """How many batches `cut_batches` gives."""
+    """The number of batches that `cut_batches` returns."""
     return max(1, min(-(-num // batch_size), num // 2))
 
 
 class TrainingBatches(Dataset):
-    """One epoch of a subset, in the order of a sampler; item k is batch k."""
+    """The batches of one epoch of a subset, in the order of a sampler. Item k is batch k."""
 
     def __init__(self, subset: Subset, order: np.ndarray, batch_size: int, epoch: int):
         self.subset, self.epoch = subset, epoch
@@ -126,19 +131,21 @@ class TrainingBatches(Dataset):
 
 
 class BilevelBatches(Dataset):
-    """One epoch of a search; item k holds what step k sees.
+    """The batches of one epoch of a search. Item k holds the batches of step k.
 
-    The alpha half's batch is redrawn at every step, as in DARTS, so that half is sampled, not swept.
+    The batch of the alpha half is drawn independently for each step, as in DARTS, so an epoch need not visit the whole
+    half.
 
     Args:
-        weights: the weight half, with the views of the weights' loss.
-        alpha_half: with the views of the alphas' loss.
-        apart: the weight half's images again, with the views of a head that is trained on detached features; None if
-            there is no such head.
+        weights: batches of the weight half with the views of the weights' loss.
+        alpha_half: the alpha half with the views of the alphas' loss.
+        batch_size: images per batch of the alpha half.
+        alpha_head: the weight half with the views of a separate head of the alphas' loss, which is trained on detached
+            features; None if there is no such head.
     """
 
-    def __init__(self, weights: TrainingBatches, alpha_half: Subset, batch_size: int, apart: Subset | None = None):
-        self.weights, self.alpha_half, self.apart = weights, alpha_half, apart
+    def __init__(self, weights: TrainingBatches, alpha_half: Subset, batch_size: int, alpha_head: Subset | None = None):
+        self.weights, self.alpha_half, self.alpha_head = weights, alpha_half, alpha_head
         self.batch_size = min(batch_size, len(alpha_half))
 
     def __len__(self) -> int:
@@ -149,15 +156,15 @@ class BilevelBatches(Dataset):
         draw = np.random.Generator(np.random.Philox(key=[half.seed, epoch], counter=[0, 0, number, 1]))
         places = draw.choice(len(half), self.batch_size, replace=False)
         alphas = half.batch(places, number * self.batch_size, epoch)
-        apart = None
-        if self.apart is not None:
+        alpha_head = None
+        if self.alpha_head is not None:
             first = int(self.weights.first_draws[number])
-            apart = self.apart.batch(self.weights.batches[number], first, epoch)
-        return SearchBatch(self.weights[number], alphas, apart)
+            alpha_head = self.alpha_head.batch(self.weights.batches[number], first, epoch)
+        return SearchBatch(self.weights[number], alphas, alpha_head)
 
 
-def load_from(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
-    """Items `start`, `start + 1`, ... of a dataset of batches, in order, whoever loads them."""
+def load_batches(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
+    """Yield the items `start`, `start + 1`, ... of a dataset in order. If `workers` is 0, this process loads them."""
     numbers = range(start, len(dataset))  # type: ignore[arg-type]
     if workers == 0:
         return (dataset[number] for number in numbers)
@@ -167,7 +174,7 @@ def load_from(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
 def plain_batches(
     split: Split, indices: Sequence[int] | np.ndarray, batch_size: int, normalise: Normalise
 ) -> Iterator[Batch]:
-    """Unaugmented batches in the order given, for evaluation."""
+    """Yield batches without augmentation in the given order, for evaluation."""
     rows = np.asarray(indices, dtype=np.int64)
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
@@ -175,10 +182,10 @@ def plain_batches(
 
 
 def stratified_halves(labels: np.ndarray, class_names: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split positions into a weight half and an alpha half, class by class; an odd image goes to the weights.
+    """Divide positions into a weight half and an alpha half, class by class. The weights get an odd image.
 
     Raises:
-        InputError: naming every class too small to be in both.
+        InputError: a class has fewer than two images. The message names all such classes.
     """
     halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     small = [name for c, name in enumerate(class_names) if np.count_nonzero(labels == c) < 2]
@@ -198,5 +205,5 @@ def stratified_halves(labels: np.ndarray, class_names: Sequence[str], seed: int)
 
 
 def normaliser(data: DataSet) -> Normalise:
-    """The standardisation by a data set's training statistics."""
+    """The standardisation with the mean and std of the data set's training split."""
     return Normalise(tuple(data.mean), tuple(data.std))

@@ -1,4 +1,4 @@
-"""Progress for both worlds: a live bar on a terminal, one plain line per interval in a log."""
+"""Display of progress: a live bar on a terminal, and a line per interval elsewhere."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class _Named(Protocol):
 
 
 class Progress:
-    """Shows where a phase stands. On a terminal it draws, elsewhere it says."""
+    """Shows the progress of a phase: a bar on a terminal, and lines in the log elsewhere."""
 
     def __init__(self, phase: _Named, log_seconds: float):
         self.phase, self.log_seconds = phase, log_seconds
-        self._said_at = time.monotonic()
-        self._began: tuple[float, float] | None = None
+        self._logged_at = time.monotonic()
+        self._first_update: tuple[float, float] | None = None
         self._steps, self._forecast = 0, False
         self._last: dict[str, str] = {}  # accuracies of the epoch before
         self._bar: Any = None
@@ -55,15 +55,15 @@ class Progress:
             self._bar.stop()
 
     def update(self, epoch: int, step: int, num_steps: int, sums: Mapping[str, float]) -> None:
-        """After a step."""
+        """Show the progress after a step."""
         share = (epoch + step / num_steps) / self.phase.epochs
         now = time.monotonic()
-        if self._began is None:  # the first step also warms up, so the pace is that of the steps after it
-            self._began = (now, share)
+        if self._first_update is None:  # the first step also warms up, so the pace is that of the steps after it
+            self._first_update = (now, share)
         self._steps += 1
-        if not self._forecast and (self._steps > FORECAST_STEPS or now - self._began[0] > FORECAST_SECONDS):
+        if not self._forecast and (self._steps > FORECAST_STEPS or now - self._first_update[0] > FORECAST_SECONDS):
             self._say_forecast(now, share)
-        if self._bar is None and now - self._said_at < self.log_seconds:
+        if self._bar is None and now - self._logged_at < self.log_seconds:
             return
         means = {name: f"{name} {total / step:.4g}" for name, total in sums.items()}
         place = f"epoch {epoch + 1}/{self.phase.epochs} step {step}/{num_steps}"
@@ -72,7 +72,7 @@ class Progress:
             self._draw(share, [*left, place], {**self._last, **means})
         else:
             log.info("%s %s: %s", self.phase.name, place, ", ".join([*means.values(), *left, *_memory()]))
-            self._said_at = now
+            self._logged_at = now
 
     def _draw(self, share: float, always: list[str], means: Mapping[str, str]) -> None:
         """The bar, with as many facts as the terminal has room for: time and place, accuracies, losses, memory."""
@@ -98,22 +98,22 @@ class Progress:
             log.info("%s: about %s left of all %s", self.phase.name, in_words(seconds), epochs)
 
     def end_epoch(self, line: Mapping[str, Any]) -> None:
-        """After an epoch, whose line of metrics this is."""
+        """Log the metrics of an epoch."""
         shown = {k: v for k, v in line.items() if isinstance(v, float) and k not in ("step_seconds", "elapsed_seconds")}
         facts = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self._last = {name: f"{name} {value:.4g}" for name, value in shown.items() if "accuracy" in name}
         pace = f"; {line['step_seconds']} s a step" if "step_seconds" in line else ""
         log.info("%s epoch %d/%d: %s%s", self.phase.name, line["epoch"], self.phase.epochs, facts, pace)
-        self._said_at = time.monotonic()
+        self._logged_at = time.monotonic()
 
     def _remaining(self, now: float, share: float) -> list[str]:
         seconds = self._seconds_left(now, share)
-        return [] if seconds is None else [f"{clock(seconds)} left"]
+        return [] if seconds is None else [f"{format_duration(seconds)} left"]
 
     def _seconds_left(self, now: float, share: float) -> float | None:
         """At the pace since the first step; None if there is no pace yet."""
-        assert self._began is not None
-        began, share_then = self._began
+        assert self._first_update is not None
+        began, share_then = self._first_update
         return None if share <= share_then else (now - began) / (share - share_then) * (1 - share)
 
 
@@ -131,8 +131,8 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 3600:.1f} hours"
 
 
-def clock(seconds: float) -> str:
-    """`M:SS`, or `H:MM:SS` from an hour on."""
+def format_duration(seconds: float) -> str:
+    """Format a duration as `M:SS`, or as `H:MM:SS` from an hour on."""
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"

@@ -198,7 +198,10 @@ def test_a_wrong_value_of_a_flag_is_told_by_the_flag():
 
 
 def test_presets_that_do_not_exist_are_told(toml):
-    assert refused(preset="quik") == "--preset: unknown preset 'quik'. Did you mean 'quick'? Available: paper, quick"
+    assert (
+        refused(preset="quik")
+        == "--preset: unknown preset 'quik'. Did you mean 'quick'? Available: quick, standard, paper"
+    )
 
 
 def test_every_preset_is_valid():

@@ -75,6 +75,16 @@ def stream_seed(seed: int, stream: str) -> int:
     return int(mixed[0] >> np.uint64(1))
 
 
+def mirroring(data: DataSet, settings: Training) -> tuple[bool, str]:
+    """Whether training mirrors images at random, and why."""
+    if settings.flip != "auto":
+        return settings.flip, "the setting 'flip' says so"
+    source = data.manifest.source
+    if data.manifest.mirrorable:
+        return True, f"of source {source} a mirrored image keeps its class; if not here (text, signs): --set flip=false"
+    return False, f"of source {source} a mirrored image may be of another class or of none; otherwise: --set flip=true"
+
+
 def training_subset(
     data: DataSet,
     split: Split,
@@ -86,7 +96,7 @@ def training_subset(
     compiled: bool = False,
 ) -> Subset:
     """Rows of the training split with the augmentation of the settings. `stream` is one of STREAMS."""
-    flip = data.manifest.mirrorable if settings.flip == "auto" else settings.flip
+    flip, _ = mirroring(data, settings)
     augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views, compiled)
     return Subset(split, rows, augment, stream_seed(settings.seed, stream))
 

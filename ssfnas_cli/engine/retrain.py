@@ -13,6 +13,7 @@ from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import ModelCard, save_model
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import find_data
+from ssfnas_cli.engine.closing import say_training_figure
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.network import build_model, build_objective, make_card
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
@@ -42,6 +43,7 @@ def run_retrain(
     plan, card = plan_retrain(genotype, settings, output, other_data)
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
+        say_training_figure([result], plan.data.counts("train"))
         return result
     device, phases, model = build_retrain(plan, card)
     with open_run(plan, device, force) as (run, loop):
@@ -55,7 +57,9 @@ def run_retrain(
         save_model(run.path / "model.safetensors", model.state_dict(), card)
         network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
         facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name, "num_params": weights}
-        return finish(run, loop, plan.settings, network | facts)
+        result = finish(run, loop, plan.settings, network | facts)
+    say_training_figure(loop.cursor.metrics, plan.data.counts("train"))
+    return result
 
 
 def plan_retrain(

@@ -45,6 +45,18 @@ class OpFacts:
 
 
 @dataclass(frozen=True)
+class HeadFacts:
+    """What must be known of a head before it is built.
+
+    Attributes:
+        gives: `scores` [N, num_classes] of classes, `projections` [N, D], or `pairs` of a projection and a prediction,
+            each [N, D]. A loss says which of them it reads.
+    """
+
+    gives: str = "scores"
+
+
+@dataclass(frozen=True)
 class SourceFacts:
     """What must be known of a source of images before it is opened.
 
@@ -130,7 +142,7 @@ class Registry(Generic[T]):
             module = factory.__module__
             builtin = module == self._builtin_module.get(name)
             if name in self._builtin_module and not builtin:
-                raise PluginError(f"{self.kind} '{name}' of {module} clashes with the built-in of that name")
+                return factory  # the built-in stays, and what else the module registers works; see `clashes`
             if name in self._plugins and self._plugins[name].factory.__module__ != module:
                 other = self._plugins[name].origin
                 raise PluginError(f"{self.kind} '{name}' of {module} clashes with that of {other}")
@@ -227,9 +239,27 @@ OPS: Registry[Any] = Registry(
 RELAXATIONS: Registry[Any] = Registry(
     "relaxation", "ssfnas.relaxations", {"registry.relaxations": ("softmax", "sigmoid")}
 )
-LOSSES: Registry[Any] = Registry("loss", "ssfnas.losses", {"registry.losses": ("ce", "barlow")})
-HEADS: Registry[Any] = Registry("head", "ssfnas.heads", {"registry.heads": ("linear", "projector")})
-SAMPLERS: Registry[Any] = Registry("sampler", "ssfnas.samplers", {"registry.samplers": ("instance",)})
+LOSSES: Registry[Any] = Registry(
+    "loss",
+    "ssfnas.losses",
+    {
+        "registry.losses": ("ce", "barlow"),
+        "registry.reweighting": ("inverse_frequency", "class_balanced", "focal", "ghm"),
+        "registry.margins": ("ldam", "logit_adjusted", "balanced_softmax", "label_aware_smoothing"),
+        "registry.self_supervised": ("vicreg", "simsiam"),
+    },
+)
+HEADS: Registry[Any] = Registry(
+    "head",
+    "ssfnas.heads",
+    {"registry.heads": ("linear", "cosine", "etf", "projector", "predictor")},
+    default_facts=HeadFacts(),
+)
+SAMPLERS: Registry[Any] = Registry(
+    "sampler",
+    "ssfnas.samplers",
+    {"registry.samplers": ("instance", "square_root", "class_balanced", "progressive", "over", "under")},
+)
 NETWORKS: Registry[Any] = Registry("network", "ssfnas.networks", {"registry.networks": ("resnet32",)})
 STRATEGIES: Registry[Any] = Registry("strategy", "ssfnas.strategies", {"registry.strategies.gradient": ("gradient",)})
 # The modules of built-in sources belong to the application: they are named here, and imported when one is asked for.

@@ -2,6 +2,9 @@
 
 An objective is built with its options, the number of classes and the class counts of the very split it trains
 on. Supervised objectives see one view and its labels; self-supervised ones see two views and no labels.
+
+Here are the base class and the two losses of the paper. Losses for long-tailed data are in `reweighting` and `margins`,
+the other self-supervised ones in `self_supervised`.
 """
 
 from __future__ import annotations
@@ -35,6 +38,15 @@ class Objective(abc.ABC):
     def supervised(self) -> bool:
         """Whether it reads labels, so that its head's outputs are scores of classes."""
         return self.num_views == 1
+
+    @property
+    def reads(self) -> str:
+        """What its head has to give (see `HeadFacts`)."""
+        return "scores" if self.supervised else "projections"
+
+    def refuses_head(self, name: str, options: Mapping[str, Any]) -> str | None:
+        """Why it cannot be computed on this head, which gives what it `reads`; None if it can."""
+        return None
 
     def head_options(self) -> Mapping[str, Any]:
         """Options of the default head that follow from this objective's own."""
@@ -127,6 +139,18 @@ class BarlowTwins(Objective):
     num_views = 2
     head = "projector"
     options: BarlowOptions
+
+    @property
+    def reads(self) -> str:
+        """What its head has to give (see `HeadFacts`)."""
+        return "scores" if self.supervised else "projections"
+
+    def check_head(self, name: str, options: Mapping[str, Any]) -> None:
+        """Refuse a head that it cannot be computed on; a head that does not give what it `reads` is refused before.
+
+        Raises:
+            PluginError: says which heads it takes.
+        """
 
     def head_options(self) -> Mapping[str, Any]:
         return {"width": self.options.projector_dim}

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All four arms, {softmax, sigmoid} x {ce, barlow}, through every stage on one data set, under a small budget.
+# All four arms, {softmax, sigmoid} x {ce, barlow}, through every stage on one data set, under a small budget, and a
+# ResNet-32 beside them.
 # Interrupt it when you like: the same command goes on where it stopped.
 #
 #   examples/first-run.sh cifar  PATH/cifar10        OUT    # an image folder with train/ and test/
@@ -38,3 +39,9 @@ for loss in ce barlow; do
         ssfnas evaluate "$out/retrain-$arm" --threads "$threads" >"$out/$arm-metrics.json"
     done
 done
+
+# A plain network under the budget of a retraining, for comparison.
+arm=$name-resnet32
+ssfnas retrain resnet32 --data "$data" --preset quick --epochs "$retrain_epochs" --batch-size 64 --threads "$threads" \
+    -o "$out/retrain-$arm" >"$out/$arm-retrain.json"
+ssfnas evaluate "$out/retrain-$arm" --threads "$threads" >"$out/$arm-metrics.json"

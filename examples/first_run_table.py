@@ -28,23 +28,27 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def row(out: Path, arm: str) -> list[str]:
-    """One arm's figures."""
-    search, retrain = read(out / f"{arm}-search.json"), read(out / f"{arm}-retrain.json")
+    """One arm's figures. A plain network was not searched for."""
+    retrain = read(out / f"{arm}-retrain.json")
+    searched, seconds = "-", "-"
+    if (out / f"{arm}-search.json").exists():
+        search = read(out / f"{arm}-search.json")
+        name = next(key for key in search if key.endswith("accuracy_alpha_half"))
+        searched = f"{search[name]:.1f}{' (probe, uses labels)' if name.startswith('probe') else ''}"
+        seconds = f"{search['elapsed_seconds']:.0f}"
     splits = read(out / f"{arm}-metrics.json")["splits"]
     test = splits["test"]
-    name = next(key for key in search if key.endswith("accuracy_alpha_half"))
-    kind = " (probe, uses labels)" if name.startswith("probe") else ""
     groups = [test["groups_by_thirds"][group]["accuracy"] for group in ("head", "medium", "tail")]
     return [
         arm,
-        f"{search[name]:.1f}{kind}",
+        searched,
         f"{retrain['num_params']:,}",
         f"{test['top1']:.2f}",
         f"{test['balanced_accuracy']:.2f}",
         " / ".join("-" if value is None else f"{value:.1f}" for value in groups),
         f"{splits['test_longtail']['top1']:.2f}",
         f"{test['ece']:.3f}",
-        f"{search['elapsed_seconds']:.0f}",
+        seconds,
         f"{retrain['elapsed_seconds']:.0f}",
     ]
 
@@ -53,7 +57,7 @@ def main() -> None:
     """Print a table per data set that has a finished arm."""
     out = Path(sys.argv[1])
     for name in sys.argv[2:] or ("cifar", "retina"):
-        arms = [f"{name}-{relax}-{loss}" for relax, loss in ARMS]
+        arms = [*(f"{name}-{relax}-{loss}" for relax, loss in ARMS), f"{name}-resnet32"]
         rows = [row(out, arm) for arm in arms if (out / f"{arm}-metrics.json").exists()]
         if rows:
             lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]

@@ -21,7 +21,7 @@ Loss = Callable[[], Tensor]
 def first_order(val_loss: Loss, alphas: Sequence[Tensor]) -> tuple[list[Tensor], float]:
     """Gradient of L_val(w, alpha) with respect to the alphas at the present weights (xi = 0), and the loss."""
     loss = val_loss()
-    return list(torch.autograd.grad(loss, list(alphas))), loss.item()
+    return _gradients(loss, list(alphas)), loss.item()
 
 
 def second_order(
@@ -119,7 +119,7 @@ def _alpha_gradients_at(
 
 
 def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Gradients; zeros for what the loss does not depend on (a head that only the other loss trains)."""
+    """Gradients; zeros for what the loss does not depend on: the other loss's head, alphas of ops that did not run."""
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
     return [
         torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(inputs, gradients, strict=True)

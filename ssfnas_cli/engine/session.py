@@ -11,7 +11,7 @@ from typing import Any
 
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.run import RunFolder, finished, move_aside, warn_of_differences, writing
-from ssfnas_cli.console import log
+from ssfnas_cli.console import command_line, log
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.errors import InputError
@@ -115,6 +115,7 @@ def session(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFol
         "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
         "environment": surroundings,
         "recipe": RECIPE,
+        "command": command_line(),
         **plan.config,
     }
     with writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:

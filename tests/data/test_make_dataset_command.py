@@ -2,16 +2,15 @@
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from ssfnas_cli.commands.make_dataset import default_path, describe, show_counts
 from ssfnas_cli.data.build import build_dataset
-from ssfnas_cli.errors import UsageError
-from ssfnas_cli.main import app
 from ssfnas_cli.settings import MakeDatasetSettings
 
 
@@ -43,9 +42,9 @@ def test_the_folder_is_named_after_the_settings(settings, name):
     assert default_path(MakeDatasetSettings(**settings).resolve_plugins()) == Path("data") / name
 
 
-def test_an_output_that_is_not_utf8_is_refused_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    argv = ["make-dataset", "-q", "--max-per-class", "20", "-o", os.fsdecode(b"q\xff")]
-    result = CliRunner().invoke(app, argv)
-    assert isinstance(result.exception, UsageError) and "not named in UTF-8" in str(result.exception)
+def test_an_output_that_is_not_utf8_is_refused_before_anything_is_made(tmp_path):
+    script = Path(sys.executable).with_name("ssfnas")
+    argv = [script, "make-dataset", "-q", "--max-per-class", "20", "-o", os.fsdecode(b"q\xff")]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "not named in UTF-8" in done.stderr
     assert list(tmp_path.iterdir()) == []

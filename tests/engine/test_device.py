@@ -30,7 +30,7 @@ def test_cells_in_bf16_are_left_to_torch():
 
 
 @needs_compiler
-def test_any_encoder_that_can_use_kernels_gets_them_and_other_networks_are_left_alone():
+def test_a_networks_encoder_is_given_the_devices_kernels():
     class Encoder(nn.Module):
         kernels = None
 
@@ -43,4 +43,3 @@ def test_any_encoder_that_can_use_kernels_gets_them_and_other_networks_are_left_
     assert device.place(model) is model and model.encoder.kernels is device.cells is not None
     Device("cpu", 1).place(model)
     assert model.encoder.kernels is None
-    device.place(nn.Linear(2, 2))

@@ -3,86 +3,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from search_support import Relabelled, alpha_loss, alphas_of, run, same, state, weight_loss
 
 from registry.strategies import bilevel
 from registry.strategies.base import WeightStep
 from ssfnas_cli.artifacts.tensors import load_tensors
 from ssfnas_cli.data.augment import to_float
 from ssfnas_cli.data.batches import Batch, SearchBatch, normaliser
-from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine, seed_step
-from ssfnas_cli.engine.search_phase import SearchPhase
+from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.settings import SearchSettings, load_settings
-
-TINY = {
-    "channels": 2,
-    "layers": 3,
-    "batch_size": 16,
-    "epochs": 4,
-    "ops": ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"),
-    "alpha_lr": 0.05,
-}
-
-
-@pytest.fixture
-def search(tiny_digits):
-    """`search(loss="barlow", order=2, ...)`: a phase on tiny digits; dotted settings in `sets`."""
-
-    def build(*sets, data=tiny_digits, halves=None, **settings):
-        resolved = load_settings(SearchSettings, sets=sets, flags={**TINY, **settings}).resolve_plugins()
-        return SearchPhase(resolved, data, Device("cpu", 0), halves)
-
-    return build
-
-
-def run(phase, steps, epoch=0, start=0):
-    """Some steps as the loop takes them; their values."""
-    values = []
-    for step, batch in enumerate(phase.batches(epoch, start), start=start):
-        if step == start + steps:
-            break
-        seed_step(phase.seed, epoch, step)
-        values.append(phase.step(epoch, step, batch))
-    return values
-
-
-def alphas_of(phase):
-    return torch.cat([phase.strategy.alphas[kind].detach().flatten() for kind in ("normal", "reduce")])
-
-
-def weight_loss(phase, batch):
-    return phase.weight_objective(batch, phase.strategy.mixing(0.0), 0.0)[0]
-
-
-def alpha_loss(phase, batch):
-    return phase.alpha_objective(batch, phase.strategy.mixing(0.0), 0.0)
-
-
-def state(phase, *prefixes):
-    return {name: t.clone() for name, t in phase.model.state_dict().items() if name.startswith(prefixes or "")}
-
-
-def same(one, other):
-    assert one.keys() == other.keys()
-    return all(torch.equal(one[name], other[name]) for name in one)
-
-
-class Relabelled:
-    """A data set whose training labels are others."""
-
-    def __init__(self, data, labels):
-        self._data, self._labels = data, labels
-
-    def __getattr__(self, name):
-        return getattr(self._data, name)
-
-    def split(self, name):
-        split = self._data.split(name)
-        if name == "train":
-            split.labels = self._labels
-        return split
-
 
 # Labels
 
@@ -436,100 +365,3 @@ def test_the_same_seed_gives_the_same_search_and_another_seed_another(search):
         run(phase, 2)
     assert same(state(phases[0]), state(phases[1])) and torch.equal(alphas_of(phases[0]), alphas_of(phases[1]))
     assert not torch.equal(alphas_of(phases[0]), alphas_of(phases[2]))
-
-
-# What the heads, the probe and the statistics do to each other
-
-
-def test_a_head_on_detached_features_takes_nothing_of_the_encoders_share_of_the_clipping(search):
-    phases = [search(f"alpha_loss.scale={scale}", alpha_loss="barlow", warmup_epochs=1) for scale in (1.0, 1000.0)]
-    for phase in phases:
-        run(phase, 3)
-    one, other = phases
-    assert same(state(one, "encoder.", "head."), state(other, "encoder.", "head."))
-    assert not same(state(one, "alpha_head."), state(other, "alpha_head."))
-
-
-def test_a_loss_beside_another_changes_neither_its_views_nor_its_statistics(search):
-    alone, beside = search(warmup_epochs=1), search(alpha_loss="barlow", warmup_epochs=1)
-    for one, other in zip(alone.batches(0, 0), beside.batches(0, 0), strict=True):
-        assert torch.equal(one.weights.views[0], other.weights.views[0]) and len(other.weights.views) == 1
-        assert len(other.apart.views) == 2
-    run(alone, 3), run(beside, 3)
-    assert same(state(alone, "encoder.", "head."), state(beside, "encoder.", "head.")), "running statistics included"
-
-
-def test_heads_are_shared_only_if_they_would_be_built_equal(search):
-    assert search(loss="ce", alpha_loss="ce").model.alpha_head is None
-    assert search("alpha_loss.lambda=0.5", loss="barlow", alpha_loss="barlow").model.alpha_head is None
-    apart = search("alpha_loss.projector_dim=16", loss="barlow", alpha_loss="barlow").model.alpha_head
-    assert apart[0].out_features == 16
-    assert search("head=cosine", loss="ce", alpha_loss="ce").model.alpha_head.out_features == 10
-
-
-def test_rescaling_the_features_changes_nothing_for_the_probe(search):
-    """Relaxations differ in the scale of their features; an optimizer on raw ones would rank them by it."""
-    scales, phases = (1.0, 100.0), [search(loss="barlow") for _ in range(2)]
-    features = torch.randn(64, phases[0].model.encoder.num_features)
-    labels = torch.arange(64) % 10
-    for phase, scale in zip(phases, scales, strict=True):
-        phase.model.train()
-        for _ in range(50):
-            phase._probe_step(scale * features, labels)
-        phase.model.eval()
-    one, other = (phase.model.probe(scale * features) for phase, scale in zip(phases, scales, strict=True))
-    torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
-
-
-def test_the_second_order_is_computed_in_float32_in_a_search_of_bf16(tiny_digits):
-    """Finite differences of bf16 losses are noise: their cosine to the exact ones is 0.6 at best."""
-    settings = {**TINY, "order": 2, "ops": ("avg_pool_3x3", "skip_connect", "dil_conv_3x3")}
-    gradients = []
-    for precision in ("fp32", "bf16"):
-        resolved = load_settings(SearchSettings, flags={**settings, "precision": precision}).resolve_plugins()
-        phase = SearchPhase(resolved, tiny_digits, Device("cpu", 0, precision))
-        run(phase, 1)
-        gradients.append(torch.cat([a.grad.flatten() for a in phase.strategy.alphas.values()]))
-    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.9999
-
-
-def test_a_loss_is_computed_in_float32_in_a_search_of_bf16(tiny_digits, monkeypatch):
-    """Barlow Twins's correlations among them."""
-    resolved = load_settings(SearchSettings, flags={**TINY, "loss": "barlow", "precision": "bf16"}).resolve_plugins()
-    phase, seen = SearchPhase(resolved, tiny_digits, Device("cpu", 0, "bf16")), []
-    original = type(phase.weight_loss).loss
-
-    def spy(self, outputs, labels, progress):
-        seen.append((outputs[0] @ outputs[1].T).dtype)
-        return original(self, outputs, labels, progress)
-
-    monkeypatch.setattr(type(phase.weight_loss), "loss", spy)
-    run(phase, 1)
-    assert len(seen) == 2 and set(seen) == {torch.float32}
-
-
-def test_statistics_are_estimated_on_the_weight_half_before_the_supernet_is_evaluated(search):
-    phase = search("statistics_batches=3")
-    run(phase, 2)
-    norm = phase.model.encoder.stem[1]
-    before = {name: value.clone() for name, value in norm.named_buffers()}
-    order = np.random.Generator(np.random.Philox(key=[phase.seed, 3])).permutation(len(phase.halves[0]))
-    parts = np.array_split(order, -(-len(order) // 16))[:3]
-    normal = normaliser(phase.data)
-    maps = [phase.model.encoder.stem[0](normal(to_float(phase.split.rows(phase.halves[0][part])))) for part in parts]
-    means = torch.stack([m.mean(dim=(0, 2, 3)) for m in maps])
-    with phase.estimated_statistics(phase.strategy.mixing(0.0)):
-        torch.testing.assert_close(norm.running_mean, means.mean(0), rtol=1e-4, atol=1e-5)
-        assert not torch.equal(norm.running_mean, before["running_mean"])
-    assert all(torch.equal(value, before[name]) for name, value in norm.named_buffers())
-    assert norm.momentum == 0.1 and phase.model.training
-
-
-def test_in_the_first_steps_estimated_statistics_see_what_has_been_learned(search):
-    phase = search("lr=0.1")
-    for epoch in range(3):
-        run(phase, 100, epoch)
-    mixing, rows = phase.strategy.mixing(0.5), phase.halves[1]
-    lagging = phase.accuracy(phase.split, rows, mixing)
-    with phase.estimated_statistics(mixing):
-        assert phase.accuracy(phase.split, rows, mixing) >= lagging

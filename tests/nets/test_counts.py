@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from registry import LOSSES
-from ssfnas_cli.artifacts.genotype import parse_genotype, parse_published
+from ssfnas_cli.artifacts.genotype import parse_genotype
+from ssfnas_cli.artifacts.published import parse_published
 from ssfnas_cli.nets.count import count_macs, count_params
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.nets.search_model import SearchModel

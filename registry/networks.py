@@ -1,8 +1,9 @@
 """Plain networks, to train beside a derived one under the same budget.
 
-A network's factory takes `(options, in_channels)` and gives an encoder: a module with `num_features` whose forward
-pass maps images [N, C, H, W] to `Encoded`. An encoder may have `set_progress(progress)`, which is called at the start
-of every epoch of training with the share of the training that is done (see `Encoder`).
+A network's factory takes `(options, in_channels, image_size)`, the size being the images' side in pixels, and gives
+an encoder: a module with `num_features` whose forward pass maps images [N, C, H, W] to `Encoded`. An encoder may have
+`set_progress(progress)`, which is called at the start of every epoch of training with the share of the training that
+is done (see `Encoder`).
 """
 
 from __future__ import annotations
@@ -87,7 +88,19 @@ class CifarResNet(Encoder):
         return Encoded(self.blocks(self.stem(images)).mean(dim=(2, 3)), None)
 
 
+@NETWORKS.register("resnet20")
+def resnet20(options: Options, in_channels: int, image_size: int) -> Encoder:
+    """ResNet-20 for small images (He et al., 2016, section 4.2): 269,722 weights."""
+    return CifarResNet(in_channels, blocks_per_stage=3)
+
+
 @NETWORKS.register("resnet32")
-def resnet32(options: Options, in_channels: int) -> Encoder:
+def resnet32(options: Options, in_channels: int, image_size: int) -> Encoder:
     """ResNet-32 for small images, the plain network of the long-tailed CIFAR literature: 464,154 weights."""
     return CifarResNet(in_channels, blocks_per_stage=5)
+
+
+@NETWORKS.register("resnet56")
+def resnet56(options: Options, in_channels: int, image_size: int) -> Encoder:
+    """ResNet-56 for small images (He et al., 2016, section 4.2): 853,018 weights."""
+    return CifarResNet(in_channels, blocks_per_stage=9)

@@ -18,8 +18,8 @@ def command(
         str,
         typer.Argument(
             metavar="GENOTYPE",
-            help="Genotype file, - for a pipe, or the name of a plain network such as resnet32.",
-            autocompletion=common.names_of("network"),
+            help="Genotype file, - for a pipe, or a name: resnet32, mobilenet_v2, DARTS_V2, random-3, …",
+            autocompletion=references.network_names,
         ),
     ],
     data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the genotype's")] = None,

@@ -69,7 +69,7 @@ def build_encoder(card: ModelCard, drop_path: float = 0.0) -> Encoder:
     if isinstance(card.network, DerivedNetwork):
         network = card.network
         return DerivedEncoder(network.genotype, card.in_channels, network.channels, network.layers, drop_path)
-    return build_plugin(NETWORKS, _section(card.network), in_channels=card.in_channels)
+    return build_plugin(NETWORKS, _section(card.network), in_channels=card.in_channels, image_size=card.image_size)
 
 
 def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
@@ -78,6 +78,12 @@ def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
     head = head_builder(_section(card.head), build_objective(_section(card.loss), card))
     aux = AuxiliaryHead(encoder.aux_channels, head) if card.aux and encoder.aux_channels else None
     return Classifier(encoder, head(encoder.num_features), aux)
+
+
+def plain_classifier(name: str, in_channels: int, image_size: int, num_classes: int) -> Classifier:
+    """A plain network with a linear head."""
+    encoder = build_plugin(NETWORKS, PluginSection(name=name), in_channels=in_channels, image_size=image_size)
+    return Classifier(encoder, nn.Linear(encoder.num_features, num_classes))
 
 
 def head_builder(section: PluginSection, objective: Objective) -> Callable[[int], nn.Module]:

@@ -36,7 +36,7 @@ def command(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="Training objective: ce (supervised), barlow (self-supervised), or a plugin's.",
+            help="Training objective: ce, ldam, … (supervised), barlow, … (self-supervised); see 'ssfnas plugins'.",
             autocompletion=common.names_of("loss"),
             show_default="ce",
         ),

@@ -1,4 +1,4 @@
-# `make demo` and `make test` need git, make and Python 3.11+; everything else they install into .venv.
+# `make demo` and `make test` need git, make and Python 3.11+. They install everything else into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,28 +14,28 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: $(READY) ## the whole pipeline on the embedded digits: metrics and a picture in demo/
+demo: $(READY) ## run the whole pipeline on the embedded digits; metrics and a picture go to demo/
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/quickstart.sh demo
 
-test: check ## every test
+test: check ## run the checks and all tests
 	$(BIN)/python -m pytest
 
-check: $(READY) ## what CI runs before the tests: style, types, imports, scripts
+check: $(READY) ## check style, types, imports and scripts, as CI does before the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/shellcheck examples/*.sh examples/slurm/*.sh .ci/run
 
-bench: $(READY) ## what is fast, measured against what, in one run
+bench: $(READY) ## run all benchmarks and write their tables to docs/performance.md
 	PYTHONPATH=. $(BIN)/python benchmarks/search_step.py
 	PYTHONPATH=. $(BIN)/python benchmarks/retrain_step.py
 	PYTHONPATH=. $(BIN)/python benchmarks/input.py
 	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py
 	PYTHONPATH=. $(BIN)/python benchmarks/shared_machine.py
 
-docs: $(READY) ## the figures and tables of docs/ from the runs in first-run/ (see examples/first-run.sh)
+docs: $(READY) ## print the tables of docs/first-run.md from the runs in first-run/ (see examples/first-run.sh)
 	$(BIN)/python examples/first_run_table.py first-run
 
-clean: ## remove what the targets made, the environment included
+clean: ## remove the files of these targets, including the environment
 	rm -rf $(VENV) demo

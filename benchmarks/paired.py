@@ -1,8 +1,8 @@
-"""Two ways of doing the same thing, timed in turn, each in a process of its own: A B A B.
+"""Comparison of two implementations, which are timed alternately in separate processes: A B A B.
 
-In turn, because a machine's speed drifts; in processes of their own, so that each has its own peak memory. Only one
-computes at a time. The first round warms up; in every round both sides must give the same losses. Each timed round is
-written to a file as it ends: an interrupted run goes on from there.
+They alternate because the speed of a machine drifts, and they have separate processes so that each has its own peak
+memory. Only one computes at a time. The first round warms up. In every round, both sides must compute the same losses.
+Each timed round is appended to a file, so an interrupted benchmark can be continued.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from torch import Tensor
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import peak_memory_bytes
-from ssfnas_cli.main import WAITING
+from ssfnas_cli.machine import peak_memory_bytes
+from ssfnas_cli.main import SPIN_LIMIT
 from ssfnas_cli.settings import MakeDatasetSettings
 
-OURS = dict([WAITING])  # the program's own environment; a direct side keeps torch's, with which it is faster here
-WARM_UP_ROUNDS = 1  # allocates what later steps reuse
+OURS = dict([SPIN_LIMIT])  # the environment of the program; the direct side is faster with torch's default
+WARM_UP_ROUNDS = 1  # it allocates memory that later steps reuse
 TOLERANCE = 1e-3  # relative, of the first step's losses in float32
 LATER_TOLERANCE = 0.05  # rounding errors grow from step to step
 
-Step = Callable[[int], Mapping[str, float]]  # the step's number -> its losses
+Step = Callable[[int], Mapping[str, float]]  # maps the number of a step to its losses
 
 
 class Side(NamedTuple):
-    """One way of doing it.
+    """One of the implementations to compare.
 
-    `build(*arguments)` runs in the side's own process and gives the function that is timed; `environ` is added to that
-    process's environment before torch is loaded.
+    `build(*arguments)` is called in the side's process and returns the function to time. `environ` is added to the
+    environment of that process before torch is loaded.
     """
 
     build: Callable[..., Step]
@@ -51,7 +51,7 @@ class Side(NamedTuple):
 
 
 class Worker:
-    """A side in its process."""
+    """A side and its process."""
 
     def __init__(self, side: Side):
         context = multiprocessing.get_context("spawn")
@@ -68,7 +68,7 @@ class Worker:
         self.facts = self._receive()
 
     def step(self, number: int) -> dict[str, Any]:
-        """Take a step: `seconds`, `values`, and the process's peak memory so far, `peak_bytes`."""
+        """Take a step. Return its `seconds` and `values`, and the peak memory of the process so far, `peak_bytes`."""
         self._pipe.send(number)
         return self._receive() | self.facts
 
@@ -86,7 +86,7 @@ class Worker:
 
 
 def _serve(pipe: Any, build: Callable[..., Step], arguments: tuple[Any, ...]) -> None:
-    """Build, then step when told. Everything is imported by now, so what is held already is the floor."""
+    """Build the step and take steps on request. All imports are done, so the current memory is the baseline."""
     base = peak_memory_bytes()
     began = time.perf_counter()
     step = build(*arguments)
@@ -103,17 +103,17 @@ def _serve(pipe: Any, build: Callable[..., Step], arguments: tuple[Any, ...]) ->
 
 
 def busy_seconds() -> float:
-    """Processor time the whole machine has spent, what its host took away included; the clock's ticks are 10 ms."""
+    """Processor time that the machine has spent, including time stolen by its host. The resolution is 10 ms."""
     try:
         ticks = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
-        return time.process_time()  # nothing is known of others
+        return time.process_time()  # other processes are unknown
     user, nice, system, _, _, irq, softirq, steal = map(int, ticks[:8])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 class Results:
-    """Rounds by case in a file of JSON lines. A round is {side: what `Worker.step` gave}."""
+    """The rounds of all cases, in a file of JSON lines. A round is {side: the result of `Worker.step`}."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -125,7 +125,7 @@ class Results:
             file.write(json.dumps({"case": case, "facts": facts, "sides": sides}) + "\n")
 
     def rounds(self, case: str, facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The rounds of a case measured under just these facts (machine, shapes)."""
+        """The rounds of a case that were measured with exactly these facts (machine, shapes)."""
         if not self.path.exists():
             return []
         lines = [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
@@ -135,17 +135,17 @@ class Results:
 
 
 def compare(case: str, facts: Mapping[str, Any], sides: Mapping[str, Side], num_rounds: int, results: Results) -> None:
-    """Bring a case to `num_rounds` rounds in `results`."""
-    have = len(results.rounds(case, facts))
-    if have >= num_rounds:
+    """Measure a case until `results` has `num_rounds` rounds of it."""
+    num_done = len(results.rounds(case, facts))
+    if num_done >= num_rounds:
         return
     workers = {name: Worker(side) for name, side in sides.items()}
-    for number in range(WARM_UP_ROUNDS + num_rounds - have):
+    for number in range(WARM_UP_ROUNDS + num_rounds - num_done):
         taken = {name: worker.step(number) for name, worker in workers.items()}
         _check_agreement(case, taken, LATER_TOLERANCE if number else TOLERANCE)
         if number >= WARM_UP_ROUNDS:
             results.add(case, facts, taken)
-        seconds = ", ".join(f"{name} {one['seconds']:.2f} s" for name, one in taken.items())
+        seconds = ", ".join(f"{name} {step['seconds']:.2f} s" for name, step in taken.items())
         print(f"{case}: step {number}: {seconds}", file=sys.stderr, flush=True)
     for worker in workers.values():
         worker.close()
@@ -155,54 +155,54 @@ def _check_agreement(case: str, taken: Mapping[str, Any], tolerance: float) -> N
     first, *others = taken.values()
     for other in others:
         for key, value in first["values"].items():
-            apart = abs(other["values"][key] - value) / max(1.0, abs(value))
-            if not apart <= tolerance:  # so that a NaN fails, too
+            error = abs(other["values"][key] - value) / max(1.0, abs(value))
+            if not error <= tolerance:  # written so that a NaN fails, too
                 raise SystemExit(f"{case}: the sides do not compute the same: {key} {value}, {other['values'][key]}")
 
 
-# What the tables hold
+# Tables
 
 
 def seconds_of(rounds: Sequence[Mapping[str, Any]], side: str) -> list[float]:
-    """A side's seconds, round by round."""
-    return [one[side]["seconds"] for one in rounds]
+    """The seconds of a side in each round."""
+    return [sides[side]["seconds"] for sides in rounds]
 
 
 def ratios(rounds: Sequence[Mapping[str, Any]], side: str, reference: str) -> list[float]:
-    """How many times faster `side` is, round by round."""
+    """How many times faster `side` is in each round."""
     pairs = zip(seconds_of(rounds, reference), seconds_of(rounds, side), strict=True)
     return [slow / fast for slow, fast in pairs]
 
 
 def memory_of(rounds: Sequence[Mapping[str, Any]], side: str) -> tuple[float, float]:
-    """A side's peak memory in GB: of the whole process, and beyond what it held before anything was built."""
-    peak = max(one[side]["peak_bytes"] for one in rounds)
-    return peak / 1e9, (peak - statistics.median(one[side]["base_bytes"] for one in rounds)) / 1e9
+    """The peak memory of a side in GB, in total and without the baseline of its process."""
+    peak = max(sides[side]["peak_bytes"] for sides in rounds)
+    return peak / 1e9, (peak - statistics.median(sides[side]["base_bytes"] for sides in rounds)) / 1e9
 
 
 def row(rounds: Sequence[Mapping[str, Any]], side: str, reference: str) -> list[str]:
-    """Seconds, times faster, peak memory (beyond the imports), and its share of the reference's."""
-    peak, own = memory_of(rounds, side)
+    """A row of the table: seconds, speedup, peak memory (without imports), and its share of the reference's."""
+    peak, above_baseline = memory_of(rounds, side)
     share = peak / memory_of(rounds, reference)[0]
     faster = "" if side == reference else report.spread(ratios(rounds, side, reference), 1)
-    held = "" if side == reference else f"{100 * share:.0f} %"
-    return [report.spread(seconds_of(rounds, side)), faster, f"{peak:.2f} ({own:.2f})", held]
+    memory_share = "" if side == reference else f"{100 * share:.0f} %"
+    return [report.spread(seconds_of(rounds, side)), faster, f"{peak:.2f} ({above_baseline:.2f})", memory_share]
 
 
 def disturbance(cases: Sequence[Sequence[Mapping[str, Any]]]) -> str:
-    """How much of the machine others used during the timed steps, as a sentence; waiting threads suffer most."""
-    shares = [side.get("others_share", 0.0) for rounds in cases for one in rounds for side in one.values()]
+    """A sentence on how much of the machine other processes used during the timed steps."""
+    shares = [side.get("others_share", 0.0) for rounds in cases for sides in rounds for side in sides.values()]
     return f"Other processes took at most {100 * max(shares, default=0.0):.0f} % of the processors during any step."
 
 
 HEADER = ["seconds a step", "times faster", "peak GB (beyond imports)", "share of memory"]
 
 
-# What both benchmarks need around it
+# Helpers of the benchmarks
 
 
 def parse_arguments(description: str, name: str, cases: Sequence[str]) -> argparse.Namespace:
-    """The command line of a benchmark."""
+    """Parse the command line of a benchmark."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--only", nargs="+", choices=cases, default=list(cases), metavar="CASE", help=", ".join(cases))
     parser.add_argument("--pairs", type=int, default=3, help="timed rounds of each case (3)")
@@ -215,34 +215,34 @@ def parse_arguments(description: str, name: str, cases: Sequence[str]) -> argpar
 
 
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def random_images(folder: Path, num_train: int, side: int, num_classes: int = 10) -> DataSet:
-    """A data set of uint8 noise [side, side, 3], the classes alike in number."""
+    """Make a data set of random pixels, uint8 [side, side, 3], with balanced classes."""
     rng, arrays = np.random.default_rng(0), {}
     for split, num in {"train": num_train, "test": num_classes}.items():
         arrays[f"{split}_images"] = rng.integers(0, 256, (num, side, side, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = (np.arange(num) % num_classes)[:, None].astype(np.uint8)
     np.savez(folder / "noise.npz", **arrays)
-    plan = MakeDatasetSettings(source="npz", root=str(folder / "noise.npz"), dist="balance", mu=1.0)
-    return build_dataset(plan, folder / "data", lambda line: None)
+    settings = MakeDatasetSettings(source="npz", root=str(folder / "noise.npz"), dist="balance", mu=1.0)
+    return build_dataset(settings, folder / "data", lambda line: None)
 
 
-def check_kernels(device: Device, wanted: str) -> None:
-    """Refuse to time torch's kernels under the name of compiled ones."""
-    if wanted == "compiled" and device.cells is None:
+def check_kernels(device: Device, expected: str) -> None:
+    """Exit if the compiled kernels are to be timed and are not available."""
+    if expected == "compiled" and device.cells is None:
         raise SystemExit("the compiled kernels are not here: a C++ compiler is needed (or the cases without them)")
 
 
 def scratch() -> tempfile.TemporaryDirectory:
-    """A folder for data and starting points, gone afterwards."""
+    """A temporary folder for data and initial weights."""
     return tempfile.TemporaryDirectory(prefix="ssfnas-benchmark-")
 
 
 def publish(section: str, options: argparse.Namespace, text: str) -> None:
-    """Into docs/performance.md, and printed; of a quick run only the latter."""
+    """Print a section, and write it to docs/performance.md unless the run is a quick one."""
     if options.quick:
         print(text)
     else:

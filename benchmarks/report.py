@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine it ran on, figures with their spread, its part of docs/performance.md."""
+"""Helpers of all benchmarks: facts about the machine, figures with their spread, sections of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def machine() -> str:
-    """Processor, cores, threads and versions, as one line."""
+    """The processor, cores, threads and versions in one line."""
     facts = environment()
     return (
         f"{facts['processor']} ({facts['kernels']}), {facts['cores']} cores, {facts['threads']} threads, "
@@ -22,18 +22,18 @@ def machine() -> str:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """`median (smallest to largest)`."""
+    """Format values as `median (smallest to largest)`."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def write_section(name: str, body: str) -> None:
-    """Put `body` between the marks of `name` in docs/performance.md, and print it."""
+    """Replace the text between the marks of `name` in docs/performance.md by `body`, and print it."""
     text = PAGE.read_text(encoding="utf-8")
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     assert text.count(begin) == text.count(end) == 1, f"{PAGE}: lacks the marks of {name}"

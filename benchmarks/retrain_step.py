@@ -1,11 +1,12 @@
-"""The training step of a derived network against a direct one, same weights, batches and drop path: make bench.
+"""Compare the training step of a derived network with a direct implementation (make bench).
 
-    python benchmarks/retrain_step.py               # all of it, the table into docs/performance.md
-    python benchmarks/retrain_step.py --quick       # does it run?
+    python benchmarks/retrain_step.py               # measure all cases and write the table to docs/performance.md
+    python benchmarks/retrain_step.py --quick       # check that the benchmark runs
 
-Two published cells, at the size of a search and at the size of a retraining (DARTS: C=36, 20 cells, batch 96), with
-auxiliary head 0.4 and drop path 0.1. The direct network (tests/oracle) is torch's own modules in the default memory
-layout; the product's step is `TrainPhase.step` as `ssfnas retrain` calls it.
+Both sides have the same weights, batches and drop path. Two published cells are measured at the size of a search and at
+the size of a retraining (DARTS: C=36, 20 cells, batch 96), with auxiliary head 0.4 and drop path 0.1. The direct
+network (tests/oracle) consists of torch modules in the default memory layout. The product's step is `TrainPhase.step`,
+which `ssfnas retrain` calls.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import paired
 import report
 import torch
 
+from registry.state import load_module, module_tensors
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.artifacts.genotype import Genotype, parse_published
+from ssfnas_cli.artifacts.genotype import Genotype
+from ssfnas_cli.artifacts.published import parse_published
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine, load_module, module_tensors
+from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.engine.network import make_card
 from ssfnas_cli.engine.retrain import build_phases
 from ssfnas_cli.engine.train_phase import TrainPhase
@@ -32,10 +35,10 @@ from ssfnas_cli.settings import RetrainSettings, load_settings
 from tests.oracle import direct, steps
 
 NUM_BATCHES = 2  # used in turn
-EPOCH = 75  # of 150: drop path has risen to half of 0.2
+EPOCH = 75  # of 150, where drop path has risen to half of 0.2
 IMAGE_SIZE = 32
 
-# As published, in the notation of their repositories (DARTS, figures 4 and 5; FairDARTS, appendix).
+# Published genotypes in the notation of their repositories (DARTS, figures 4 and 5; FairDARTS, appendix).
 PUBLISHED = {
     "DARTS_V2": """Genotype(
         normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
@@ -74,21 +77,21 @@ CASES = {
 
 
 def read_genotype(name: str) -> Genotype:
-    """A published genotype as `ssfnas import-genotype` reads it."""
+    """Parse a published genotype as `ssfnas import-genotype` does."""
     return parse_published(PUBLISHED[name], name, name)
 
 
 def make_phase(folder: Path, name: str, flags: Mapping[str, Any]) -> TrainPhase:
-    """The training of a derived network on the folder's data set."""
+    """Build the training of a derived network on the data set in `folder`."""
     settings = load_settings(RetrainSettings, flags=flags).resolve_plugins()
     data = DataSet.open(folder / "data")
     card = make_card(read_genotype(name), settings, data)
-    (phase,), _ = build_phases(card, settings, data, Device.of(settings))
+    (phase,), _ = build_phases(card, settings, data, Device.from_settings(settings))
     return phase
 
 
 def prepare(folder: Path, name: str, flags: Mapping[str, Any]) -> int:
-    """Write data and the starting point: weights, and batches augmented as in a training. Steps of an epoch."""
+    """Write data, initial weights, and batches that are augmented as in a training. Return the steps of an epoch."""
     paired.random_images(folder, NUM_BATCHES * flags["batch_size"], IMAGE_SIZE)
     phase = make_phase(folder, name, flags)
     tensors = module_tensors("model", phase.model)
@@ -99,7 +102,7 @@ def prepare(folder: Path, name: str, flags: Mapping[str, Any]) -> int:
 
 
 def build_product(folder: Path, name: str, flags: Mapping[str, Any]) -> paired.Step:
-    """The product's step."""
+    """Build the product's step."""
     phase, tensors = make_phase(folder, name, flags), load_tensors(folder / "start.safetensors")
     paired.check_kernels(phase.device, flags["kernels"])
     load_module("model", phase.model, tensors)
@@ -116,7 +119,7 @@ def build_product(folder: Path, name: str, flags: Mapping[str, Any]) -> paired.S
 
 
 def build_direct(folder: Path, name: str, flags: Mapping[str, Any], num_steps: int) -> paired.Step:
-    """The direct step; `num_steps` are those of an epoch, on which the learning rate depends."""
+    """Build the direct step. The learning rate depends on `num_steps`, the number of steps of an epoch."""
     settings, genotype = load_settings(RetrainSettings, flags=flags), read_genotype(name)
     tensors = load_tensors(folder / "start.safetensors")
     plans = {
@@ -141,13 +144,13 @@ def build_direct(folder: Path, name: str, flags: Mapping[str, Any], num_steps: i
 
 
 def flags_of(case: Case, quick: bool) -> dict[str, Any]:
-    """Settings of a training as the command line would give them; the paper's where nothing is said."""
+    """The settings of a training as command-line flags. Others have the paper's values."""
     shape = {"channels": 4, "layers": 3, "batch_size": 8} if quick else case._asdict()
     return {"kernels": "compiled"} | {name: value for name, value in shape.items() if name != "genotype"}
 
 
 def facts_of(case: Case, quick: bool) -> dict[str, Any]:
-    """What rounds must share to stand in one table."""
+    """The facts in which all rounds of a table must agree."""
     return {"machine": report.machine(), "genotype": case.genotype, **flags_of(case, quick)}
 
 
@@ -166,7 +169,7 @@ def measure(name: str, options: argparse.Namespace, results: paired.Results) -> 
 
 
 def render(options: argparse.Namespace, results: paired.Results) -> str:
-    """What is measured so far, as Markdown."""
+    """The table of all measurements so far, as Markdown."""
     lines, timed = [], []
     for name, case in CASES.items():
         rounds = results.rounds(name, facts_of(case, options.quick))[: options.pairs]
@@ -184,7 +187,7 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
 
 
 def main() -> None:
-    """Measure what is missing, then write the table."""
+    """Measure the missing rounds, then write the table."""
     options = paired.parse_arguments(__doc__.splitlines()[0], "retrain_step", list(CASES))
     results = paired.Results(options.out)
     if not options.render:

@@ -1,16 +1,17 @@
-"""How time and peak memory of a search step grow with batch, channels, cells, image side and classes: make bench.
+"""Measure how time and peak memory of a search step grow with batch, channels, cells, image side and classes.
 
-    python benchmarks/scaling.py                    # all of it, table and plot into docs/performance.md
-    python benchmarks/scaling.py --quick            # does it run?
-    python benchmarks/scaling.py --only channels    # what is there already is not measured again
+    python benchmarks/scaling.py                    # measure all points, write table and plot to docs/performance.md
+    python benchmarks/scaling.py --quick            # check that the benchmark runs
+    python benchmarks/scaling.py --only channels    # points that were measured before are not measured again
 
-Each quantity is varied alone about a base point; each point is a process of its own that steps through prepared
-batches (DARTS, first order, softmax, cross-entropy). Memory is the process's peak less what it held before the model
-was built. After a change of the code, give another --out.
+`make bench` runs it. One quantity at a time is varied about a base point. Each point has its own process, which takes
+steps on prepared batches (DARTS, first order, softmax, cross-entropy). Memory is the peak of the process minus its
+memory before the model was built. After a change of the code, name another file with --out.
 
-An exponent is fitted to what grows: with x0 the smallest point, `t(x) - t(x0) = b (x^p - x0^p)` by least squares of
-the logarithms of both sides, so that a constant part (the interpreter's, small operators', weights') cannot hide the
-growth. The same fit on the counted multiply-adds and map values of the same networks says what the arithmetic asks for.
+The exponent p of the growth is fitted to `t(x) - t(x0) = b (x^p - x0^p)`, where x0 is the smallest point, by least
+squares on the logarithms of both sides. A constant part (of the interpreter, small operators and weights) therefore
+cannot hide the growth. The same fit to the multiply-adds and the values in the maps of the same networks gives the
+exponents that the arithmetic implies.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from ssfnas_cli.nets.count import count_macs
 from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import PAPER_OPS, SearchSettings, load_settings
 
-# Cells come in threes, so that each of the three resolutions has its share; channels fill vectors of 16.
+# The cells are multiples of three, so that each of the three resolutions has equally many. Channels fill vectors of 16.
 BASE = {"batch size": 32, "channels": 16, "cells": 6, "image side": 32, "classes": 10}
 SWEEPS: dict[str, tuple[int, ...]] = {
     "batch size": (8, 16, 32, 64, 128),
@@ -53,10 +54,10 @@ QUICK_SWEEPS: dict[str, tuple[int, ...]] = {
     "image side": (8, 12, 16),
     "classes": (2, 4, 8),
 }
-WARM_UP, NUM_BATCHES = 2, 2  # steps; batches used in turn
-TOLERANCE = 0.1  # of an exponent, beyond the noise: cells are not all alike, and a few points are fitted
-NUM_RESAMPLES = 300  # of the measurements, for the noise of an exponent
-FLAT = 0.1  # relative growth over a whole sweep below which it is none
+WARM_UP, NUM_BATCHES = 2, 2  # steps; batches that are used alternately
+TOLERANCE = 0.1  # of an exponent, in addition to the noise, because cells differ and only a few points are fitted
+NUM_RESAMPLES = 300  # of the measurements, to estimate the noise of an exponent
+FLAT = 0.1  # a relative growth over a whole sweep below this counts as none
 FIGURE = report.PAGE.with_name("performance") / "scaling"
 
 Point = dict[str, int]  # like BASE
@@ -66,7 +67,7 @@ Point = dict[str, int]  # like BASE
 
 
 def settings_of(point: Point) -> SearchSettings:
-    """A search at a point."""
+    """The settings of the search at a point."""
     names = {"batch size": "batch_size", "channels": "channels", "cells": "layers"}
     return load_settings(
         SearchSettings, flags={"kernels": "compiled"} | {flag: point[name] for name, flag in names.items()}
@@ -74,16 +75,16 @@ def settings_of(point: Point) -> SearchSettings:
 
 
 def build(folder: Path, point: Point) -> paired.Step:
-    """A step on prepared batches."""
+    """Build a step on prepared batches."""
     settings = settings_of(point)
     data = DataSet.open(folder / "data")
-    phase = SearchPhase(settings, data, Device.of(settings))
+    phase = SearchPhase(settings, data, Device.from_settings(settings))
     batches = [batch for batch, _ in zip(phase.batches(0, 0), range(NUM_BATCHES), strict=False)]
     return lambda number: phase.step(0, number, batches[number % len(batches)])
 
 
 def measure(point: Point, num_steps: int) -> dict[str, Any]:
-    """`seconds` of each timed step, and `bytes`, the peak beyond what was held before the model was built."""
+    """Measure a point: `seconds` of each timed step, and `bytes`, the peak memory minus that before the model."""
     with paired.scratch() as scratch:
         folder = Path(scratch)
         num_train = max(2 * NUM_BATCHES * point["batch size"], 2 * point["classes"])
@@ -96,36 +97,36 @@ def measure(point: Point, num_steps: int) -> dict[str, Any]:
 
 
 def name_of(point: Point) -> str:
-    """A point as a line of text."""
+    """Describe a point in one line."""
     return ", ".join(f"{name} {value}" for name, value in point.items())
 
 
 def measure_all(options: argparse.Namespace, base: Point, sweeps: Mapping[str, Sequence[int]]) -> None:
-    """Every point `--rounds` times, round by round: a slow spell of the machine does not fall on one quantity."""
+    """Measure all points `--rounds` times, round by round, so that a slow spell affects more than one quantity."""
     results = paired.Results(options.out)
-    for wanted in range(1, options.rounds + 1):
+    for number in range(1, options.rounds + 1):
         for quantity in options.only:
             for value in sweeps[quantity]:
                 point = base | {quantity: value}
-                if len(results.rounds(name_of(point), facts_of(options))) >= wanted:
+                if len(results.rounds(name_of(point), facts_of(options))) >= number:
                     continue
                 measured = measure(point, options.steps)
                 results.add(name_of(point), facts_of(options), measured)
                 seconds = statistics.median(measured["seconds"])
-                said = f"{name_of(point)}: {seconds:.3f} s, {measured['bytes'] / 1e9:.3f} GB"
-                print(said, file=sys.stderr, flush=True)
+                line = f"{name_of(point)}: {seconds:.3f} s, {measured['bytes'] / 1e9:.3f} GB"
+                print(line, file=sys.stderr, flush=True)
 
 
 def facts_of(options: argparse.Namespace) -> dict[str, Any]:
-    """What measurements must share to stand in one table."""
+    """The facts in which all measurements of a table must agree."""
     return {"machine": report.machine(), "steps": options.steps}
 
 
 # Counting
 
 
-class Whole(nn.Module):
-    """Supernet and classifier with fixed mixing weights, for counting."""
+class CountedNetwork(nn.Module):
+    """A supernet with a classifier and constant mixing weights, for counting."""
 
     def __init__(self, point: Point):
         super().__init__()
@@ -139,7 +140,7 @@ class Whole(nn.Module):
 
 
 def count(point: Point) -> tuple[float, float]:
-    """Multiply-adds of a forward pass over a batch, and the values in all maps that its layers make."""
+    """The multiply-adds of a forward pass over a batch, and the number of values in the outputs of its layers."""
     values = 0
 
     def add(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -147,7 +148,7 @@ def count(point: Point) -> tuple[float, float]:
         values += output.numel()
 
     with torch.device("meta"):
-        network = Whole(point)
+        network = CountedNetwork(point)
     for module in network.modules():
         if not any(True for _ in module.children()):
             module.register_forward_hook(add)
@@ -159,9 +160,9 @@ def count(point: Point) -> tuple[float, float]:
 
 
 class Growth(NamedTuple):
-    """`y(x) = start + factor (x^exponent - x0^exponent)`; `overall` is the slope of log y against log x."""
+    """A fit `y(x) = start + factor (x^exponent - x0^exponent)`. `overall` is the slope of log y against log x."""
 
-    exponent: float | None  # None: it hardly grows
+    exponent: float | None  # None means that y hardly grows
     factor: float
     start: float
     x0: float
@@ -169,7 +170,7 @@ class Growth(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """The exponent; where there is none, the slope, which is near 0."""
+        """The exponent, or the overall slope, which is close to 0, if there is none."""
         return self.overall if self.exponent is None else self.exponent
 
     def at(self, x: np.ndarray) -> np.ndarray:
@@ -180,7 +181,7 @@ class Growth(NamedTuple):
 
 
 def fit(xs: Sequence[float], ys: Sequence[float]) -> Growth:
-    """How ys (positive, xs ascending) grow; see the top of this file."""
+    """Fit the growth of ys, which are positive, over ascending xs, as described at the top of this file."""
     x, y = np.array(xs, float), np.array(ys, float)
     overall = float(np.polyfit(np.log(x), np.log(y), 1)[0])
     steps = y[1:] - y[0]
@@ -193,30 +194,30 @@ def fit(xs: Sequence[float], ys: Sequence[float]) -> Growth:
 
 
 class Curve(NamedTuple):
-    """A quantity's sweep of one measure: the points, their spread, their growth, and the arithmetic's."""
+    """The measurements of a sweep, with their growth and the growth that the arithmetic implies."""
 
     quantity: str
     measure: str
     xs: list[int]
     ys: list[list[float]]
     growth: Growth
-    noise: tuple[float, float]  # 90 % of the exponents of resampled measurements lie between
+    noise: tuple[float, float]  # contains 90 % of the exponents of resampled measurements
     counted: Growth
     counts: list[float]
 
     @property
     def medians(self) -> list[float]:
-        """A point's median."""
+        """The median of each point."""
         return [statistics.median(values) for values in self.ys]
 
     @property
     def is_above(self) -> bool:
-        """Whether it grows faster than the arithmetic, noise allowed for."""
+        """Whether the growth exceeds that of the arithmetic by more than the noise and the tolerance."""
         return self.noise[0] > self.counted.rate + TOLERANCE
 
 
 def noise_of(xs: Sequence[float], ys: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Between what the exponent lies if each point had been measured otherwise: drawn anew from its measurements."""
+    """The interval of 90 % of the exponents when the measurements of each point are resampled (bootstrap)."""
     rng = np.random.default_rng(0)
     draws = [fit(xs, [float(np.median(rng.choice(y, len(y)))) for y in ys]).rate for _ in range(NUM_RESAMPLES)]
     low, high = np.quantile(draws, (0.05, 0.95))
@@ -224,18 +225,18 @@ def noise_of(xs: Sequence[float], ys: Sequence[Sequence[float]]) -> tuple[float,
 
 
 def curves_of(options: argparse.Namespace, base: Point, sweeps: Mapping[str, Sequence[int]]) -> list[Curve]:
-    """What has been measured: of each quantity whose sweep is whole, seconds and bytes."""
+    """The curves of seconds and bytes for each quantity whose sweep is complete."""
     results, curves = paired.Results(options.out), []
     for quantity, values in sweeps.items():
         points = [base | {quantity: value} for value in values]
         rounds = [results.rounds(name_of(point), facts_of(options)) for point in points]
         if not all(rounds):
             continue
-        seconds = [[second for one in taken for second in one["seconds"]] for taken in rounds]
-        gigabytes = [[one["bytes"] / 1e9 for one in taken] for taken in rounds]
+        seconds = [[second for run in runs for second in run["seconds"]] for runs in rounds]
+        gigabytes = [[run["bytes"] / 1e9 for run in runs] for runs in rounds]
         macs, maps = zip(*map(count, points), strict=True)
         for measured, ys, counts in (("seconds a step", seconds, macs), ("peak GB", gigabytes, maps)):
-            growth = fit(values, [statistics.median(one) for one in ys])
+            growth = fit(values, [statistics.median(y) for y in ys])
             arithmetic = fit(values, counts), list(counts)
             curves.append(Curve(quantity, measured, list(values), ys, growth, noise_of(values, ys), *arithmetic))
     return curves
@@ -245,12 +246,12 @@ def curves_of(options: argparse.Namespace, base: Point, sweeps: Mapping[str, Seq
 
 
 def exponent_text(growth: Growth) -> str:
-    """An exponent, or that there is no growth to speak of."""
+    """Format an exponent, or `none` if there is hardly any growth."""
     return f"{growth.exponent:.2f}" if growth.exponent is not None else f"none ({growth.overall:+.2f})"
 
 
 def render(curves: Sequence[Curve], options: argparse.Namespace, base: Point) -> str:
-    """The table, as Markdown."""
+    """The table as Markdown."""
     rows = []
     for curve in curves:
         ends = [f"{curve.xs[k]}: {report.spread(curve.ys[k])}" for k in (0, -1)]
@@ -268,23 +269,24 @@ def render(curves: Sequence[Curve], options: argparse.Namespace, base: Point) ->
     header += ["exponent of the growth", "log-log slope", "arithmetic's exponent", "above it?"]
     return "\n\n".join(
         [
-            f"`python benchmarks/scaling.py`, {report.machine()}. One quantity is varied about {name_of(base)} "
-            f"(softmax, cross-entropy, first order, float32); a point is {options.rounds} x {options.steps} "
-            "timed steps in processes of their own; memory beyond what the process held before the model was built.",
+            f"`python benchmarks/scaling.py`, {report.machine()}. "
+            f"One quantity at a time is varied about {name_of(base)} "
+            f"(softmax, cross-entropy, first order, float32). Each point has {options.rounds} x {options.steps} timed "
+            "steps in separate processes. Memory is that above the process's memory before the model was built.",
             report.table(header, rows),
             "The exponent of the growth is fitted by least squares, in logarithms, to the increments over the smallest "
-            "point, `y(x) - y(x0) = b (x^p - x0^p)`: a constant part cannot hide it, as it does in the log-log slope. "
-            "The arithmetic's exponent is the same fit to the multiply-adds (for seconds) and to the values in the "
-            "layers' maps (for memory), counted on the same networks. In brackets, where 90 % of the exponents lie "
-            f"when the measurements are resampled; above means that all of these are, by more than {TOLERANCE}; none, "
-            f"that all points lie within {100 * FLAT:.0f} %.",
+            "point, `y(x) - y(x0) = b (x^p - x0^p)`. Unlike in the log-log slope, a constant part cannot hide it. The "
+            "arithmetic's exponent is the same fit to the multiply-adds (for seconds) and to the values in the layers' "
+            "maps (for memory) of the same networks. The interval in brackets contains 90 % of the exponents when the "
+            'measurements are resampled. "Above" means that all of these exceed the arithmetic\'s exponent by more '
+            f'than {TOLERANCE}. "None" means that all points lie within {100 * FLAT:.0f} %.',
             "![How time and memory grow](performance/scaling.svg)",
         ]
     )
 
 
 def plot(curves: Sequence[Curve], base: Point, target: Path) -> None:
-    """Small multiples, a column a quantity: seconds above, memory below; dashed what the arithmetic asks for."""
+    """Plot a column for each quantity, with seconds above and memory below. Dashed lines show the arithmetic."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -311,13 +313,13 @@ def plot(curves: Sequence[Curve], base: Point, target: Path) -> None:
 
 
 def draw(axes: Any, curve: Curve, base: Point, colour: str) -> None:
-    """One panel."""
+    """Draw one panel."""
     from matplotlib.ticker import NullFormatter, NullLocator
 
     medians, x = curve.medians, np.geomspace(curve.xs[0], curve.xs[-1], 100)
     pivot = curve.xs.index(base[curve.quantity])
-    asked = np.array(curve.counts) * medians[pivot] / curve.counts[pivot]
-    axes.plot(curve.xs, asked, "--", color="#8a8a8a", linewidth=1.2, label="arithmetic, from the base")
+    arithmetic = np.array(curve.counts) * medians[pivot] / curve.counts[pivot]
+    axes.plot(curve.xs, arithmetic, "--", color="#8a8a8a", linewidth=1.2, label="arithmetic, from the base")
     axes.plot(x, curve.growth.at(x), color=colour, linewidth=1.6, label="fitted")
     spread = [[m - min(y) for m, y in zip(medians, curve.ys, strict=True)]]
     spread.append([max(y) - m for m, y in zip(medians, curve.ys, strict=True)])
@@ -333,7 +335,7 @@ def draw(axes: Any, curve: Curve, base: Point, colour: str) -> None:
 
 
 def share_limits(row: Sequence[Any]) -> None:
-    """One scale for the panels of a row, with round numbers on it, so that they can be compared."""
+    """Give the panels of a row the same scale, with ticks at round numbers, so that they can be compared."""
     from matplotlib.ticker import FixedLocator
 
     lows, highs = zip(*(axes.get_ylim() for axes in row), strict=True)
@@ -347,7 +349,7 @@ def share_limits(row: Sequence[Any]) -> None:
 
 
 def main() -> None:
-    """Measure what is missing, then write table and plot; exit 1 where something grows faster than the arithmetic."""
+    """Measure the missing points and write table and plot. Exit with 1 if anything grows faster than the arithmetic."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SWEEPS, default=list(SWEEPS), metavar="QUANTITY")
     parser.add_argument("--rounds", type=int, default=2, help="processes a point (2)")

@@ -1,12 +1,13 @@
-"""The search step against one written directly from the papers, same weights, alphas, batches: make bench.
+"""Compare the step of a search with an implementation that follows the papers directly (make bench).
 
-    python benchmarks/search_step.py                # all of it, the table into docs/performance.md
-    python benchmarks/search_step.py --quick        # does it run?
+    python benchmarks/search_step.py                # measure all cases and write the table to docs/performance.md
+    python benchmarks/search_step.py --quick        # check that the benchmark runs
     python benchmarks/search_step.py --only softmax-ce-1 --pairs 5
 
-A step is an alpha step and a weight step (DARTS, Algorithm 1) on prepared batches. The direct one (tests/oracle) works
-in the default memory layout, edge by edge, and calls `backward` on everything; the product's is
-`SearchPhase.step` as `ssfnas search` calls it, in the cases that end in `-torch` without its compiled kernels.
+A step consists of an alpha step and a weight step (DARTS, Algorithm 1) on prepared batches. Both sides have the same
+weights, alphas and batches. The direct step (tests/oracle) computes edge by edge in the default memory layout and calls
+`backward` on everything. The product's step is `SearchPhase.step`, which `ssfnas search` calls. Cases that end in
+`-torch` do not use its compiled kernels.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ import paired
 import report
 import torch
 
+from registry.state import load_module, module_tensors
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
-from ssfnas_cli.data.batches import Batch
+from ssfnas_cli.data.batches import Batch, SearchBatch
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine, load_module, module_tensors
+from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.settings import SearchSettings, load_settings
 from tests.oracle import direct, steps
@@ -33,7 +35,7 @@ NUM_BATCHES = 2  # used in turn
 
 
 class Case(NamedTuple):
-    """A search to step through."""
+    """A search whose steps are timed."""
 
     relax: str
     loss: str
@@ -42,14 +44,14 @@ class Case(NamedTuple):
     kernels: str = "compiled"
 
 
-CASES = {  # Barlow Twins at 32: two views of 64 images need 20 GB in the direct one
+CASES = {  # Barlow Twins has batches of 32, because the direct step needs 20 GB for two views of 64 images
     "softmax-ce-1": Case("softmax", "ce", 1, 64),
     "sigmoid-ce-1": Case("sigmoid", "ce", 1, 64),
     "softmax-barlow-1": Case("softmax", "barlow", 1, 32),
     "sigmoid-barlow-1": Case("sigmoid", "barlow", 1, 32),
     "softmax-ce-2": Case("softmax", "ce", 2, 64),
 }
-# Against the direct one again, for three processes at once may not fit the memory; a softmax is enough to know.
+# These cases time the direct step again, because three processes at once may need too much memory.
 CASES |= {f"{name}-torch": case._replace(kernels="torch") for name, case in CASES.items() if case.relax == "softmax"}
 FULL = {"channels": 16, "layers": 8, "image_size": 32}
 QUICK = {"channels": 4, "layers": 3, "image_size": 16}
@@ -60,20 +62,20 @@ START_UP, SMALL_BATCH = "start-up", Case("softmax", "ce", 1, 8)
 
 
 def make_phase(folder: Path, flags: Mapping[str, Any]) -> SearchPhase:
-    """A search on the folder's data set."""
+    """Build a search on the data set in `folder`."""
     settings = load_settings(SearchSettings, flags=flags).resolve_plugins()
     data = DataSet.open(folder / "data")
-    return SearchPhase(settings, data, Device.of(settings))
+    return SearchPhase(settings, data, Device.from_settings(settings))
 
 
 def prepare(folder: Path, flags: Mapping[str, Any], image_size: int) -> int:
-    """Write data and the starting point: weights, alphas, and batches augmented as in a search. Steps of an epoch."""
+    """Write data, initial weights and alphas, and batches augmented as in a search. Return the steps of an epoch."""
     paired.random_images(folder, 2 * NUM_BATCHES * flags["batch_size"], image_size)
     phase = make_phase(folder, flags)
     tensors = module_tensors("model", phase.model)
     tensors |= {f"alphas.{kind}": values for kind, values in phase.strategy.alphas.items()}
-    for number, halves in enumerate(phase.batches(0, 0)):
-        for half, batch in zip(("train", "val"), halves, strict=True):
+    for number, batches in enumerate(phase.batches(0, 0)):
+        for half, batch in (("train", batches.weights), ("val", batches.alphas)):
             tensors |= {f"batch.{number}.{half}.view{k}": view for k, view in enumerate(batch.views)}
             tensors[f"batch.{number}.{half}.labels"] = batch.labels
     save_tensors(folder / "start.safetensors", tensors)
@@ -81,20 +83,20 @@ def prepare(folder: Path, flags: Mapping[str, Any], image_size: int) -> int:
 
 
 def read_batch(tensors: Mapping[str, torch.Tensor], number: int, half: str) -> Batch:
-    """A batch as `prepare` wrote it."""
+    """Read a batch that `prepare` wrote."""
     parts = paired.part(tensors, f"batch.{number}.{half}.")
     return Batch(tuple(parts[name] for name in sorted(parts) if name != "labels"), parts["labels"])
 
 
 def build_product(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
-    """The product's step."""
+    """Build the product's step."""
     phase, tensors = make_phase(folder, flags), load_tensors(folder / "start.safetensors")
     paired.check_kernels(phase.device, flags["kernels"])
     load_module("model", phase.model, tensors)
     for kind, alphas in phase.strategy.alphas.items():
         alphas.data.copy_(tensors[f"alphas.{kind}"])
     batches = [
-        tuple(phase.device.move(read_batch(tensors, number, half)) for half in ("train", "val"))
+        SearchBatch(*(phase.device.move(read_batch(tensors, number, half)) for half in ("train", "val")), None)
         for number in range(NUM_BATCHES)
     ]
 
@@ -106,7 +108,7 @@ def build_product(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
 
 
 def build_direct(folder: Path, flags: Mapping[str, Any], num_steps: int) -> paired.Step:
-    """The direct step; `num_steps` are those of an epoch, on which the learning rate depends."""
+    """Build the direct step. The learning rate depends on `num_steps`, the number of steps of an epoch."""
     settings = load_settings(SearchSettings, flags=flags)
     tensors = load_tensors(folder / "start.safetensors")
     model = direct.search_model(paired.part(tensors, "model."), settings.ops)
@@ -126,18 +128,18 @@ def build_direct(folder: Path, flags: Mapping[str, Any], num_steps: int) -> pair
 
 
 def shape_of(quick: bool) -> dict[str, int]:
-    """Width, depth and image size."""
+    """The width, depth and image size."""
     return QUICK if quick else FULL
 
 
 def flags_of(case: Case, quick: bool) -> dict[str, Any]:
-    """Settings of a search as the command line would give them; the paper's where nothing is said."""
+    """The settings of a search as command-line flags. Others have the paper's values."""
     flags = {name: value for name, value in shape_of(quick).items() if name != "image_size"} | case._asdict()
     return flags | ({"batch_size": min(8, case.batch_size)} if quick else {})
 
 
 def facts_of(case: Case, quick: bool) -> dict[str, Any]:
-    """What rounds must share to stand in one table."""
+    """The facts in which all rounds of a table must agree."""
     return {"machine": report.machine(), **shape_of(quick), **flags_of(case, quick)}
 
 
@@ -156,7 +158,7 @@ def measure(name: str, options: argparse.Namespace, results: paired.Results) -> 
 
 
 def measure_start_up(options: argparse.Namespace, results: paired.Results) -> None:
-    """What a search's first step costs beyond a later one, building included: with cold caches, then with warm ones."""
+    """Measure the start-up time of a search, beyond that of a later step, with cold and with warm caches."""
     facts, flags = facts_of(SMALL_BATCH, options.quick), flags_of(SMALL_BATCH, options.quick)
     if results.rounds(START_UP, facts):
         return
@@ -169,8 +171,8 @@ def measure_start_up(options: argparse.Namespace, results: paired.Results) -> No
             worker = paired.Worker(paired.Side(build_product, (folder, flags), paired.OURS | caches))
             first, *later = [worker.step(number) for number in range(4)]
             worker.close()
-            beyond = first["build_seconds"] + first["seconds"] - min(step["seconds"] for step in later)
-            taken[state] = {"seconds": beyond}
+            start_up = first["build_seconds"] + first["seconds"] - min(step["seconds"] for step in later)
+            taken[state] = {"seconds": start_up}
     results.add(START_UP, facts, taken)
 
 
@@ -178,7 +180,7 @@ def measure_start_up(options: argparse.Namespace, results: paired.Results) -> No
 
 
 def render(options: argparse.Namespace, results: paired.Results) -> str:
-    """What is measured so far, as Markdown."""
+    """The table of all measurements so far, as Markdown."""
     lines, timed = [], []
     for name, case in CASES.items():
         rounds = results.rounds(name, facts_of(case, options.quick))[: options.pairs]
@@ -204,7 +206,7 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
 
 
 def main() -> None:
-    """Measure what is missing, then write the table."""
+    """Measure the missing rounds, then write the table."""
     options = paired.parse_arguments(__doc__.splitlines()[0], "search_step", [*CASES, START_UP])
     results = paired.Results(options.out)
     if not options.render:

@@ -1,10 +1,11 @@
-"""A training step on one thread and on two, on an idle machine and beside a busy process: make bench.
+"""Time a training step on one thread and on two, on an idle machine and beside a busy process (make bench).
 
-    python benchmarks/shared_machine.py               # the table into docs/performance.md
-    python benchmarks/shared_machine.py --quick       # does it run?
+    python benchmarks/shared_machine.py               # measure and write the table to docs/performance.md
+    python benchmarks/shared_machine.py --quick       # check that the benchmark runs
 
-The busy process keeps one core in a session of its own, as another user's would. Beside it one thread has the other
-core to itself; of two threads one must share. The steps are those of `benchmarks/retrain_step.py`, taken in turn.
+The busy process occupies one core in its own session, as a process of another user would. A single thread then has the
+other core to itself, but one of two threads must share. The steps are those of `benchmarks/retrain_step.py`, and the
+configurations alternate.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ QUICK = {"channels": 4, "layers": 3, "batch_size": 8}
 THREADS = (1, 2)
 KERNELS = ("compiled", "torch")
 NEIGHBOURS = ("idle machine", "beside a busy process")
-STEPS = 4  # timed one after the other before it is another's turn
+STEPS = 4  # consecutive timed steps of a configuration in each round
 
 
 @contextlib.contextmanager
-def busy_process(wanted: bool) -> Iterator[None]:
-    """Within: a process that computes without a pause, if wanted."""
-    if not wanted:
+def busy_process(enabled: bool) -> Iterator[None]:
+    """Run a process that computes without pause within this context, if enabled."""
+    if not enabled:
         yield
         return
     process = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
@@ -47,7 +48,7 @@ def busy_process(wanted: bool) -> Iterator[None]:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds a step, as one dictionary for each round, kind of kernels, neighbour and number of threads."""
+    """Measure seconds per step: a dictionary for each round, kind of kernels, neighbour and number of threads."""
     shape, rows = (QUICK if options.quick else SHAPE), []
     with paired.scratch() as scratch:
         folder = Path(scratch)
@@ -81,7 +82,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def render(options: argparse.Namespace, rows: Sequence[dict[str, Any]]) -> str:
-    """The rounds as Markdown."""
+    """The table of all rounds as Markdown."""
     lines = []
     for kernels in options.kernels:
         for neighbour in NEIGHBOURS:

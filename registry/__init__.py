@@ -1,7 +1,7 @@
 """What can be plugged into ssfnas: ops, relaxations, losses, heads, samplers, networks, strategies, sources.
 
-Importing this package imports no torch. Each kind has a registry; a plugin registers with a decorator and is found by
-an entry point (see CONTRIBUTING.md).
+Importing this package does not import torch. Each kind of plugin has a registry. A plugin registers with a decorator,
+and an entry point lets ssfnas find it (see CONTRIBUTING.md).
 """
 
 from registry.core import (
@@ -41,4 +41,4 @@ __all__ = [
     "Registry",
     "SourceFacts",
 ]
-SSFNAS_REGISTRY = True  # ssfnas_cli looks for this: `registry` is a common word for a module
+SSFNAS_REGISTRY = True  # ssfnas_cli checks it, because other packages may be called `registry`, too

@@ -1,8 +1,8 @@
-"""One generic registry for every kind of plugin.
+"""A generic registry for every kind of plugin.
 
-A plugin is a name, a factory, a model of its options, facts the networks need, and an origin. Built-in names
-are listed here and their modules imported when first asked for, so listing names needs no torch. Third
-parties bring plugins by entry points whose name is the plugin's name:
+A plugin has a name, a factory, a model of its options, facts that ssfnas needs to know, and an origin. The built-in
+names are listed here, and their modules are imported on first use, so listing names does not import torch. Third-party
+packages declare plugins by entry points that have the plugins' names:
 
     [project.entry-points."ssfnas.ops"]
     blur_conv_3x3 = "my_package.ops"
@@ -25,23 +25,23 @@ T = TypeVar("T")
 
 
 class PluginError(ValueError):
-    """A plugin that is unknown, broken, clashing, or given options it does not take. One line, for the user."""
+    """A plugin is unknown, is broken, clashes with another, or does not take an option. The message is one line."""
 
 
 class Options(BaseModel):
-    """Base of every plugin's options: no unknown keys, no change after construction, finite numbers."""
+    """Base class of plugin options. It forbids unknown keys, later changes and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
 
 
 @dataclass(frozen=True)
 class OpFacts:
-    """What the networks must know of an op beyond its module."""
+    """What the networks must know about an op besides its module."""
 
-    is_none: bool = False  # the zero op: the supernet skips it, derived cells leave it out
-    parameter_free: bool = False  # where built without parameters, one result serves every edge from a node
-    supernet_bn: bool = False  # followed by an affine-free BN in the supernet, as DARTS does for pools
-    drop_path_exempt: bool = False  # an identity: DARTS never drops it (only where its stride is 1)
+    is_none: bool = False  # it is the zero op: the supernet skips it and derived cells omit it
+    parameter_free: bool = False  # if its module has no parameters, one result serves all edges from a node
+    supernet_bn: bool = False  # the supernet appends a BN without weights, as DARTS does for pools
+    drop_path_exempt: bool = False  # it is an identity at stride 1, which drop path never drops (DARTS)
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,13 @@ class HeadFacts:
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What must be known of a source of images before it is opened.
+    """What must be known about a source of images before it is opened.
 
     Attributes:
-        root: what `--root` has to name, in words. Empty: the source reads no root. None: a root may be given.
-        imbalanced: whether the classes differ in size by nature. `--dist auto` then keeps their profile, and `exp` and
-            `step` go from the largest class to the smallest. Otherwise `auto` is `exp`, in the order of the classes.
+        root: a description of what `--root` must name. If it is empty, the source takes no root; if it is None, a root
+            is optional.
+        imbalanced: whether the classes differ in size. If so, `--dist auto` keeps their profile, and `exp` and `step`
+            order the classes from the largest to the smallest. Otherwise `auto` is `exp` in the order of the classes.
     """
 
     root: str | None = None
@@ -72,7 +73,7 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class Plugin(Generic[T]):
-    """A registered plugin: what it is called, how it is built and where it came from."""
+    """A registered plugin: its name, how it is built and where it comes from."""
 
     name: str
     factory: Callable[..., T]
@@ -86,10 +87,10 @@ class Plugin(Generic[T]):
         return (self.factory.__doc__ or "").strip().partition("\n")[0]
 
     def parse_options(self, values: Mapping[str, Any] | None = None) -> Options:
-        """Check option values against the plugin's model.
+        """Validate option values with the plugin's model.
 
         Raises:
-            PluginError: naming the first option that is unknown or out of range.
+            PluginError: an option is unknown or out of range. The message names the first one.
         """
         try:
             return self.options.model_validate(dict(values or {}))
@@ -99,25 +100,25 @@ class Plugin(Generic[T]):
             if first["type"] == "extra_forbidden":
                 known = sorted(field.alias or name for name, field in self.options.model_fields.items())
                 hint = did_you_mean(key, known)
-                listed = ", ".join(known) or "none"
-                raise PluginError(f"'{self.name}' has no option '{key}'.{hint} Its options: {listed}") from None
+                available = ", ".join(known) or "none"
+                raise PluginError(f"'{self.name}' has no option '{key}'.{hint} Its options: {available}") from None
             raise PluginError(f"option '{key}' of '{self.name}': {first['msg']} (got {first['input']!r})") from None
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """` Did you mean 'x'?` with a leading space, or nothing."""
+    """A suggestion to append to a message, ` Did you mean 'x'?`, or an empty string if no known word is similar."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
 class Registry(Generic[T]):
-    """Plugins of one kind, by name.
+    """The plugins of one kind, by name.
 
     Args:
-        kind: what one is called in messages (`loss`).
-        group: the entry-point group third parties use (`ssfnas.losses`).
-        builtins: module that defines the built-in plugins -> their names.
-        default_facts: the facts of a plugin that states none.
+        kind: the kind's name in messages (`loss`).
+        group: the group of entry points that third-party packages use (`ssfnas.losses`).
+        builtins: maps modules to the names of the built-in plugins that they define.
+        default_facts: the facts of a plugin that registers without any.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Registry(Generic[T]):
     def register(
         self, name: str, *, options: type[Options] = Options, facts: Any = None
     ) -> Callable[[Callable[..., T]], Callable[..., T]]:
-        """Decorator that registers a factory (a class or a function) under `name`."""
+        """Return a decorator that registers a factory (a class or a function) under `name`."""
 
         def decorate(factory: Callable[..., T]) -> Callable[..., T]:
             module = factory.__module__
@@ -158,14 +159,14 @@ class Registry(Generic[T]):
         return decorate
 
     def names(self) -> list[str]:
-        """Every name, built-in first, in the order they were declared. Imports nothing."""
+        """All names, the built-in ones first, in the order of their declaration. This imports no plugin."""
         return list(dict.fromkeys([*self._builtin_module, *self._plugins, *self._entry_points()]))
 
     def get(self, name: str) -> Plugin[T]:
-        """The plugin of that name, its module imported if need be.
+        """Return the plugin with this name; import its module if necessary.
 
         Raises:
-            PluginError: unknown (with a suggestion), broken, or brought by two distributions.
+            PluginError: the plugin is unknown (the message suggests a name) or broken, or two distributions bring it.
         """
         if name not in self._plugins:
             if name in self._builtin_module:
@@ -181,7 +182,7 @@ class Registry(Generic[T]):
         return self._plugins[name]
 
     def clashes(self) -> dict[str, str]:
-        """Built-in names that a distribution also tried to bring, with what happens to them."""
+        """Explanations by name for the built-in plugins that another distribution declares, too."""
         return {
             name: f"{_distributions(points)} also brings the built-in {self.kind} '{name}'; the built-in is used"
             for name, points in self._entry_points().items()
@@ -201,8 +202,8 @@ class Registry(Generic[T]):
             raise PluginError(f"{self.kind} '{name}' is brought by {origin}: uninstall one of them")
         try:
             points[0].load()
-        except (Exception, SystemExit) as error:  # whatever a stranger's module raises must not take ssfnas down
-            self._plugins.pop(name, None)  # it may have registered and then failed
+        except (Exception, SystemExit) as error:  # no exception of a third-party module may crash ssfnas
+            self._plugins.pop(name, None)  # the module may have registered the plugin before it failed
             raise PluginError(
                 f"{self.kind} '{name}' of {origin} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
@@ -287,7 +288,7 @@ NETWORKS: Registry[Any] = Registry(
     },
 )
 STRATEGIES: Registry[Any] = Registry("strategy", "ssfnas.strategies", {"registry.strategies.gradient": ("gradient",)})
-# The modules of built-in sources belong to the application: they are named here, and imported when one is asked for.
+# The modules of the built-in sources belong to the application. They are only named here, and imported on first use.
 SOURCES: Registry[Any] = Registry(
     "source",
     "ssfnas.sources",
@@ -299,5 +300,5 @@ SOURCES: Registry[Any] = Registry(
     default_facts=SourceFacts(),
 )
 REGISTRIES: dict[str, Registry[Any]] = {
-    one.kind: one for one in (OPS, RELAXATIONS, LOSSES, HEADS, SAMPLERS, NETWORKS, STRATEGIES, SOURCES)
+    registry.kind: registry for registry in (OPS, RELAXATIONS, LOSSES, HEADS, SAMPLERS, NETWORKS, STRATEGIES, SOURCES)
 }

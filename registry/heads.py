@@ -1,7 +1,7 @@
-"""Heads: what stands between an encoder's pooled features and a loss.
+"""Heads: the modules between an encoder's pooled features and a loss.
 
-A head's factory takes `(options, num_features, num_classes, class_counts)` and gives a module that maps features
-[N, num_features] to what the loss reads. A loss names its default head; the setting `head` overrides it.
+A head's factory takes `(options, num_features, num_classes, class_counts)` and returns a module that maps features
+[N, num_features] to the loss's input. A loss names its default head, which the setting `head` overrides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from registry.norm import BatchNorm
 
 @HEADS.register("linear")
 def linear(options: Options, num_features: int, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
-    """A linear classifier: logits [N, num_classes]."""
+    """A linear classifier, which returns logits [N, num_classes]."""
     return nn.Linear(num_features, num_classes)
 
 
@@ -91,7 +91,7 @@ class ProjectorOptions(Options):
     width: int = Field(128, ge=2, description="width of its three layers")
 
 
-def _narrow(num_features: int, width: int) -> list[nn.Module]:
+def _hidden_layers(num_features: int, width: int) -> list[nn.Module]:
     """The two hidden layers of a projector."""
     return [
         nn.Linear(num_features, width, bias=False),
@@ -107,7 +107,7 @@ def _narrow(num_features: int, width: int) -> list[nn.Module]:
 def projector(options: ProjectorOptions, num_features: int, num_classes: int, class_counts: Sequence[int]) -> nn.Module:
     """Barlow Twins's projector: Linear-BN-ReLU twice, then linear, without biases: [N, width]."""
     width = options.width
-    return nn.Sequential(*_narrow(num_features, width), nn.Linear(width, width, bias=False))
+    return nn.Sequential(*_hidden_layers(num_features, width), nn.Linear(width, width, bias=False))
 
 
 class PredictorOptions(Options):
@@ -123,7 +123,7 @@ class Predictor(nn.Module):
     def __init__(self, num_features: int, width: int, hidden: int):
         super().__init__()
         self.projector = nn.Sequential(
-            *_narrow(num_features, width), nn.Linear(width, width, bias=False), BatchNorm(width, affine=False)
+            *_hidden_layers(num_features, width), nn.Linear(width, width, bias=False), BatchNorm(width, affine=False)
         )
         self.predictor = nn.Sequential(
             nn.Linear(width, hidden, bias=False), BatchNorm(hidden), nn.ReLU(), nn.Linear(hidden, width)

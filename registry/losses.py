@@ -1,10 +1,10 @@
-"""Training objectives: how many views of an image they need, which head, and the loss.
+"""Training objectives. An objective defines a loss, how many views of an image it needs, and its default head.
 
-An objective is built with its options, the number of classes and the class counts of the very split it trains
-on. Supervised objectives see one view and its labels; self-supervised ones see two views and no labels.
+It is built with its options, the number of classes and the class counts of the images that it trains on. A supervised
+objective receives one view and the labels; a self-supervised one receives two views and no labels.
 
-Here are the base class and the two losses of the paper. Losses for long-tailed data are in `reweighting` and `margins`,
-the other self-supervised ones in `self_supervised`.
+This module defines the base class and the two losses of the paper. The modules `reweighting` and `margins` define the
+losses for long-tailed data, `self_supervised` the other self-supervised ones.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from registry.core import HEADS, LOSSES, Options
 
 
 class Objective(abc.ABC):
-    """Base of every training objective."""
+    """Base class of training objectives."""
 
     num_views: ClassVar[int] = 1  # 1: supervised; 2: self-supervised
-    head: ClassVar[str] = "linear"  # its default head; "classifier" is an older name of "linear"
+    head: ClassVar[str] = "linear"  # the name of the default head; "classifier" is an old name of "linear"
 
     def __init__(self, options: Options, num_classes: int, class_counts: Sequence[int]):
         self.options = options
@@ -36,7 +36,7 @@ class Objective(abc.ABC):
 
     @property
     def supervised(self) -> bool:
-        """Whether it reads labels, so that its head's outputs are scores of classes."""
+        """Whether the loss uses labels. If so, the outputs of its head are class scores."""
         return self.num_views == 1
 
     @property
@@ -49,16 +49,16 @@ class Objective(abc.ABC):
         return None
 
     def head_options(self) -> Mapping[str, Any]:
-        """Options of the default head that follow from this objective's own."""
+        """Options for the default head, derived from the options of this objective."""
         return {}
 
     @property
     def default_head(self) -> str:
-        """The name of its default head in the registry of heads."""
+        """The default head's name in the registry of heads."""
         return "linear" if self.head == "classifier" else self.head
 
     def build_head(self, num_features: int) -> nn.Module:
-        """The default head: a module from pooled features [N, num_features] to what `loss` reads."""
+        """Build the default head, a module that maps pooled features [N, num_features] to the input of `loss`."""
         plugin = HEADS.get(self.default_head)
         return plugin.factory(
             plugin.parse_options(self.head_options()), num_features, self.num_classes, self.class_counts
@@ -66,22 +66,22 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, outputs: Sequence[Any], labels: Tensor | None, progress: float = 1.0) -> Tensor:
-        """A scalar from the head's outputs, one [N, D] per view.
+        """Compute the loss, a scalar, from the head's outputs.
 
         Args:
-            outputs: in float32. A head that returns a tuple gives a tuple per view.
-            labels: [N] if supervised, else None.
-            progress: the share of the training that is done, from 0 to 1. A loss that needs none may leave it out of
-                its signature.
+            outputs: one [N, D] per view, in float32. If the head returns a tuple, there is one tuple per view.
+            labels: [N] if the objective is supervised, else None.
+            progress: the fraction of the training that is done, from 0 to 1. A loss that does not need it may omit it
+                from its signature.
         """
 
     def __call__(self, outputs: Sequence[Any], labels: Tensor | None, progress: float) -> Tensor:
-        """`loss`, in float32, of outputs of any precision; a self-supervised objective never sees the labels."""
-        seen = labels if self.supervised else None
-        exact = [_to_float32(output) for output in outputs]
-        more = {"progress": progress} if _takes_progress(type(self)) else {}
-        with torch.autocast(_device_type(exact[0]), enabled=False):  # correlations and sums lose too much in bf16
-            return self.loss(exact, seen, **more)
+        """Compute `loss` in float32, whatever the precision of the outputs. Labels reach supervised objectives only."""
+        labels = labels if self.supervised else None
+        outputs = [_to_float32(output) for output in outputs]
+        optional = {"progress": progress} if _takes_progress(type(self)) else {}
+        with torch.autocast(_device_type(outputs[0]), enabled=False):  # sums and correlations are too coarse in bf16
+            return self.loss(outputs, labels, **optional)
 
 
 @functools.cache
@@ -91,7 +91,7 @@ def _takes_progress(objective: type[Objective]) -> bool:
 
 
 def _to_float32(output: Any) -> Any:
-    """A head's output, or the parts of a tuple, in float32; float64, which only tests use, stays."""
+    """Convert a head's output, or each part of a tuple, to float32. Tests use float64, which is kept."""
     if isinstance(output, tuple):
         return tuple(_to_float32(part) for part in output)
     return output if output.dtype == torch.float64 else output.float()
@@ -104,12 +104,12 @@ def _device_type(output: Any) -> str:
 class CrossEntropyOptions(Options):
     """Options of `ce`."""
 
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
 
 
 @LOSSES.register("ce", options=CrossEntropyOptions)
 class CrossEntropy(Objective):
-    """Cross-entropy of a linear classifier."""
+    """Cross-entropy of the class scores."""
 
     options: CrossEntropyOptions
 
@@ -127,9 +127,9 @@ class BarlowOptions(Options):
     )
     centred: bool = Field(
         True,
-        description="standardise each dimension over the batch first, as Barlow Twins's code; false: Eq. 9",
+        description="standardise each dimension over the batch first, as Barlow Twins's code does; false: Eq. 9",
     )
-    scale: float = Field(1.0, gt=0, description="factor on the whole loss")
+    scale: float = Field(1.0, gt=0, description="factor that multiplies the loss")
 
 
 @LOSSES.register("barlow", options=BarlowOptions)
@@ -167,11 +167,13 @@ class BarlowTwins(Objective):
 def cross_correlation(first: Tensor, second: Tensor, centred: bool, eps: float = 1e-5) -> Tensor:
     """Cross-correlation matrix [D, D] of two batches of projections [N, D].
 
-    `centred` standardises each dimension over the batch (biased variance, eps 1e-5) and divides by N, as Barlow
-    Twins's code does; otherwise paper.md's Eq. 9 as written, an uncentred cosine over the batch.
+    Args:
+        centred: True standardises each dimension over the batch (with the biased variance) and divides by N, as Barlow
+            Twins's code does. False computes the uncentred cosine over the batch, as the paper's Eq. 9 is written.
+        eps: is added to the variances.
 
     Raises:
-        ValueError: fewer than two samples, over which nothing correlates.
+        ValueError: there are fewer than two samples, so that no correlation is defined.
     """
     num_samples = first.shape[0]
     if num_samples < 2:

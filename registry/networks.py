@@ -1,9 +1,7 @@
-"""Plain networks, to train beside a derived one under the same budget.
+"""Hand-designed networks, to compare with a derived network that is trained with the same budget.
 
-A network's factory takes `(options, in_channels, image_size)`, the size being the images' side in pixels, and gives
-an encoder: a module with `num_features` whose forward pass maps images [N, C, H, W] to `Encoded`. An encoder may have
-`set_progress(progress)`, which is called at the start of every epoch of training with the share of the training that
-is done (see `Encoder`).
+A network's factory takes `(options, in_channels, image_size)` and returns an `Encoder`, which maps images [N, C, H, W]
+to `Encoded`. The image size is the side of the images in pixels.
 """
 
 from __future__ import annotations
@@ -18,36 +16,39 @@ from registry.norm import BatchNorm
 
 
 class Encoded(NamedTuple):
-    """`features` [N, F] are pooled; `aux_map` [N, C, H, W] is what an auxiliary head reads, None if there is none."""
+    """Pooled features [N, F], and the map [N, C, H, W] that an auxiliary head takes, or None if there is none."""
 
     features: Tensor
     aux_map: Tensor | None
 
 
 class Encoder(nn.Module):
-    """Base of every network's encoder: what the training needs to know of it.
+    """Base class of encoders, with what the training calls.
 
     Attributes:
-        num_features: width of the pooled features.
-        aux_channels: channels of `aux_map`; 0 if it has none.
+        num_features: number of pooled features.
+        aux_channels: channels of `aux_map`; 0 if the encoder has none.
     """
 
     num_features: int
     aux_channels: int = 0
 
     def set_progress(self, progress: float) -> None:
-        """Take the share of the training that is done, from 0 to 1. An encoder without a schedule ignores it."""
+        """Receive the fraction of the training that is done, from 0 to 1, at the start of each epoch.
+
+        An encoder without a schedule ignores it.
+        """
 
     def compile_with(self, kernels: Any) -> None:
-        """Have compiled kernels compute what they support; None: torch computes all of it. Here torch always does."""
+        """Let compiled kernels compute the ops that they support; None means torch. By default torch computes all."""
 
     def count_compiled(self) -> tuple[int, int]:
-        """How many ops the compiled kernels compute, and how many there are. (0, 0): none that they could."""
+        """How many ops the compiled kernels compute, and how many ops there are; (0, 0) if they support none."""
         return 0, 0
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with BN; the shortcut subsamples and pads the channels with zeros (option A)."""
+    """Two 3x3 convolutions with BN. The shortcut subsamples the map and pads the channels with zeros (option A)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
@@ -66,7 +67,7 @@ class ResidualBlock(nn.Module):
 
 
 class CifarResNet(Encoder):
-    """The CIFAR form of ResNet with 6n+2 layers (He et al., 2016, section 4.2): widths 16, 32, 64, option A."""
+    """ResNet with 6n+2 layers for CIFAR (He et al., 2016, section 4.2): widths 16, 32 and 64, shortcuts of option A."""
 
     def __init__(self, in_channels: int, blocks_per_stage: int):
         super().__init__()
@@ -96,7 +97,7 @@ def resnet20(options: Options, in_channels: int, image_size: int) -> Encoder:
 
 @NETWORKS.register("resnet32")
 def resnet32(options: Options, in_channels: int, image_size: int) -> Encoder:
-    """ResNet-32 for small images, the plain network of the long-tailed CIFAR literature: 464,154 weights."""
+    """ResNet-32 for small images, the standard network of the long-tailed CIFAR literature, with 464,154 weights."""
     return CifarResNet(in_channels, blocks_per_stage=5)
 
 

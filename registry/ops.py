@@ -1,8 +1,8 @@
 """The candidate operations of an edge (DARTS, section 3; REFERENCE: quark0/darts cnn/operations.py).
 
-An op's factory takes `(channels, stride, affine, options)` and gives a module [N, C, H, W] -> [N, C, H/s, W/s]
-(rounded up). `affine` says whether batch normalisation has weights: not in the supernet, where they could
-undo the mixing weights; yes in a derived network.
+An op's factory takes `(channels, stride, affine, options)` and returns a module that maps [N, C, H, W] to
+[N, C, H/stride, W/stride], rounded up. `affine` says whether batch normalisation has weights. It has none in the
+supernet, where they could undo the mixing weights, and has them in a derived network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from registry.separable import SeparableConvs
 
 
 class Zero(nn.Module):
-    """Zeros of the strided shape."""
+    """Returns zeros of the strided shape."""
 
     def __init__(self, stride: int):
         super().__init__()
@@ -28,12 +28,12 @@ class Zero(nn.Module):
 
 
 class FactorizedReduce(nn.Module):
-    """Halve the map: two 1x1 convolutions of stride 2, the second shifted by one pixel, are concatenated.
+    """Halves a map by two 1x1 convolutions of stride 2, the second shifted by one pixel, and concatenates the results.
 
-    An odd side is padded by one zero row or column so that both halves have the same size, rounded up. With an
-    odd number of output channels the first convolution makes the smaller half.
+    An odd side is padded by one row or column of zeros, so that both results have the same size, rounded up. If the
+    number of output channels is odd, the first convolution makes the smaller half.
 
-    The strided pixels are selected first and then convolved with stride 1. The numbers are the same, but a strided 1x1
+    The strided pixels are selected first and then convolved with stride 1. The result is the same, but a strided 1x1
     convolution of 3 to 15 channels corrupts memory in torch 2.14 on a CPU (uxlfoundation/oneDNN#6035).
     """
 
@@ -52,7 +52,7 @@ class FactorizedReduce(nn.Module):
 
 
 class ReLUConvBN(nn.Sequential):
-    """ReLU, 1x1 convolution, BN: brings a cell's input to the cell's width."""
+    """ReLU, 1x1 convolution and BN, which give a cell's input the width of the cell."""
 
     def __init__(self, in_channels: int, out_channels: int, affine: bool):
         super().__init__(
@@ -64,7 +64,7 @@ class ReLUConvBN(nn.Sequential):
 
 @OPS.register("none", facts=OpFacts(is_none=True, parameter_free=True))
 def none(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
-    """No connection: zeros."""
+    """No connection; the result is zeros."""
     return Zero(stride)
 
 
@@ -76,13 +76,13 @@ def max_pool_3x3(channels: int, stride: int, affine: bool, options: Options) -> 
 
 @OPS.register("avg_pool_3x3", facts=OpFacts(parameter_free=True, supernet_bn=True))
 def avg_pool_3x3(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
-    """3x3 average pooling, the padding not counted."""
+    """3x3 average pooling, which does not count the padding."""
     return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
 
 
 @OPS.register("skip_connect", facts=OpFacts(parameter_free=True, drop_path_exempt=True))
 def skip_connect(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
-    """Identity, or a factorized reduction where the edge has stride 2."""
+    """Identity, or a factorized reduction if the stride is 2."""
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
 
 
@@ -118,7 +118,7 @@ def dil_conv_5x5(channels: int, stride: int, affine: bool, options: Options) -> 
 
 @OPS.register("conv_7x1_1x7")
 def conv_7x1_1x7(channels: int, stride: int, affine: bool, options: Options) -> nn.Module:
-    """A full 1x7 convolution, then a full 7x1."""
+    """A full 1x7 convolution followed by a full 7x1 convolution."""
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(channels, channels, (1, 7), stride=(1, stride), padding=(0, 3), bias=False),

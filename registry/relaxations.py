@@ -1,7 +1,7 @@
-"""Relaxations: how continuous alphas weigh the candidate ops, and the regulariser that goes with it.
+"""Relaxations, which turn continuous alphas into mixing weights of the candidate ops.
 
-A relaxation is built with its options and answers for: the initial alphas, its alpha optimizer's defaults,
-the mixing weights, a regulariser over the alphas of both cell types, and its default derivation rule.
+A relaxation is built with its options. It defines the initial alphas, the mixing weights, a regulariser over the alphas
+of both cell types, the default settings of the alphas' optimizer and the default derivation rule.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from registry.core import RELAXATIONS, Options
 
 
 class Relaxation(abc.ABC):
-    """Base of every relaxation. Alphas are [num_edges, num_ops]; so are the mixing weights."""
+    """Base class of relaxations. Alphas and mixing weights have the shape [num_edges, num_ops]."""
 
     lr: ClassVar[float] = 3e-4
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
@@ -36,11 +36,11 @@ class Relaxation(abc.ABC):
     def weights(self, alphas: Tensor, progress: float, generator: torch.Generator | None = None) -> Tensor:
         """Mixing weights [num_edges, num_ops]. `progress` runs from 0 to 1 over the search.
 
-        A sampled relaxation draws from `generator`; without one, as when a genotype is derived, it adds no noise.
+        A relaxation that samples draws from `generator`. If that is None, as in a derivation, it adds no noise.
         """
 
     def regulariser(self, alphas: Mapping[str, Tensor], progress: float) -> Tensor:
-        """A scalar added to the alpha step's loss. None here."""
+        """A scalar that is added to the loss of the alpha step; 0 by default."""
         return next(iter(alphas.values())).new_zeros(())
 
 
@@ -52,7 +52,7 @@ class SoftmaxOptions(Options):
 
 @RELAXATIONS.register("softmax", options=SoftmaxOptions)
 class Softmax(Relaxation):
-    """DARTS: the ops of an edge compete in a softmax (paper, Eq. 1)."""
+    """DARTS: the mixing weights of an edge are a softmax of its alphas, so its ops compete (paper, Eq. 1)."""
 
     options: SoftmaxOptions
 
@@ -79,17 +79,17 @@ class SigmoidOptions(Options):
         0.0,
         ge=0,
         le=1,
-        description="share of the search over which the weight rises from 0 in a straight line",
+        description="share of the search over which the weight rises linearly from 0",
     )
     init_std: float = Field(0.0, ge=0, description="standard deviation of the initial alphas (0: all sigmoids 0.5)")
 
 
 @RELAXATIONS.register("sigmoid", options=SigmoidOptions)
 class Sigmoid(Relaxation):
-    """FairDARTS: every op has a sigmoid of its own and a zero-one loss decides it (paper, Eq. 5 to 7).
+    """FairDARTS: each op has its own sigmoid, and a zero-one loss drives it to 0 or 1 (paper, Eq. 5 to 7).
 
-    Just beside 0.5 the L1 form pushes at full strength, so it can freeze the noise of the first steps into a
-    choice; L2 starts softly, and `zero_one_warmup` delays either. At exactly 0.5 neither pushes.
+    Close to 0.5 the gradient of the L1 form has its full size, so the noise of the first steps can decide an op. The
+    gradient of the L2 form is small there, and `zero_one_warmup` delays both. At exactly 0.5 both gradients are 0.
     """
 
     lr = 3e-3
@@ -104,7 +104,7 @@ class Sigmoid(Relaxation):
         return torch.sigmoid(alphas)
 
     def regulariser(self, alphas: Mapping[str, Tensor], progress: float) -> Tensor:
-        """`weight * -mean(|sigma - 0.5|)`, or its square for L2, over the sigmoids of both cell types."""
+        """`-weight * mean(|sigma - 0.5|)`, or `(sigma - 0.5)^2` for L2, over the sigmoids of both cell types."""
         distance = torch.cat([torch.sigmoid(values).flatten() for values in alphas.values()]) - 0.5
         warmup = self.options.zero_one_warmup
         weight = self.options.zero_one_weight * (min(1.0, progress / warmup) if warmup else 1.0)

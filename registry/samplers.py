@@ -1,10 +1,10 @@
-"""Samplers: which training images an epoch shows, and in which order.
+"""Samplers, which choose the training images of an epoch and their order.
 
-A sampler's factory takes `(options, class_counts)`. Its `order` is a function of its arguments alone, so a resumed run
-draws what the undisturbed one would have drawn, whoever loads the images.
+A sampler's factory takes `(options, class_counts)`. Its `order` depends on nothing but its arguments. A resumed run
+therefore draws the same images as an uninterrupted one, whichever process loads them.
 
-Every sampler but `instance` can be deferred: in the epochs that begin before that share of the training, it shows
-every image once. An epoch has as many draws as there are images, so methods are compared at an equal number of steps;
+Every sampler except `instance` can be deferred: the epochs that begin before that share of the training visit each
+image once. An epoch has as many draws as there are images, so that methods are compared at an equal number of steps;
 only `under` has fewer.
 """
 
@@ -24,10 +24,10 @@ Positions = NDArray[np.int64]
 
 
 class Sampler(abc.ABC):
-    """Base of every sampler.
+    """Base class of samplers.
 
     Args:
-        class_counts: images per class of the split, or of the half of it, that is sampled.
+        class_counts: the number of images per class in the split, or in the half of it, that is sampled.
     """
 
     def __init__(self, options: Options, class_counts: Sequence[int]):
@@ -36,15 +36,17 @@ class Sampler(abc.ABC):
 
     @abc.abstractmethod
     def order(self, labels: Positions, seed: int, epoch: int, progress: float) -> Positions:
-        """Positions in `labels` [N], in the order in which this epoch shows them.
+        """Positions in `labels` [N], in the order in which the epoch visits them.
 
         Args:
+            labels: of the images that are sampled.
+            seed: of the draws.
             epoch: counted from 0.
             progress: the share of the training that is done when the epoch begins, from 0 to 1.
         """
 
     def length(self, progress: float) -> int:
-        """How many positions `order` gives: an epoch has as many steps as this fills batches."""
+        """The length of `order`, which determines the number of steps of an epoch."""
         return sum(self.class_counts)
 
 
@@ -55,7 +57,7 @@ def epoch_numbers(seed: int, epoch: int) -> np.random.Generator:
 
 @SAMPLERS.register("instance")
 class Instance(Sampler):
-    """Every image once an epoch, shuffled: a class is seen as often as it has images."""
+    """Instance-balanced sampling: every epoch visits each image once, in random order."""
 
     def order(self, labels: Positions, seed: int, epoch: int, progress: float) -> Positions:
         return epoch_numbers(seed, epoch).permutation(len(labels))

@@ -1,4 +1,4 @@
-"""stdout carries data, stderr everything else; `-` is a stream, always explicit."""
+"""Standard streams: stdout carries data and stderr everything else. A path `-` means stdin or stdout."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ssfnas")
 MAX_STREAM_BYTES = 64 * 2**20
-_stdout: TextIO | None = None  # the program's stdout once `keep_stdout` has taken it
+_stdout: TextIO | None = None  # the program's stdout after `reserve_stdout`
 
 
-def keep_stdout() -> None:
-    """Keep stdout for data: whatever else is written to descriptor 1 from now on lands on stderr.
+def reserve_stdout() -> None:
+    """Reserve stdout for data: whatever else is written to descriptor 1 from now on goes to stderr.
 
-    A plugin that prints, or a library in C that does, would break the JSON that the next stage reads. `sys.stdout` is
-    the real one until `divert_prints`, as the parser writes help and completions there. A stream that the caller has
-    closed becomes a null device, so that no file that is opened later gets its number.
+    Otherwise a plugin or a C library that prints would break the JSON that the next stage reads. `sys.stdout` remains
+    the real stdout until `redirect_prints` because the parser writes help and completions to it. A stream that the
+    caller has closed is opened on the null device, so that no file that is opened later gets its descriptor.
     """
     global _stdout
-    if sys.stderr is None:  # it is closed
-        _to_null(2)
+    if sys.stderr is None:  # the caller has closed it
+        _redirect_to_null(2)
         sys.stderr = os.fdopen(2, "w", closefd=False)
     encoding = "utf-8"
-    if sys.stdout is None:  # it is closed
-        os.dup2(2, 1)  # first, or the file below gets its number
-        own = os.open(os.devnull, os.O_RDONLY)  # to write there is an error, as it is to write to what is closed
+    if sys.stdout is None:  # the caller has closed it
+        os.dup2(2, 1)  # this comes first, or the file below would get descriptor 1
+        descriptor = os.open(os.devnull, os.O_RDONLY)  # writing to it fails, as writing to a closed stream does
     else:
         encoding = sys.stdout.encoding
         sys.stdout.flush()
-        own = os.dup(1)
+        descriptor = os.dup(1)
         os.dup2(2, 1)
-    # help and tables may hold what an ASCII locale lacks; data is bytes
-    _stdout = sys.stdout = os.fdopen(own, "w", encoding=encoding, errors="replace")
+    # Help and tables may hold characters that an ASCII locale lacks. Data is written as bytes.
+    _stdout = sys.stdout = os.fdopen(descriptor, "w", encoding=encoding, errors="replace")
 
 
-def _to_null(number: int) -> None:
-    handle = os.open(os.devnull, os.O_WRONLY)
-    if handle != number:
-        os.dup2(handle, number)
-        os.close(handle)
+def _redirect_to_null(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
 
 
-def divert_prints() -> None:
-    """From here on `print` writes to stderr, too."""
+def redirect_prints() -> None:
+    """Make `print` write to stderr, too, from now on."""
     sys.stdout = sys.stderr
 
 
@@ -64,20 +64,20 @@ def stdout() -> TextIO:
 
 
 def discard(stream: TextIO) -> None:
-    """Nobody can read a stream any more: what is still to be written goes nowhere, and nothing is said at exit."""
-    _to_null(stream.fileno())
+    """Redirect a stream that has lost its reader to the null device, so that Python does not complain at exit."""
+    _redirect_to_null(stream.fileno())
 
 
-class _OneLine(logging.Formatter):
-    """`ssfnas: warning: text`, or just the text for what is merely said."""
+class _Formatter(logging.Formatter):
+    """Formats warnings and errors as `ssfnas: warning: text`, and lower levels as the text alone."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = _printable_lines(record.getMessage())
         return text if record.levelno <= logging.INFO else f"ssfnas: {record.levelname.lower()}: {text}"
 
 
-class _ToStderr(logging.Handler):
-    """Writes to whatever sys.stderr is now: a live progress bar puts itself in its place."""
+class _StderrHandler(logging.Handler):
+    """Writes to the current sys.stderr, which a live progress bar replaces while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
@@ -85,9 +85,9 @@ class _ToStderr(logging.Handler):
 
 
 def set_verbosity(quiet: bool, verbose: bool) -> None:
-    """Warnings always; what is said unless `quiet`; details where `verbose`."""
-    handler = _ToStderr()
-    handler.setFormatter(_OneLine())
+    """Show warnings, and messages unless `quiet`. Show details, too, if `verbose`."""
+    handler = _StderrHandler()
+    handler.setFormatter(_Formatter())
     for old in list(log.handlers):
         log.removeHandler(old)
     log.addHandler(handler)
@@ -95,8 +95,8 @@ def set_verbosity(quiet: bool, verbose: bool) -> None:
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
 
 
-class _Deaf:
-    """A text stream whose reader may go, as a terminal does when its connection drops: that must not end a run."""
+class _TolerantStream:
+    """A text stream that ignores failures to write. A run must not end because its terminal has disconnected."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -115,12 +115,12 @@ class _Deaf:
 
 
 def error_console() -> Console:
-    """A rich console on stderr; boxes become ASCII where the locale has no better."""
-    return plain_console(_Deaf(sys.stderr))
+    """A rich console on stderr. It draws boxes in ASCII if the locale supports nothing else."""
+    return plain_console(_TolerantStream(sys.stderr))
 
 
 def plain_console(stream: Any) -> Console:
-    """A rich console that shows text as it is: no markup, no emoji codes, control characters escaped."""
+    """A rich console that shows text literally: markup and emoji codes stay, control characters are escaped."""
     from rich.console import Console
     from rich.text import Text
 
@@ -132,14 +132,14 @@ def plain_console(stream: Any) -> Console:
 
 
 def box_style() -> Any:
-    """The table style the output's encoding can show."""
+    """A table style that the encoding of stdout supports."""
     from rich import box
 
     return box.SIMPLE_HEAD if (stdout().encoding or "").lower().startswith("utf") else box.ASCII
 
 
 def emit(payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], None] | None = None) -> None:
-    """Print a result: JSON off a terminal or on request, else what `show` draws (a line per fact by default)."""
+    """Print a result: as JSON on request and off a terminal, else as `show` draws it (by default, a line per entry)."""
     if as_json or not stdout().isatty():
         write_text(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
         return
@@ -153,28 +153,31 @@ def emit(payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], No
 
 
 def write_text(text: str) -> None:
-    """Text to stdout, at once, so that a closed pipe shows here."""
+    """Write text to stdout without buffering, so that a closed pipe raises here."""
     write_bytes(text.encode())
 
 
 def write_bytes(data: bytes) -> None:
-    """Bytes to stdout, at once."""
+    """Write bytes to stdout without buffering."""
     stream = stdout()
     stream.flush()
-    left = memoryview(data)
+    remaining = memoryview(data)
     try:
-        while left:
-            left = left[os.write(stream.fileno(), left) :]
+        while remaining:
+            remaining = remaining[os.write(stream.fileno(), remaining) :]
     except OSError as error:
         error.filename = "standard output"
         raise
 
 
 def read_stdin(what: str) -> bytes:
-    """All of stdin, before torch is imported, so that a pipe that brings nothing ends the stage at once.
+    """Read all of stdin. Do it before importing torch, so that a stage with an empty pipe fails immediately.
+
+    Args:
+        what: what is expected, for messages.
 
     Raises:
-        InputError: stdin is a terminal, empty, or larger than such a thing can be.
+        InputError: stdin is a terminal, is empty, or exceeds MAX_STREAM_BYTES.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError(f"standard input: '-' waits for {what} from a pipe, and there is none")
@@ -189,10 +192,10 @@ def read_stdin(what: str) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """Text in UTF-8, or in UTF-16 where a byte-order mark says so (a Windows shell's `>` writes that).
+    """Decode UTF-8, or UTF-16 if the data begins with its byte-order mark, as the `>` of a Windows shell writes it.
 
     Raises:
-        UnicodeDecodeError: it is neither.
+        UnicodeDecodeError: the data is in neither encoding.
     """
     return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
 
@@ -203,18 +206,36 @@ def is_stream(path: Path | str) -> bool:
 
 
 def command_line() -> str:
-    """The command as it can be typed again: `ssfnas search --data 'my data' ...`."""
+    """The command in a form that a shell accepts, such as `ssfnas search --data 'my data' ...`."""
     return shlex.join(["ssfnas", *sys.argv[1:]])
 
 
 def printable(text: str) -> str:
-    r"""The text with what would steer a terminal escaped: control characters, ANSI sequences, marks of direction.
+    r"""Escape what would control a terminal: control characters, ANSI sequences and marks of direction.
 
-    Names of files, classes and settings may come from strangers. `"a\x1b[31m"` becomes `"a\\x1b[31m"`. What a terminal
-    cannot show, such as the halves of a pair that stand for undecodable bytes of a file's name, is escaped, too.
+    Names of files, classes and settings may come from untrusted sources. `"a\x1b[31m"` becomes `"a\\x1b[31m"`. What a
+    terminal cannot show, such as the surrogates that stand for undecodable bytes in a file name, is escaped, too.
     """
-    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
+
+
+def next_step(kind: str, path: Path | str, state: str, command: str = "") -> str:
+    """What to do with a run, as a command that can be typed where there is one.
+
+    Args:
+        kind: `search` or `retrain`.
+        path: the run folder.
+        state: of the run; `interrupted` where it should be running and nobody does.
+        command: the command that began it, if it is known.
+    """
+    if state in ("stopped", "interrupted"):
+        return command or "run the same command again: it goes on"
+    if state == "running":
+        return "wait"
+    if state == "diverged":
+        return "lower lr or alpha_lr, and --force"
+    return shlex.join(["ssfnas", "derive" if kind == "search" else "evaluate", str(path)])

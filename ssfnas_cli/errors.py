@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, each with its exit code. Anything else that escapes is a bug (exit 1)."""
+"""Errors that the user can fix, each with its exit code. Any other exception that escapes is a bug (exit code 1)."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ import re
 
 
 class SsfnasError(ValueError):
-    """Base: a message of one line that says what, which file or flag, and the mend."""
+    """Base class. Its message is one line that says what is wrong, with which file or flag, and how to fix it."""
 
     exit_code = 1
 
 
 class UsageError(SsfnasError):
-    """A wrong flag, value or plugin name."""
+    """A flag, a value or the name of a plugin is wrong."""
 
     exit_code = 2
 
 
 class InputError(SsfnasError):
-    """A bad input or artifact, or a run that has diverged."""
+    """An input or artifact is invalid, or the run has diverged."""
 
     exit_code = 3
 
 
 class OutputExistsError(SsfnasError):
-    """The output is there and differs, or somebody else is writing it."""
+    """The output exists and differs, or another process is writing it."""
 
     exit_code = 4
 
 
 class ResourceError(SsfnasError):
-    """The machine lacks something: disk, memory, shared memory, descriptors; or its input and output fail."""
+    """The machine lacks disk, memory, shared memory or file descriptors, or its input and output fail."""
 
     exit_code = 5
 
@@ -41,7 +41,7 @@ class DiskError(ResourceError):
 
 
 class Stopped(SsfnasError):
-    """Stopped on request; the same command goes on. 75, or 130 after an interrupt."""
+    """The run stopped on request, and the same command resumes it. The exit code is 75, or 130 after an interrupt."""
 
     exit_code = 75
 
@@ -51,7 +51,7 @@ class Stopped(SsfnasError):
             self.exit_code = 130
 
 
-# How torch on a processor and on a GPU, numpy, C++ and the operating system say that memory has run out
+# What torch (on a CPU and on a GPU), numpy, C++ and the operating system write when memory has run out
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can(no|')t allocate memory|not enough memory|_ALLOC_FAILED|bad_alloc|failed to map segment",
     re.IGNORECASE,
@@ -60,21 +60,21 @@ _AMOUNT = re.compile(r"(?:tried to allocate|unable to allocate) ([\d.]+ ?(?:byte
 
 
 def out_of_memory(error: BaseException, mend: str) -> ResourceError | None:
-    """The error to show instead of `error` if that says that memory has run out, else None.
+    """The error to show instead of `error` if `error` means that memory has run out, else None.
 
     Args:
-        error: whatever a library raised; torch need not have been imported.
-        mend: what would help.
+        error: whatever a library raised. Its class is not checked, because torch may not be imported.
+        mend: what the user can do about it.
     """
-    told = isinstance(error, RuntimeError | OSError | ImportError) and _OUT_OF_MEMORY.search(str(error))
-    if not (told or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM):
+    says_so = isinstance(error, RuntimeError | OSError | ImportError) and _OUT_OF_MEMORY.search(str(error))
+    if not (says_so or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM):
         return None
-    found = _AMOUNT.search(str(error))
-    asked = f" ({_readable(found[1])} more were asked for)" if found else ""
-    return ResourceError(f"memory has run out{asked}: {mend}")
+    amount = _AMOUNT.search(str(error))
+    requested = f" ({_readable(amount[1])} more were asked for)" if amount else ""
+    return ResourceError(f"memory has run out{requested}: {mend}")
 
 
 def _readable(amount: str) -> str:
-    """`1,234 MiB` for a number of bytes; other amounts as they are."""
+    """Convert `N bytes` to MiB, such as `1,234.5 MiB`. Other amounts are returned unchanged."""
     number, _, unit = amount.partition(" ")
     return f"{int(number) / 2**20:,.1f} MiB" if unit == "bytes" and number.isdigit() else amount

@@ -1,4 +1,4 @@
-"""What the machine is and what it is doing: processor, memory, free cores."""
+"""Facts about the machine: its processor, its memory and its free cores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def environment() -> dict[str, Any]:
-    """What bit-equality depends on (processor, torch, threads, kernels), and the versions for the record."""
+    """The environment of a run. Bit-equal results depend on the processor, torch, the threads and the kernels."""
     import torch
 
     import ssfnas_cli
@@ -38,32 +38,32 @@ def _processor_name() -> str:
 
 
 def free_cores(seconds: float = 0.2) -> float | None:
-    """How many cores are idle, measured over that time; None if the system does not tell."""
+    """How many cores are idle, measured over `seconds`; None if the system does not report it."""
     try:
         before = _processor_times()
         time.sleep(seconds)
         after = _processor_times()
         spent = [late - early for early, late in zip(before, after, strict=True)]
-        return len(os.sched_getaffinity(0)) * (spent[3] + spent[4]) / sum(spent)  # idle, and waiting for a disk
+        return len(os.sched_getaffinity(0)) * (spent[3] + spent[4]) / sum(spent)  # idle and iowait
     except (OSError, ValueError, IndexError, ArithmeticError, AttributeError):
         return None
 
 
 def _processor_times() -> list[int]:
-    """The first line of /proc/stat: user, nice, system, idle, waiting, ..., of all cores together since the start."""
+    """The first line of /proc/stat: time that all cores spent since boot in user, nice, system, idle, iowait, ..."""
     return [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
 
 
 def memory_bytes() -> int | None:
-    """The memory that this process holds now; None if the system does not tell."""
+    """The resident memory of this process; None if the system does not report it."""
     with contextlib.suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return None
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held; its loader processes are not counted."""
-    with contextlib.suppress(OSError, StopIteration):  # ru_maxrss begins at the peak of whoever started this process
+    """The peak resident memory of this process, without its loader processes."""
+    with contextlib.suppress(OSError, StopIteration):  # ru_maxrss includes the peak of the parent process
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""The `ssfnas` application: its commands, and how an error becomes one line and an exit code."""
+"""The `ssfnas` application: its commands, and the conversion of errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -27,16 +27,17 @@ from ssfnas_cli.commands import (
 )
 from ssfnas_cli.errors import SsfnasError, out_of_memory
 
-# How often a thread that waits for another looks before it sleeps, read by libgomp when torch loads it. Without a limit
-# two searches on one machine crawl; with none at all a small one is slowed by waking threads, on an idle machine, too.
-WAITING = ("GOMP_SPINCOUNT", "2000")
+# How many times a thread that waits for another one spins before it sleeps. libgomp reads it when torch loads it. With
+# libgomp's own limit, two searches on one machine slow each other to a crawl. With no spinning, small networks lose
+# time to waking threads even on an idle machine.
+SPIN_LIMIT = ("GOMP_SPINCOUNT", "2000")
 
 
 class _Command(TyperCommand):
-    """A subcommand. Once its flags are parsed, the parser prints nothing more, and whoever prints is a stranger."""
+    """A subcommand. After its flags are parsed only foreign code prints, so its prints are redirected to stderr."""
 
     def invoke(self, ctx: Any) -> Any:
-        console.divert_prints()
+        console.redirect_prints()
         return super().invoke(ctx)
 
 
@@ -60,8 +61,8 @@ for name, module in {
 }.items():
     app.command(name, cls=_Command)(module.command)
 
-# What to do where memory has run out
-LESS_MEMORY = {
+# What to do if memory has run out, per command
+MEMORY_ADVICE = {
     **dict.fromkeys(
         ("search", "retrain"),
         "take a smaller --batch-size, --channels or --layers, or --precision bf16. "
@@ -70,12 +71,12 @@ LESS_MEMORY = {
     "describe": "take fewer --channels or --layers",
 }
 
-# typer carries its own click and exports no such name
+# typer bundles its own click and does not export this class.
 ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"ssfnas {__version__}")
         raise typer.Exit
 
@@ -97,73 +98,73 @@ def _app(
 
 
 def run() -> NoReturn:
-    """The console script."""
+    """Entry point of the console script."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault(*WAITING)
-    console.keep_stdout()
-    code = _code()
-    _flush()
+        os.environ.setdefault(*SPIN_LIMIT)
+    console.reserve_stdout()
+    code = _run_command()
+    _flush_streams()
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _code() -> Any:
-    """What the command gives back, or the exit code of the error that it raises, which is said in one line."""
+def _run_command() -> Any:
+    """Run the command; return its result, or report its error in one line and return the exit code."""
     try:
         code = app(standalone_mode=False)
         console.stdout().flush()
         return code
     except (SsfnasError, PluginError) as error:
-        return _fail(str(error), getattr(error, "exit_code", 2))
+        return _report(str(error), getattr(error, "exit_code", 2))
     except ClickException as error:
-        return _fail(_usage(error), 2)
+        return _report(_usage_message(error), 2)
     except typer.Abort:
-        return _fail("interrupted", 130)
+        return _report("interrupted", 130)
     except typer.Exit as error:
         return error.exit_code
     except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+        return _report("interrupted", 130)
     except BrokenPipeError:
-        return _nobody_reads()
-    except SystemExit as error:  # typer leaves so where a pipe is closed, and after completion
-        return _nobody_reads() if isinstance(error.__context__, BrokenPipeError) else error.code
+        return _reader_closed()
+    except SystemExit as error:  # typer raises it if a pipe is closed, and after completion
+        return _reader_closed() if isinstance(error.__context__, BrokenPipeError) else error.code
     except Exception as error:
-        return _unexpected(error)
+        return _report_unexpected(error)
 
 
-def _unexpected(error: Exception) -> int:
-    """What the machine lacks is the user's to mend; anything else is a bug."""
-    mend = LESS_MEMORY.get(next(iter(sys.argv[1:]), ""), "end other programs, or take a machine with more of it")
+def _report_unexpected(error: Exception) -> int:
+    """Report an exception that no command expects: the machine lacks a resource, or else there is a bug."""
+    mend = MEMORY_ADVICE.get(next(iter(sys.argv[1:]), ""), "end other programs, or take a machine with more of it")
     if lacking := out_of_memory(error, mend):
-        return _fail(str(lacking), lacking.exit_code)
+        return _report(str(lacking), lacking.exit_code)
     if isinstance(error, OSError):
-        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
+        return _report(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
     with contextlib.suppress(OSError):
         traceback.print_exc()
-    return _fail("this is a bug in ssfnas, or in a plugin; the lines above say where", 1)
+    return _report("this is a bug in ssfnas, or in a plugin; the lines above say where", 1)
 
 
-def _usage(error: Any) -> str:
-    """The parser's words as sentences, and where to read on; without a command it has none."""
+def _usage_message(error: Any) -> str:
+    """The parser's message as a sentence, followed by the help to read. It is empty if no command was given."""
     message = error.format_message() or "No command given"
     message += "" if message.endswith((".", "?", "!")) else "."
     context = getattr(error, "ctx", None)
     return f"{message} See '{context.command_path} --help'." if context is not None else message
 
 
-def _nobody_reads() -> int:
-    """Whoever reads our output has seen enough: that is no failure, and nothing may be said at exit."""
+def _reader_closed() -> int:
+    """Exit with 0 without a message: the reader of the output has closed the pipe, which is no failure."""
     console.discard(console.stdout())
     return 0
 
 
-def _fail(message: str, code: int) -> int:
+def _report(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
         print("ssfnas: " + console.printable(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
 
 
-def _flush() -> None:
-    """Python would give another exit code, and complain, where stdout or stderr cannot take what is left."""
+def _flush_streams() -> None:
+    """Flush stdout and stderr. If that failed at exit, Python would complain and change the exit code."""
     for stream in (console.stdout(), sys.stderr):
         try:
             stream.flush()

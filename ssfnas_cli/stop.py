@@ -1,7 +1,8 @@
-"""Requests to stop: signals and the time limit, from before torch is imported.
+"""Requests to stop a run: signals and the time limit. This module imports no torch, so it can be set up first.
 
-SIGTERM, SIGUSR1 and SIGUSR2 (what queues send) and the first SIGINT only set a flag; the training loop saves at the
-next step and leaves with 75, or 130 after SIGINT. The first SIGINT is acknowledged; a second one leaves at once.
+SIGTERM, SIGUSR1 and SIGUSR2 (which queues send) and the first SIGINT only set a flag. The training loop saves a
+checkpoint at the next step and exits with code 75, or 130 after SIGINT. The first SIGINT is acknowledged; a second one
+ends the program immediately.
 """
 
 from __future__ import annotations
@@ -20,83 +21,98 @@ from ssfnas_cli.errors import Stopped
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT")
 STARTED = time.monotonic()
 _received: list[int] = []
-_leaving = False
-_nothing_to_save = ""  # what a request that ends the program at once says; empty: the loop decides
+_stopping = False
+# The end of the message if a request ends the program immediately. If it is empty, the training loop decides when.
+_interruptible_because = ""
 
 
 def install_handlers() -> None:
-    """From here on a signal is a request. Called first thing by the commands that train."""
+    """Treat signals as requests to stop from now on. The commands that train call this first."""
     for name in SIGNALS:
         if hasattr(signal, name) and not (name == "SIGHUP" and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN):
-            signal.signal(getattr(signal, name), _receive)
+            signal.signal(getattr(signal, name), _handle_signal)
     if os.name == "posix":
-        requests, numbers = os.pipe()
-        os.set_blocking(numbers, False)
-        signal.set_wakeup_fd(numbers, warn_on_full_buffer=False)
-        threading.Thread(target=_acknowledge, args=(requests,), daemon=True).start()
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        threading.Thread(target=_acknowledge_interrupt, args=(read_end,), daemon=True).start()
 
 
-def _receive(number: int, frame: FrameType | None) -> None:
+def _handle_signal(number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and signal.SIGINT in _received:
         os._exit(130)
     _received.append(number)
-    if _nothing_to_save:
-        _leave()
+    if _interruptible_because:
+        _raise_stopped()
 
 
-def _acknowledge(requests: int) -> None:
-    """Say once that a SIGINT has come; `requests` is a pipe that brings the numbers of signals.
+def _acknowledge_interrupt(signal_numbers: int) -> None:
+    """Tell the user once that a SIGINT has arrived. `signal_numbers` is the read end of a pipe of signal numbers.
 
-    In a thread, as a handler waits for the C++ call that is under way, a whole backward pass perhaps. Past Python's
-    buffers, as the process may be ended before they are written.
+    This runs in a thread because Python calls a signal handler only after the current C++ call, which may be a whole
+    backward pass. It bypasses Python's buffers because the process may end before they are flushed.
     """
-    while os.read(requests, 1) != bytes([signal.SIGINT]):
+    while os.read(signal_numbers, 1) != bytes([signal.SIGINT]):
         pass
-    if not (_nothing_to_save or _leaving):
-        over_the_bar = b"\r\x1b[2K" if os.isatty(2) else b""
+    if not (_interruptible_because or _stopping):
+        erase_progress_bar = b"\r\x1b[2K" if os.isatty(2) else b""
         with contextlib.suppress(OSError):
-            os.write(2, over_the_bar + b"stopping after this step; Ctrl-C again leaves at once\n")
+            os.write(2, erase_progress_bar + b"stopping after this step; Ctrl-C again leaves at once\n")
 
 
-def _leave() -> NoReturn:
-    global _leaving
-    _leaving = True
-    raise Stopped(f"stopped by {signal.Signals(_received[-1]).name} {_nothing_to_save}", interrupted())
+def _raise_stopped() -> NoReturn:
+    global _stopping
+    _stopping = True
+    raise Stopped(f"stopped by {signal.Signals(_received[-1]).name} {_interruptible_because}", interrupted())
 
 
 @contextlib.contextmanager
-def waiting(nothing_to_save: str = "before anything was begun") -> Iterator[None]:
-    """While there is nothing to save (this program only waits for a pipe, say), a request ends it at once."""
-    global _nothing_to_save
-    _nothing_to_save = nothing_to_save
+def interruptible(because: str = "before anything was begun") -> Iterator[None]:
+    """Let a request end the program immediately within this context, because there is nothing to save.
+
+    Args:
+        because: the end of the message, which says why nothing is lost.
+
+    Raises:
+        Stopped: a signal arrives within the context, or arrived before it.
+    """
+    global _interruptible_because
+    _interruptible_because = because
     try:
-        leave_if_asked()
+        raise_if_requested()
         yield
-        leave_if_asked()
+        raise_if_requested()
     finally:
-        _nothing_to_save = ""
+        _interruptible_because = ""
 
 
-def leave_if_asked() -> None:
-    """Within `waiting`: end now if a request has come. Its exception is lost where code that ignores all meets it."""
+def raise_if_requested() -> None:
+    """Raise Stopped if a signal has arrived. Call it within `interruptible`.
+
+    The handler raises, too, but code that catches every exception may have swallowed that.
+    """
     if _received:
-        _leave()
+        _raise_stopped()
 
 
-def leave_to_main_process() -> None:
-    """In a loader process: a queue signals every process of a job, and only the main one decides what to do."""
+def ignore_signals() -> None:
+    """Ignore signals in a loader process. Queues signal every process of a job, but only the main process decides."""
     for name in SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def interrupted() -> bool:
-    """Whether one of the requests was SIGINT."""
+    """Whether one of the requests was a SIGINT."""
     return signal.SIGINT in _received
 
 
-def request(max_time: float | None) -> str | None:
-    """Why to stop, or None. `max_time` is in seconds since the program started."""
+def requested_by(max_time: float | None) -> str | None:
+    """What asks the run to stop: the name of a signal or the time limit, or None if the run may continue.
+
+    Args:
+        max_time: the limit, in seconds since the program started; None means no limit.
+    """
     if _received:
         return signal.Signals(_received[-1]).name
     if max_time is not None and time.monotonic() - STARTED >= max_time:

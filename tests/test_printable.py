@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from ssfnas_cli.console import _OneLine, printable
+from ssfnas_cli.console import _Formatter, printable
 
 
 @pytest.mark.parametrize(
@@ -23,4 +23,4 @@ def test_what_would_steer_a_terminal_is_escaped_and_words_are_not(text, shown):
 
 def test_a_message_with_a_strange_name_stays_on_its_line():
     record = logging.LogRecord("ssfnas", logging.WARNING, "", 0, "%s: odd", ("a\n\x1b[31mb",), None)
-    assert _OneLine().format(record) == "ssfnas: warning: a\\n\\x1b[31mb: odd"
+    assert _Formatter().format(record) == "ssfnas: warning: a\\n\\x1b[31mb: odd"

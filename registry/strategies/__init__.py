@@ -1,1 +1,1 @@
-"""Strategies: what an architecture is searched with."""
+"""Search strategies."""

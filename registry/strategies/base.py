@@ -1,8 +1,8 @@
-"""What a search strategy is, and what it can ask of the supernet that it searches.
+"""The interfaces of a search strategy and of the supernet that it searches.
 
-Mixing weights are the one language: `{cell type: [num_edges, num_ops]}`, edges ordered as in `registry.space`. A
-candidate op whose weight is exactly zero is not computed. A strategy proposes mixing weights, learns from what the
-bench tells it, and publishes a record of every epoch from which an architecture can be derived.
+They communicate by mixing weights: `{cell type: [num_edges, num_ops]}`, with the edges in the order of
+`registry.space`. A candidate op whose weight is exactly zero is not computed. A strategy proposes mixing weights,
+learns from the losses that they lead to, and records every epoch. An architecture is derived from the record.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Mixing = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What a strategy is built with, beside its own options.
+    """What a strategy is built with besides its own options.
 
     Attributes:
         ops: names of the candidate ops, in the order of the mixing weights' columns.
-        epochs: of the whole search.
-        seed: of the search.
-        device: where mixing weights live.
-        relaxation: what `--relax` names. A strategy without alphas ignores it, and the settings below.
-        order: of the alpha step's gradient, 1 or 2.
-        warmup_epochs: epochs at the start in which the architecture stays as it is.
-        alpha_lr, alpha_betas, alpha_weight_decay: of the alphas' optimizer.
+        epochs: number of epochs of the search.
+        seed: the search's seed.
+        device: the device of the mixing weights.
+        relaxation: the relaxation that `--relax` names. A strategy without alphas ignores it and the settings below.
+        order: the order of the alpha step's gradient, 1 or 2.
+        warmup_epochs: number of epochs at the start in which the alphas do not change.
+        alpha_lr, alpha_betas, alpha_weight_decay: settings of the alphas' optimizer.
     """
 
     ops: Sequence[str]
@@ -51,10 +51,10 @@ class SearchContext:
 
 
 class WeightStep(NamedTuple):
-    """The SGD step that the weights take next: w - lr * (momentum * buffer + clipped gradient + weight_decay * w).
+    """The next SGD step of the weights: w - lr * (momentum * buffer + clipped gradient + weight_decay * w).
 
-    `momenta` are the buffers in the order of the weights, None before the first step; `clip` is the largest norm of a
-    group's gradient.
+    `momenta` are the buffers in the order of the weights; they are None before the first step. `clip` is the maximum
+    norm of the gradient of a group.
     """
 
     lr: float
@@ -64,42 +64,42 @@ class WeightStep(NamedTuple):
     momenta: list[Tensor | None]
 
 
-class Bench(Protocol):
-    """A supernet at one step of its training, with this step's batches. Losses are scalars with gradients."""
+class SearchStep(Protocol):
+    """One step of a search: the supernet and the batches of this step. Losses are scalars with gradients."""
 
     epoch: int
     progress: float  # of the search, from 0 to 1
 
     @property
     def weight_groups(self) -> list[list[nn.Parameter]]:
-        """The lower level's parameters, in groups whose gradients are clipped apart."""
+        """The parameters of the lower level, in groups whose gradients are clipped separately."""
 
     def generator(self) -> torch.Generator:
-        """This step's random numbers, from their beginning: every call within a step draws the same ones."""
+        """A new generator with the seed of this step, so that every call within a step draws the same numbers."""
 
     def train_loss(self, mixing: Mixing) -> Tensor:
-        """The weights' loss on this step's batch of the weight half."""
+        """L_train, the weights' loss on this step's batch of the weight half."""
 
     def val_loss(self, mixing: Mixing) -> Tensor:
-        """The architecture's loss on this step's batch of the alpha half."""
+        """L_val, the architecture's loss on this step's batch of the alpha half."""
 
     def accuracy(self, mixing: Mixing) -> float:
-        """Top-1 in percent over the alpha half, with statistics of batch normalisation estimated for these weights."""
+        """Top-1 accuracy in percent on the alpha half, with BN statistics estimated for these mixing weights."""
 
     def weight_step(self) -> WeightStep:
-        """The step that the weights are about to take."""
+        """The SGD step that the weights take after the strategy's update."""
 
     def held_statistics(self) -> contextlib.AbstractContextManager[None]:
-        """Within: passes leave running statistics of batch normalisation as they are."""
+        """A context in which forward passes do not change the running statistics of batch normalisation."""
 
-    def exact(self) -> contextlib.AbstractContextManager[None]:
-        """Within: passes are computed in float32, whatever the precision of the search."""
+    def full_precision(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which losses are computed in float32, whatever the precision of the search."""
 
 
 class Strategy(abc.ABC):
-    """Base of every search strategy."""
+    """Base class of search strategies."""
 
-    default_rule: str = "darts"  # how its record is derived unless `derive --rule` names another rule
+    default_rule: str = "darts"  # the derivation rule unless `derive --rule` names another one
     record_names: ClassVar[tuple[str, ...]] = ("normal", "reduce")
 
     def __init__(self, options: Options, context: SearchContext):
@@ -107,31 +107,31 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Mixing weights that the next weight step trains, or, without a generator, those to judge (no noise)."""
+        """The mixing weights of the next weight step or, without a generator, those to evaluate (without noise)."""
 
     @abc.abstractmethod
-    def update(self, bench: Bench) -> dict[str, float]:
-        """Learn from this step's batches, before the weight step; values to average over the epoch's metrics."""
+    def update(self, step: SearchStep) -> dict[str, float]:
+        """Update the architecture before the weight step. Return values whose means enter the epoch's metrics."""
 
     @abc.abstractmethod
     def end_epoch(self) -> dict[str, float]:
-        """Add this epoch to the record; facts for the epoch's metrics."""
+        """Add this epoch to the record. Return values for the epoch's metrics."""
 
     @abc.abstractmethod
     def record(self) -> dict[str, Tensor]:
-        """What is published: `record_names` -> [epochs so far + 1, num_edges, num_ops], the start included."""
+        """The published record, by name: [epochs so far + 1, num_edges, num_ops]. Index 0 is the initial state."""
 
     @abc.abstractmethod
     def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
-        """Mixing weights in float64 of a record's epoch, from which a genotype is derived."""
+        """The mixing weights of an epoch of a record, in float64, from which a genotype is derived."""
 
     @abc.abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that a search changes here, the record included, by name.
+        """All tensors that the search changes, by name, including the record.
 
-        Names must not begin with `model.`, `optimizer.weights.` or `optimizer.probe.`, which are the supernet's.
+        Names must not begin with `model.`, `optimizer.weights.` or `optimizer.probe.`, which belong to the supernet.
         """
 
     @abc.abstractmethod
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `tensors` gave, bit for bit."""
+        """Restore the state that `tensors` returned, bit for bit."""

@@ -1,7 +1,7 @@
 """The alpha step of the bilevel problem (paper, Eq. 2 and 3), to first and to second order.
 
-Losses are closures that run the network on a fixed batch. Weights and alphas are leaf tensors that the closures read.
-Trial steps restore the weights bit for bit; keeping batch statistics as they are is the closures' business.
+Losses are closures that run the network on a fixed batch. Weights and alphas are leaf tensors that the closures use.
+Trial steps restore the weights bit for bit. The caller makes sure that they do not change the running statistics.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Loss = Callable[[], Tensor]
 
 
 def first_order(val_loss: Loss, alphas: Sequence[Tensor]) -> tuple[list[Tensor], float]:
-    """Gradient of L_val(w, alpha) with respect to the alphas at the present weights (xi = 0), and the loss."""
+    """Gradient of L_val(w, alpha) with respect to the alphas at the current weights (xi = 0), and the loss."""
     loss = val_loss()
     return _gradients(loss, list(alphas)), loss.item()
 
@@ -38,21 +38,21 @@ def second_order(
 
         w' = w - xi (momentum v + c g + weight_decay w)
 
-    and its mixed second derivative is a central difference (DARTS, Eq. 7 and 8; REFERENCE: architect.py), here along
-    the direction u that the clipping leaves of h = grad_w' L_val:
+    The product with the mixed second derivative is a central difference (DARTS, Eq. 7 and 8; REFERENCE: architect.py).
+    Its direction u is h = grad_w' L_val times the transposed Jacobian of the clipping:
 
         d_alpha L_val(w', alpha) - xi * (d_alpha L_train(w + R u) - d_alpha L_train(w - R u)) / (2 R)
         u = c (h - n (n . h)) with n = g / |g| if the gradient is clipped, else u = h;  R = radius / |u|
 
-    DARTS's own code ignores the clipping. Its w' is then not the one that the weights take: under a sigmoid or Barlow
-    Twins the norm lies far above 5.
+    DARTS's code ignores the clipping, so its w' is not the one that the weights reach: with a sigmoid relaxation or
+    Barlow Twins, the norm is far above 5.
 
     Args:
-        groups: the weights, in groups whose gradients are clipped apart.
+        groups: the weights, in groups whose gradients are clipped separately.
         step: the SGD step; its momenta are in the order of the weights.
 
     Returns:
-        A gradient per alpha, and L_val(w', alpha).
+        A gradient for each tensor of alphas, and L_val(w', alpha).
     """
     weights, alphas = list(chain.from_iterable(groups)), list(alphas)
     sizes = [len(group) for group in groups]
@@ -65,10 +65,10 @@ def second_order(
                 change = change + step.momentum * buffer
             weight.data.sub_(step.lr * change)
         loss = val_loss()
-        ends = _gradients(loss, [*alphas, *weights])
-        alpha_gradients, ahead = ends[: len(alphas)], ends[len(alphas) :]
-    parts = zip(_split(gradients, sizes), _split(ahead, sizes), strict=True)
-    direction = list(chain.from_iterable(_through_clip(g, h, step.clip) for g, h in parts))
+        val_gradients = _gradients(loss, [*alphas, *weights])
+        alpha_gradients, weight_gradients = val_gradients[: len(alphas)], val_gradients[len(alphas) :]
+    parts = zip(_split(gradients, sizes), _split(weight_gradients, sizes), strict=True)
+    direction = list(chain.from_iterable(_transposed_clip_jacobian(g, h, step.clip) for g, h in parts))
     step_size = radius / max(float(_norm(direction)), 1e-12)
     above = _alpha_gradients_at(train_loss, weights, alphas, direction, step_size)
     below = _alpha_gradients_at(train_loss, weights, alphas, direction, -step_size)
@@ -79,7 +79,7 @@ def second_order(
 
 
 def clip_factor(norm: Tensor, clip: float) -> Tensor:
-    """What `torch.nn.utils.clip_grad_norm_` multiplies a gradient of this norm by."""
+    """The factor by which `torch.nn.utils.clip_grad_norm_` multiplies a gradient of this norm."""
     return torch.clamp(clip / (norm + 1e-6), max=1.0)
 
 
@@ -88,8 +88,8 @@ def _clip(gradients: Sequence[Tensor], clip: float) -> list[Tensor]:
     return [factor * gradient for gradient in gradients]
 
 
-def _through_clip(gradients: Sequence[Tensor], direction: Sequence[Tensor], clip: float) -> list[Tensor]:
-    """The derivative of the clipping, transposed and applied to a direction: c (h - n (n . h)), or h unclipped."""
+def _transposed_clip_jacobian(gradients: Sequence[Tensor], direction: Sequence[Tensor], clip: float) -> list[Tensor]:
+    """The transposed Jacobian of the clipping times a direction h: c (h - n (n . h)), or h if nothing is clipped."""
     norm = _norm(gradients)
     factor = clip_factor(norm, clip)
     if factor >= 1:
@@ -103,7 +103,7 @@ def _norm(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _split(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Sequence[Tensor]]:
-    """Consecutive runs of these lengths."""
+    """Split a sequence into consecutive parts of these sizes."""
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
     return [tensors[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
@@ -111,7 +111,7 @@ def _split(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Sequence[Ten
 def _alpha_gradients_at(
     loss: Loss, weights: list[Tensor], alphas: list[Tensor], direction: list[Tensor], step_size: float
 ) -> list[Tensor]:
-    """The loss's alpha gradients at w + step_size * direction."""
+    """The gradients of the loss with respect to the alphas at w + step_size * direction."""
     with _restored(weights):
         for weight, part in zip(weights, direction, strict=True):
             weight.data.add_(part, alpha=step_size)
@@ -119,7 +119,7 @@ def _alpha_gradients_at(
 
 
 def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    """Gradients; zeros for what the loss does not depend on: the other loss's head, alphas of ops that did not run."""
+    """Gradients; zeros for an input without effect: the head of the other loss, or alphas of ops that did not run."""
     gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
     return [
         torch.zeros_like(x) if gradient is None else gradient for x, gradient in zip(inputs, gradients, strict=True)
@@ -128,7 +128,7 @@ def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _restored(weights: list[Tensor]) -> Iterator[None]:
-    """Put the weights' exact values back on leaving."""
+    """Restore the exact values of the weights at the end of the context."""
     saved = [weight.detach().clone() for weight in weights]
     try:
         yield

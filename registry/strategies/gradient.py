@@ -1,4 +1,4 @@
-"""Search by gradients: alphas under a relaxation, and an alpha step before every weight step (DARTS, Algorithm 1)."""
+"""Gradient-based search: a step of the relaxed alphas before each step of the weights (DARTS, Algorithm 1)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from registry.core import STRATEGIES, Options
 from registry.space import CELL_TYPES, edge_list
 from registry.state import load_optimizer, optimizer_tensors
 from registry.strategies import bilevel
-from registry.strategies.base import Bench, SearchContext, Strategy
+from registry.strategies.base import SearchContext, SearchStep, Strategy
 
 
 @STRATEGIES.register("gradient")
 class Gradient(Strategy):
-    """DARTS and its kin: the alphas of a relaxation, learned by Adam on the alpha half's loss.
+    """DARTS and FairDARTS: Adam minimises the loss on the alpha half with respect to the alphas of a relaxation.
 
     Attributes:
-        alphas: cell type -> leaf tensor [num_edges, num_ops].
-        history: cell type -> [epochs so far + 1, num_edges, num_ops].
+        alphas: a leaf tensor [num_edges, num_ops] for each cell type.
+        history: the alphas of all epochs for each cell type, [epochs so far + 1, num_edges, num_ops].
     """
 
     def __init__(self, options: Options, context: SearchContext):
@@ -44,36 +44,36 @@ class Gradient(Strategy):
         )
 
     def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """What the relaxation makes of the alphas; a sampled relaxation draws the same ones throughout a step."""
+        """The relaxation's mixing weights of the alphas."""
         return {kind: self.relaxation.weights(alphas, progress, generator) for kind, alphas in self.alphas.items()}
 
-    def update(self, bench: Bench) -> dict[str, float]:
-        """The alpha step, unless the alphas are still warming up."""
-        if bench.epoch < self.context.warmup_epochs:
+    def update(self, step: SearchStep) -> dict[str, float]:
+        """Take an alpha step, except in the warm-up epochs."""
+        if step.epoch < self.context.warmup_epochs:
             return {}
         alphas = list(self.alphas.values())
-        gradients, loss = self._gradients(bench, alphas)
-        regulariser = self.relaxation.regulariser(self.alphas, bench.progress)
+        gradients, loss = self._gradients(step, alphas)
+        regulariser = self.relaxation.regulariser(self.alphas, step.progress)
         if regulariser.requires_grad:
-            pushes = torch.autograd.grad(regulariser, alphas)
-            gradients = [gradient + push for gradient, push in zip(gradients, pushes, strict=True)]
+            penalties = torch.autograd.grad(regulariser, alphas)
+            gradients = [gradient + penalty for gradient, penalty in zip(gradients, penalties, strict=True)]
         for values, gradient in zip(alphas, gradients, strict=True):
             values.grad = gradient
         self.optimizer.step()
         self._check_alphas()
         return {"alpha_loss": loss, "regulariser": regulariser.item()}
 
-    def _gradients(self, bench: Bench, alphas: list[Tensor]) -> tuple[list[Tensor], float]:
+    def _gradients(self, step: SearchStep, alphas: list[Tensor]) -> tuple[list[Tensor], float]:
         """The gradient of L_val with respect to the alphas, and L_val."""
-        mixing = lambda: self.mixing(bench.progress, bench.generator())
-        val_loss = lambda: bench.val_loss(mixing())
-        with bench.held_statistics():
+        mixing = lambda: self.mixing(step.progress, step.generator())
+        val_loss = lambda: step.val_loss(mixing())
+        with step.held_statistics():
             if self.context.order == 1:
-                with _frozen([weight for group in bench.weight_groups for weight in group]):
+                with _frozen([weight for group in step.weight_groups for weight in group]):
                     return bilevel.first_order(val_loss, alphas)
-            with bench.exact():
-                train_loss = lambda: bench.train_loss(mixing())
-                return bilevel.second_order(train_loss, val_loss, bench.weight_groups, alphas, bench.weight_step())
+            with step.full_precision():
+                train_loss = lambda: step.train_loss(mixing())
+                return bilevel.second_order(train_loss, val_loss, step.weight_groups, alphas, step.weight_step())
 
     def _check_alphas(self) -> None:
         for kind, values in self.alphas.items():
@@ -81,22 +81,22 @@ class Gradient(Strategy):
                 raise FloatingPointError(f"an alpha of the {kind} cell is no longer finite")
 
     def end_epoch(self) -> dict[str, float]:
-        """Record the alphas."""
+        """Add the alphas to the history."""
         for kind, alphas in self.alphas.items():
             self.history[kind] = torch.cat([self.history[kind], alphas.detach().cpu()[None]])
         return {"alpha_lr": self.optimizer.param_groups[0]["lr"]}
 
     def record(self) -> dict[str, Tensor]:
-        """The alphas of every epoch."""
+        """The alphas of all epochs."""
         return self.history
 
     def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
-        """The relaxation's mixing weights of recorded alphas, without noise."""
+        """The mixing weights of recorded alphas, without noise."""
         progress = epoch / self.context.epochs
         return {kind: self.relaxation.weights(record[kind][epoch].double(), progress).numpy() for kind in CELL_TYPES}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Alphas, their history and their optimizer's state."""
+        """The alphas, their history and the state of their optimizer."""
         named = {f"alphas.{kind}": alphas for kind, alphas in self.alphas.items()}
         named |= {f"history.{kind}": history for kind, history in self.history.items()}
         return named | optimizer_tensors("optimizer.alphas", self.optimizer)
@@ -110,7 +110,7 @@ class Gradient(Strategy):
 
 @contextlib.contextmanager
 def _frozen(weights: list[nn.Parameter]) -> Iterator[None]:
-    """Within: no gradient of the weights is computed."""
+    """Compute no gradients of the weights within this context."""
     for weight in weights:
         weight.requires_grad_(False)
     try:

@@ -1,1 +1,1 @@
-"""What ssfnas reads and writes: JSON and safetensors, checked on the way in, whole on the way out."""
+"""Files and folders that ssfnas writes: JSON and safetensors, written atomically and verified when read."""

@@ -1,4 +1,4 @@
-"""Where this program keeps what it can make again: the embedded data set and the compiled kernels."""
+"""The cache folder, which holds what can be recreated: the embedded data set and the compiled kernels."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ssfnas_cli.console import log
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/ssfnas`, or `~/.cache/ssfnas`, made here if need be; where neither can be, a temporary one.
+    """Return `$XDG_CACHE_HOME/ssfnas` or `~/.cache/ssfnas`, or a temporary folder if neither can be created or written.
 
-    A relative `$XDG_CACHE_HOME` is ignored, and folders are made with the permissions 0700, as the XDG Base Directory
-    Specification says.
+    As the XDG Base Directory Specification requires, a relative `$XDG_CACHE_HOME` is ignored and folders are created
+    with the permissions 0700.
     """
     return _cache_folder(os.environ.get("XDG_CACHE_HOME", ""), os.environ.get("HOME", ""))
 
 
 @functools.lru_cache(maxsize=8)
-def _cache_folder(named: str, home: str) -> Path:
+def _cache_folder(configured: str, home: str) -> Path:
     try:
-        base = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
-        make_private(base / "ssfnas")
+        base = Path(configured) if Path(configured).is_absolute() else Path.home() / ".cache"
+        make_private_folder(base / "ssfnas")
         if os.access(base / "ssfnas", os.R_OK | os.W_OK | os.X_OK):
             return base / "ssfnas"
         why = f"{base / 'ssfnas'} cannot be written"
@@ -39,8 +39,8 @@ def _cache_folder(named: str, home: str) -> Path:
     return folder
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder that only this user can look into, and those above it that are missing."""
+def make_private_folder(folder: Path) -> None:
+    """Create a folder, and missing folders above it, with access for this user only."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
@@ -50,24 +50,24 @@ def make_private(folder: Path) -> None:
 
 @functools.cache
 def temporary_folder() -> Path:
-    """A folder in the system's temporary folder that only this user can write: the same one each time, if it can be."""
+    """A folder in the system's temporary folder that only this user can write, and the same one if possible."""
     folder = Path(tempfile.gettempdir()) / f"ssfnas-cache-{_user()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        if not folder.is_symlink() and why_not_ours(folder) is None:
+        if not folder.is_symlink() and why_untrusted(folder) is None:
             return folder
     except OSError:
         pass
-    folder = Path(tempfile.mkdtemp(prefix="ssfnas-"))  # somebody else has made the other
+    folder = Path(tempfile.mkdtemp(prefix="ssfnas-"))  # another user has created the other one
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def why_not_ours(path: Path) -> str | None:
-    """Why somebody else could have put something into a folder or file, or could do so; None if nobody could.
+def why_untrusted(path: Path) -> str | None:
+    """The reason why another user could have changed a file or folder, or None if nobody else could.
 
-    It must be this user's and writable by nobody else. In each folder above, nobody but this user and the system's
-    administrator may rename things.
+    This user must own it, and nobody else may be able to write it. In each folder above, nobody but this user and the
+    administrator may be able to rename entries.
     """
     if _user() is None:
         return None
@@ -75,7 +75,7 @@ def why_not_ours(path: Path) -> str | None:
         return f"{path} is another user's"
     if path.stat().st_mode & 0o022:
         return f"others can write {path}"
-    for folder in {*path.absolute().parents, *path.resolve().parents}:  # a link on the way may be turned elsewhere
+    for folder in {*path.absolute().parents, *path.resolve().parents}:  # a link in the path could be redirected
         state = folder.stat()
         if state.st_uid not in (_user(), 0):
             return f"{folder} is another user's"
@@ -85,7 +85,7 @@ def why_not_ours(path: Path) -> str | None:
 
 
 def _others_write(state: os.stat_result) -> bool:
-    """Whether a folder's permissions let another user in; a group of which a user is the only member does not."""
+    """Whether another user may write a folder. A private group, whose only member is its user, does not count."""
     if state.st_mode & stat.S_IWOTH:
         return True
     return bool(state.st_mode & stat.S_IWGRP) and not _is_private_group(state.st_gid)
@@ -103,5 +103,5 @@ def _is_private_group(number: int) -> bool:
 
 
 def _user() -> int | None:
-    """This user's number; None on systems that have none."""
+    """The id of this user, or None on systems that have none."""
     return os.getuid() if hasattr(os, "getuid") else None

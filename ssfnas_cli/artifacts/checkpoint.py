@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints, which are written atomically.
 
-A checkpoint is a folder `checkpoints/NUMBER` with `tensors.safetensors`, `state.json`, and last `manifest.json`
-with the sizes and sha256 of the other two. It is made in a temporary folder, flushed, and renamed; older ones go
-only then.
+A checkpoint is a folder `checkpoints/NUMBER` with `tensors.safetensors`, `state.json` and `manifest.json`, which holds
+the sizes and sha256 of the other two. It is written to a temporary folder, flushed to the disk and renamed. Only then
+are older checkpoints deleted.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssfnas_cli.artifacts.files import (
     atomic_folder,
+    delete_temporaries,
     read_json,
-    refuse_detour,
-    rename_free,
+    refuse_special_file,
+    rename_to_free_name,
     sha256_file,
-    sweep_temporaries,
     write_json,
 )
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
@@ -36,17 +36,17 @@ _NAME = re.compile(r"\d{10}")
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds: every tensor training changes, and the loop's state as JSON."""
+    """The content of a checkpoint: every tensor that the training changes, and the state of the loop as JSON."""
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
 
 
 def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int) -> Path:
-    """Write the next checkpoint of `folder`, then drop all but the newest `keep`.
+    """Write the next checkpoint of `folder`, then delete all but the newest `keep`.
 
     Raises:
-        DiskError: naming the checkpoint; the ones before are untouched.
+        DiskError: the checkpoint cannot be written. Earlier ones are unchanged.
         OutputExistsError: the folder, or a checkpoint in it, is a link.
     """
     existing = list_checkpoints(folder)
@@ -74,59 +74,60 @@ def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[
 
 
 def _remove(checkpoint: Path) -> None:
-    """Delete the files that we write and then the folder, which stays if there is anything else in it."""
+    """Delete the files of a checkpoint and then its folder, unless the folder contains other files."""
     with contextlib.suppress(OSError):
         for name in (MANIFEST, *FILES):
             (checkpoint / name).unlink(missing_ok=True)
-        sweep_temporaries(checkpoint)
+        delete_temporaries(checkpoint)
         checkpoint.rmdir()
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders, oldest first; unfinished ones have other names.
+    """The checkpoint folders, oldest first. Unfinished ones have other names and are not included.
 
     Raises:
-        OutputExistsError: the folder, or a checkpoint in it, is a link: what is elsewhere is neither read nor deleted.
+        OutputExistsError: the folder or a checkpoint is a link. Files elsewhere are neither read nor deleted.
     """
-    refuse_detour(folder, folder=True)
+    refuse_special_file(folder, folder=True)
     if not folder.is_dir():
         return []
     found = sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir())
     for path in found:
-        refuse_detour(path, folder=True)
+        refuse_special_file(path, folder=True)
     return found
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest sound checkpoint; a damaged one is passed over with a warning. None where there never was one.
+    """Load the newest intact checkpoint; None if there are no checkpoints. Damaged ones are skipped with a warning.
 
-    Only for whoever holds the run's lock: damaged ones are renamed, so that they do not count among those to keep.
+    The caller must hold the run's lock, because damaged checkpoints are renamed, so that they do not count among those
+    to keep.
 
     Raises:
-        InputError: checkpoints are there and every one is damaged.
+        InputError: there are checkpoints, but all are damaged.
     """
-    damaged, first = [], None
+    damaged, first_error = [], None
     for path in reversed(list_checkpoints(folder)):
         try:
             checkpoint = load_checkpoint(path)
         except InputError as error:
-            first = first or error
+            first_error = first_error or error
             damaged.append(path)
             log.warning("checkpoint %s is passed over, it is damaged: %s", path.name, error)
             continue
         for other in damaged:
-            rename_free(other, "damaged")
+            rename_to_free_name(other, "damaged")
         return checkpoint
-    if first is not None:
-        raise InputError(f"no sound checkpoint is left: {first}; start over with --force")
+    if first_error is not None:
+        raise InputError(f"no sound checkpoint is left: {first_error}; start over with --force")
     return None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint, every byte verified.
+    """Load a checkpoint after verifying the sizes and sha256 of its files.
 
     Raises:
-        InputError: naming the file that is missing or damaged.
+        InputError: a file is missing or damaged. The message names it.
     """
     manifest = read_json(path / MANIFEST)
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:

@@ -1,8 +1,8 @@
-"""The data set folder: `manifest.json` and safetensors shards of each split.
+"""The data set folder, which consists of `manifest.json` and the safetensors shards of each split.
 
-A shard holds `images` uint8 [n, H, W, C], `labels` int64 [n] and `source_index` int64 [n], the image's place
-in the source's split. The manifest names every shard with its size and sha256, and holds no time, path or
-version: the same seed and source give the same folder byte for byte. Its sha256 is the data set's identity.
+A shard holds `images` uint8 [n, H, W, C], `labels` int64 [n] and `source_index` int64 [n], the position of each image
+in the split of the source. The manifest lists every shard with its size and sha256. It contains no time, path or
+version, so the same seed and source yield the same bytes. Its sha256 identifies the data set.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from ssfnas_cli.artifacts.files import invalid, open_plain, parse_json, read_bytes, sha256_bytes, sha256_file
+from ssfnas_cli.artifacts.files import open_plain, parse_json, read_bytes, sha256_bytes, sha256_file, validation_error
 from ssfnas_cli.artifacts.shards import (
     INT64,
     Count,
     Record,
     ShardInfo,
     check_size,
-    damage_is_input_error,
+    errors_as_input_error,
     open_shard,
 )
 from ssfnas_cli.errors import InputError
@@ -33,7 +33,7 @@ SPLITS = ("train", "val", "test", "test_longtail")
 
 
 class SplitInfo(Record):
-    """Images per class, in class order, and the files that hold them."""
+    """The number of images per class, in class order, and the files that hold them."""
 
     counts: list[Count]
     shards: list[ShardInfo]
@@ -46,7 +46,7 @@ class SplitInfo(Record):
 
 
 class ShortClass(Record):
-    """A class that kept fewer training images than its share of the distribution."""
+    """A class that has fewer training images than its share of the distribution."""
 
     name: str
     share: Count
@@ -54,14 +54,14 @@ class ShortClass(Record):
 
 
 class Skipped(Record):
-    """Images that could not be read and were left out; the first names, relative to the source's root."""
+    """The number of images that could not be read, and the first of their names, relative to the source's root."""
 
     count: Count
     files: list[str]
 
 
 class Manifest(Record):
-    """`manifest.json`. Mean and std are per channel of the train split, on a scale of 0 to 1."""
+    """The content of `manifest.json`. `mean` and `std` are per channel of the train split, on a scale of 0 to 1."""
 
     schema_name: Literal["ssfnas.dataset/1"] = Field("ssfnas.dataset/1", alias="schema")
     source: str
@@ -93,22 +93,26 @@ class Manifest(Record):
         return self
 
     def to_value(self) -> dict[str, Any]:
-        """What `write_json` writes, keys in the order of the fields."""
+        """The value to write as JSON, with the keys in the order of the fields."""
         return self.model_dump(by_alias=True, mode="json")
 
 
 class Split:
-    """The images of one split, read through a memory map. Can be pickled; each process maps the files itself.
+    """The images of one split, which are read through a memory map.
+
+    It can be pickled. Each process then maps the files itself.
 
     Attributes:
-        labels: int64 [n]. source_index: int64 [n]. counts: images per class, in class order.
+        labels: int64 [n].
+        source_index: int64 [n], the position of each image in the source.
+        counts: images per class, in class order.
     """
 
     def __init__(self, folder: Path, info: SplitInfo, image_shape: tuple[int, int, int]):
-        """Read the labels of the shards that `info` names and check them.
+        """Read and check the labels of the shards that `info` lists.
 
         Raises:
-            InputError: naming the damaged file.
+            InputError: a file is damaged. The message names it.
         """
         self.image_shape = image_shape
         self.counts = list(info.counts)
@@ -125,7 +129,7 @@ class Split:
     def _column(self, name: str) -> NDArray[np.int64]:
         parts = [np.empty(0, np.int64)]
         for shard in self._shards:
-            with damage_is_input_error(shard.path):
+            with errors_as_input_error(shard.path):
                 parts.append(np.fromfile(shard.path, INT64, shard.rows, offset=shard.offsets[name]))
         return np.concatenate(parts).astype(np.int64, copy=False)
 
@@ -133,10 +137,11 @@ class Split:
         return len(self.labels)
 
     def rows(self, indices: ArrayLike) -> NDArray[np.uint8]:
-        """Images uint8 [n, H, W, C] of the given places in the split, in the order asked, copied.
+        """A copy of the images at the given positions of the split, uint8 [n, H, W, C], in the order of `indices`.
 
         Raises:
-            IndexError: a place outside the split. InputError: a file is gone or cannot be mapped.
+            IndexError: a position is outside the split.
+            InputError: a file is missing or cannot be mapped.
         """
         places = np.asarray(indices, dtype=np.int64)
         if places.size and not 0 <= places.min() <= places.max() < len(self):
@@ -144,40 +149,43 @@ class Split:
         out = np.empty((places.size, *self.image_shape), np.uint8)
         owners = np.searchsorted(self._starts, places, side="right") - 1
         for owner in np.unique(owners):
-            mine = owners == owner
-            out[mine] = self._map(int(owner))[places[mine] - self._starts[owner]]
+            selected = owners == owner
+            out[selected] = self._map(int(owner))[places[selected] - self._starts[owner]]
         return out
 
     def _map(self, number: int) -> NDArray[np.uint8]:
         if number not in self._maps:
             shard = self._shards[number]
             shape = (shard.rows, *self.image_shape)
-            with damage_is_input_error(shard.path):
+            with errors_as_input_error(shard.path):
                 try:
                     mapped = np.memmap(shard.path, np.uint8, "r", shard.offsets["images"], shape)
-                except ValueError as error:  # the file has become shorter than when it was opened
+                except ValueError as error:  # the file has been truncated since it was opened
                     raise InputError(f"{shard.path}: has changed while in use: {error}") from None
-            self._maps[number] = mapped.view(np.ndarray)  # indexing a memmap costs microseconds a call more
+            self._maps[number] = mapped.view(np.ndarray)  # indexing an np.memmap is microseconds slower per call
         return self._maps[number]
 
     def unmap(self) -> None:
-        """Let go of the mapped files, whose pages count as this process's memory; `rows` maps them again."""
+        """Unmap the files, whose pages count as memory of this process. `rows` maps them again."""
         self._maps.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_maps": {}}  # pickling a map would copy its file's contents
+        return self.__dict__ | {"_maps": {}}  # pickling a map would copy the contents of its file
 
 
 class DataSet:
-    """A data set folder whose manifest has been read and whose shards have the right sizes.
+    """A data set folder whose manifest was read and whose shards have the right sizes.
 
     Attributes:
-        path, manifest, class_names, num_classes, channels, image_size, mean, std, splits (names); sha256 of
-        the manifest, which is the data set's identity.
+        path: the folder.
+        manifest: its manifest.
+        sha256: the manifest's sha256, which identifies the data set.
+        class_names, num_classes, channels, image_size, mean, std: values of the manifest.
+        splits: the names of the splits.
     """
 
     def __init__(self, path: Path, manifest: Manifest, sha256: str):
-        """Use `DataSet.open`."""
+        """Use `DataSet.open` instead."""
         self.path, self.manifest, self.sha256 = path, manifest, sha256
         self.class_names = list(manifest.class_names)
         self.num_classes = len(self.class_names)
@@ -187,13 +195,13 @@ class DataSet:
 
     @classmethod
     def open(cls, path: str | Path) -> DataSet:
-        """Read the manifest of a data set folder and check that its shards are there, whole in size.
+        """Read the manifest of a data set folder and check that its shards exist and have the right sizes.
 
         Raises:
-            InputError: not a data set, a newer schema, or a missing or cut file; one line that names it.
+            InputError: it is not a data set, has a newer schema, or a file is missing or truncated.
         """
         path = Path(path)
-        _refuse_others(path)
+        _refuse_non_dataset(path)
         data = read_bytes(path / MANIFEST)
         manifest = _parse_manifest(data, str(path / MANIFEST))
         for split in manifest.splits.values():
@@ -203,11 +211,11 @@ class DataSet:
 
     @property
     def held_out(self) -> list[str]:
-        """The splits that nothing is trained on, in the order of `SPLITS`."""
+        """The splits that are not trained on, in the order of `SPLITS`."""
         return [name for name in self.splits if name != "train"]
 
     def split(self, name: str) -> Split:
-        """One of `splits`.
+        """Open one of `splits`.
 
         Raises:
             InputError: the data set has no such split, or a shard is damaged.
@@ -218,20 +226,20 @@ class DataSet:
         raise InputError(f"{self.path}: has no split '{name}'. Available: {', '.join(self.splits)}")
 
     def counts(self, name: str) -> list[int]:
-        """Images per class of a split, in class order; empty where the data set has no such split."""
+        """The number of images per class of a split, in class order; empty if the data set has no such split."""
         return next((list(info.counts) for split, info in self.manifest.splits.items() if split == name), [])
 
     def verify(self) -> None:
-        """Read every shard and compare its sha256 with the manifest's.
+        """Read all shards and compare their sha256 with the manifest.
 
         Raises:
-            InputError: naming the first damaged file.
+            InputError: a shard is damaged. The message names the first one.
         """
         for split in self.manifest.splits.values():
             for shard in split.shards:
                 file = self.path / shard.file
                 check_size(file, shard)
-                with damage_is_input_error(file):
+                with errors_as_input_error(file):
                     digest = sha256_file(file)
                 if digest != shard.sha256:
                     raise InputError(
@@ -239,9 +247,9 @@ class DataSet:
                     )
 
 
-def _refuse_others(path: Path) -> None:
-    """Say what was given when it is no data set folder."""
-    with damage_is_input_error(path):
+def _refuse_non_dataset(path: Path) -> None:
+    """Raise an error that says what the path is if it is not a data set folder."""
+    with errors_as_input_error(path):
         is_folder, exists = path.is_dir(), path.exists()
     if not exists:
         raise InputError(f"{path}: no such data set folder: make one with 'ssfnas make-dataset -o {path}'")
@@ -257,7 +265,7 @@ def _refuse_others(path: Path) -> None:
 
 
 def _first_bytes(path: Path) -> bytes:
-    with damage_is_input_error(path), open_plain(path) as stream:
+    with errors_as_input_error(path), open_plain(path) as stream:
         return stream.read(4096)
 
 
@@ -271,4 +279,4 @@ def _parse_manifest(data: bytes, where: str) -> Manifest:
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
-        raise invalid(where, error) from None
+        raise validation_error(where, error) from None

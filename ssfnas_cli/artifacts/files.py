@@ -1,7 +1,7 @@
-"""Whole files or none: atomic writes, checksums, and reading with a stranger's care.
+"""Atomic writes, checksums, and careful reading of files from untrusted sources.
 
-A folder that comes from somebody else may hold links, pipes and devices under the names that are ours. Nothing is
-written or deleted through them, and no read waits for them.
+A folder that comes from somebody else may contain links, pipes and devices under the names that ssfnas uses. Nothing is
+written or deleted through them, and no read blocks on them.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from ssfnas_cli.artifacts.strict_json import parse_json as parse_json
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError, UsageError
 
 MAX_JSON_BYTES = 64 * 2**20
-SPARSE_BYTES = 2**30  # a smaller file is read quickly, whatever is in it
+SPARSE_BYTES = 2**30  # smaller files are read quickly even if they are sparse
 _TEMPORARY = re.compile(r"\.(.+)\.ssfnas-[0-9a-f]{12}\.tmp", re.DOTALL)
-_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # what a shell's `<(...)` is called, too
+_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # a shell passes `<(...)` as the latter
 
 
 def umask_mode(base: int = 0o666) -> int:
-    """Permissions a new file would get; the temporary folder that it is written in is ours alone (0700)."""
+    """The permissions that a new file gets. The temporary folder in which it is written has 0700."""
     mask = os.umask(0)
     os.umask(mask)
     return base & ~mask
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file or folder to the disk."""
+    """Flush a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -47,11 +47,11 @@ def fsync_path(path: Path) -> None:
         os.close(handle)
 
 
-def refuse_detour(path: Path, folder: bool = False) -> None:
-    """Check that what stands where we shall write is a plain file (or a folder), or nothing.
+def refuse_special_file(path: Path, folder: bool = False) -> None:
+    """Check that a path to be written is a plain file (or a folder) or does not exist.
 
     Raises:
-        OutputExistsError: it is a link, a pipe or a device, so the writing would end up somewhere else.
+        OutputExistsError: it is a link, a pipe or a device, so that the data would end up elsewhere.
     """
     try:
         mode = path.lstat().st_mode
@@ -63,13 +63,13 @@ def refuse_detour(path: Path, folder: bool = False) -> None:
         raise OutputExistsError(f"{path}: is not a {'folder' if folder else 'plain file'}: move it out of the way")
 
 
-def unshare(path: Path) -> None:
-    """Give a file that has other names, too (hard links), a content of its own, so that appending changes no other.
+def break_hard_links(path: Path) -> None:
+    """Replace a file that has several hard links by a copy, so that appending to it does not change other files.
 
     Raises:
-        OutputExistsError: it is a link, or no file.
+        OutputExistsError: the path is a link or not a file.
     """
-    refuse_detour(path)
+    refuse_special_file(path)
     if path.exists() and path.stat().st_nlink > 1:
         refuse_sparse(path)
         with atomic_path(path) as copy:
@@ -77,7 +77,7 @@ def unshare(path: Path) -> None:
 
 
 def _make_temporary(path: Path) -> Path:
-    """A new folder beside `path`, with a name that `sweep_temporaries` knows."""
+    """Create a folder next to `path` with a name that `delete_temporaries` recognises."""
     temporary = path.with_name(f".{path.name}.ssfnas-{secrets.token_hex(6)}.tmp")
     temporary.mkdir(mode=0o700)
     return temporary
@@ -85,16 +85,16 @@ def _make_temporary(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; on success that file is fsynced, gets umask permissions, and is renamed to `path`.
+    """Yield a path to write to. On success, that file is fsynced, gets umask permissions and is renamed to `path`.
 
-    It lies in a temporary folder of its own beside `path`, as a library may put temporary files beside it. On failure
-    that folder is removed and `path` is as it was.
+    It is in its own temporary folder next to `path`, because a library may create further files beside it. On failure
+    that folder is deleted and `path` is unchanged.
 
     Raises:
-        DiskError: naming `path`, whatever the operating system or safetensors says of the writing.
-        OutputExistsError: `path` is a link, or no file.
+        DiskError: the operating system or safetensors reports that writing failed.
+        OutputExistsError: `path` is a link or not a file.
     """
-    refuse_detour(path)
+    refuse_special_file(path)
     folder = None
     try:
         folder = _make_temporary(path)
@@ -114,45 +114,46 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def reason(error: BaseException) -> str:
-    """The operating system's words for an error, without its file names."""
+    """The message of an error, without the file names of an OSError."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with a stable layout, whole or not at all."""
+    """Write a JSON file atomically, with a stable layout."""
     write_bytes(path, dump_json(value))
 
 
 def dump_json(value: Any) -> bytes:
-    """UTF-8 JSON, two spaces, keys in the order given, a final newline; refuses NaN.
+    """Encode JSON in UTF-8, indented by two spaces, with the keys in the given order and a final newline.
 
     Raises:
-        InputError: it holds a name that is not text.
+        InputError: it contains a string that is not valid text.
+        ValueError: it contains NaN or an infinity.
     """
     return _encode(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def seal(value: Mapping[str, Any]) -> str:
-    """sha256 of a JSON object, whatever its layout: what a sealed file states of the rest of itself."""
+    """The sha256 of a JSON object, independent of its layout. A sealed file contains it."""
     return sha256_bytes(_encode(json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)))
 
 
 def _encode(text: str) -> bytes:
     try:
         return text.encode()
-    except UnicodeEncodeError as error:  # half a pair: Python's way to write a byte of a file's name that is no UTF-8
+    except UnicodeEncodeError as error:  # Python represents undecodable bytes of file names by lone surrogates
         near = text[max(0, error.start - 20) : error.start + 20]
         raise InputError(f"a name is not UTF-8 text, near {near!r}: rename it") from None
 
 
 def refuse_undecodable(path: Path) -> None:
-    """Check that a path can be recorded.
+    """Check that a path can be written to JSON.
 
     Raises:
         UsageError: it is not UTF-8 text.
@@ -164,15 +165,15 @@ def refuse_undecodable(path: Path) -> None:
 
 
 def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write JSON that nobody edits by hand, with the sha256 of its content as last key."""
+    """Write JSON that is not meant to be edited, with the sha256 of its content as the last key."""
     write_json(path, {**value, "sha256": seal(value)})
 
 
 def read_sealed_json(path: Path) -> dict[str, Any]:
-    """What `write_sealed_json` wrote, without the seal.
+    """Read what `write_sealed_json` wrote, without the sha256.
 
     Raises:
-        InputError: not whole, or not what was written.
+        InputError: the file is incomplete or does not match its sha256.
     """
     value = read_json(path)
     if not isinstance(value, dict):
@@ -183,10 +184,10 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex digest of a file's bytes.
+    """The sha256 of a file as a hex digest.
 
     Raises:
-        InputError: no regular file, or a huge one with next to nothing in it, which would be read for hours.
+        InputError: it is not a regular file, or a large sparse one, which would take hours to read.
     """
     refuse_sparse(path)
     with open_plain(path) as stream:
@@ -194,15 +195,15 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hex digest of bytes."""
+    """The sha256 of bytes as a hex digest."""
     return hashlib.sha256(data).hexdigest()
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """A regular file to read, or a stream that this process was given (`/dev/stdin`, `<(...)`); opening never waits.
+    """Open a regular file, or a stream of this process (`/dev/stdin`, `<(...)`), for reading. Opening never blocks.
 
     Raises:
-        InputError: missing, a folder, a pipe, a device, or unreadable.
+        InputError: the path is missing, unreadable, a folder, a pipe or a device.
     """
     try:
         mode = path.stat().st_mode
@@ -220,15 +221,15 @@ def open_plain(path: Path) -> BufferedReader:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """A small file's bytes.
+    """Read a small file.
 
     Raises:
-        InputError: missing, a folder, a pipe, a device, unreadable, or larger than `max_bytes`.
+        InputError: the path is missing, unreadable, a folder, a pipe or a device, or larger than `max_bytes`.
     """
     with open_plain(path) as stream:
         try:
             size, data = os.fstat(stream.fileno()).st_size, bytearray()
-            # piece by piece: a stream has no size, and read(n) allocates n bytes before it reads
+            # It is read in pieces, because a stream has no size and read(n) allocates n bytes first.
             while size <= max_bytes and (piece := stream.read(1 << 16)):
                 data += piece
                 size = max(size, len(data))
@@ -240,48 +241,48 @@ def read_bytes(path: Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 
 def refuse_sparse(path: Path) -> None:
-    """Check that a huge file is there in fact, and is not a hole of that size.
+    """Check that a large file is not mostly holes.
 
     Raises:
-        InputError: naming the file; also if it is missing or no regular file.
+        InputError: it is, or it is missing or not a regular file.
     """
     with open_plain(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size <= SPARSE_BYTES or not hasattr(os, "SEEK_DATA"):
             return
-        there = end = 0
-        with contextlib.suppress(OSError):  # there is no data behind the last
-            while 100 * there < size:
+        num_data = end = 0
+        with contextlib.suppress(OSError):  # lseek fails after the last data
+            while 100 * num_data < size:
                 start = os.lseek(stream.fileno(), end, os.SEEK_DATA)
                 end = os.lseek(stream.fileno(), start, os.SEEK_HOLE)
-                there += end - start
-    if 100 * there < size:
-        raise InputError(f"{path}: is damaged: of its {size:,} bytes only {there:,} are on the disk")
+                num_data += end - start
+    if 100 * num_data < size:
+        raise InputError(f"{path}: is damaged: of its {size:,} bytes only {num_data:,} are on the disk")
 
 
 def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file with `parse_json`'s care."""
+    """Read a JSON file; see `parse_json`."""
     return parse_json(read_bytes(path, max_bytes), str(path))
 
 
-def invalid(where: str, error: ValidationError, within: str = "") -> InputError:
-    """The error for a document that is no such model: its first fault, and the place of it (`within` comes before)."""
+def validation_error(where: str, error: ValidationError, within: str = "") -> InputError:
+    """Convert a ValidationError to an InputError with the first fault and its location, prefixed by `within`."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in (*([within] if within else []), *first["loc"]))
     return InputError(f"{where}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}")
 
 
 def set_aside(path: Path) -> Path:
-    """Move an old output out of the way, to the first free `NAME.old-N` beside it; nothing is deleted."""
+    """Rename an old output to the first free `NAME.old-N` next to it. Nothing is deleted."""
     if path.name in ("", ".."):
         raise UsageError(f"{path}: cannot be moved aside: name the folder itself")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UsageError(f"{path}: is a pipe or a device, which is not moved aside: name a file or a folder")
-    return rename_free(path, "old")
+    return rename_to_free_name(path, "old")
 
 
-def rename_free(path: Path, suffix: str) -> Path:
-    """Rename to the first free `NAME.SUFFIX-N` beside it."""
+def rename_to_free_name(path: Path, suffix: str) -> Path:
+    """Rename a path to the first free `NAME.SUFFIX-N` next to it."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.name}.{suffix}-{number}")):
         number += 1
@@ -293,37 +294,37 @@ def rename_free(path: Path, suffix: str) -> Path:
 
 
 def is_set_aside(path: Path) -> bool:
-    """Whether `set_aside` gave a path its name."""
+    """Whether a path has a name that `set_aside` gives."""
     return re.search(r"\.old-\d+$", path.name) is not None
 
 
-def temporary_of(path: Path) -> str | None:
-    """The name of what a temporary folder of ours was to become; None for any other path."""
+def temporary_target(path: Path) -> str | None:
+    """The name that the content of a temporary folder was to get; None if the path is not such a folder."""
     match = _TEMPORARY.fullmatch(path.name)
     return match[1] if match and not path.is_symlink() and path.is_dir() else None
 
 
-def sweep_temporaries(folder: Path) -> None:
-    """Delete what a killed process of ours left half-written. Only for a folder that nobody else writes."""
+def delete_temporaries(folder: Path) -> None:
+    """Delete temporary folders that a killed process left. No other process may be writing to `folder`."""
     for path in folder.iterdir():
-        if temporary_of(path) is not None:
+        if temporary_target(path) is not None:
             shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success its files are fsynced and it is renamed to `path`.
+    """Yield a temporary folder next to `path`. On success, its files are fsynced and it is renamed to `path`.
 
-    `path` must not exist. On failure the temporary folder is removed.
+    `path` must not exist. On failure the temporary folder is deleted.
 
     Raises:
-        DiskError: naming `path`.
+        DiskError: the folder cannot be written.
     """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _make_temporary(path)
-        inherited = temporary.stat().st_mode & stat.S_ISGID  # a shared folder hands its group on
+        inherited = temporary.stat().st_mode & stat.S_ISGID  # keep the setgid bit of a shared folder
         temporary.chmod(umask_mode(0o777) | inherited)
         yield temporary
         for file in sorted(temporary.rglob("*")):

@@ -1,8 +1,8 @@
-"""The genotype: which ops join which nodes of the normal and the reduction cell.
+"""Genotypes, which describe the ops and edges of the normal and the reduction cell.
 
-Nodes are numbered as in the papers: 0 and 1 are the outputs of the two cells before, 2 and up are intermediate.
-A file holds `"schema": "ssfnas.genotype/1"`, one list of edges per cell, the concatenated nodes, the form of drop
-path, and where the genotype came from.
+Nodes are numbered as in the papers: 0 and 1 are the outputs of the two previous cells, and 2 and above are intermediate
+nodes. A file contains `"schema": "ssfnas.genotype/1"`, a list of edges and the concatenated nodes of each cell, the
+granularity of drop path, and the provenance.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from registry import OPS, PluginError
-from ssfnas_cli.artifacts.files import dump_json, invalid, parse_json, read_bytes
+from ssfnas_cli.artifacts.files import dump_json, parse_json, read_bytes, validation_error
 from ssfnas_cli.errors import InputError
 
 SCHEMA = "ssfnas.genotype/1"
 SCHEMA_FAMILY = "ssfnas.genotype/"
 MAX_GENOTYPE_BYTES = 1 << 20
 MAX_NODES = 64
-MAX_EDGES = 256  # of a cell
+MAX_EDGES = 256  # per cell
 
 
-class LiveCell(NamedTuple):
-    """A cell after pruning: what is built."""
+class PrunedCell(NamedTuple):
+    """A cell after pruning, as it is built."""
 
-    edges: list[Edge]  # those that carry something, by (to, from)
-    nodes: list[int]  # intermediate nodes with input
-    concat: list[int]  # nodes of the output, all of them live
-    dead_nodes: list[int]  # intermediate nodes up to the last one that have no input
+    edges: list[Edge]  # those from a node with input, sorted by (to, from)
+    nodes: list[int]  # intermediate nodes that have an input
+    concat: list[int]  # concatenated nodes that have an input
+    dead_nodes: list[int]  # intermediate nodes, up to the last one named, that have no input
     dead_edges: list[Edge]  # edges that leave a dead node
 
 
 class Edge(BaseModel):
-    """One op on the edge between two nodes. The same op may stand twice on an edge."""
+    """An op on the edge between two nodes. An edge may have the same op twice."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -52,7 +52,7 @@ class Edge(BaseModel):
 
 
 class Cell(BaseModel):
-    """Edges of one cell type and the nodes whose concatenation is its output."""
+    """The edges of a cell type and the nodes whose concatenation is its output."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,12 +65,12 @@ class Cell(BaseModel):
             raise ValueError("a node is concatenated twice")
         if any(not 2 <= node < MAX_NODES for node in self.concat):
             raise ValueError("only intermediate nodes (2 and up) can be concatenated")
-        if not self.live().concat:
+        if not self.pruned().concat:
             raise ValueError("no concatenated node has an input: the cell would have no output")
         return self
 
-    def live(self) -> LiveCell:
-        """Prune nodes without input, and edges from them, until nothing changes."""
+    def pruned(self) -> PrunedCell:
+        """Remove nodes without input and the edges from them, until nothing changes."""
         edges = [edge for edge in self.edges if edge.op != "none"]
         last = max([1, *self.concat, *(edge.target for edge in self.edges)])
         named = set(range(2, last + 1))
@@ -80,7 +80,7 @@ class Cell(BaseModel):
             if len(kept) == len(edges):
                 break
             edges = kept
-        return LiveCell(
+        return PrunedCell(
             edges=sorted(edges, key=lambda edge: (edge.target, edge.source)),
             nodes=sorted(named & fed),
             concat=[node for node in self.concat if node in fed],
@@ -89,12 +89,12 @@ class Cell(BaseModel):
         )
 
     def op_counts(self) -> dict[str, int]:
-        """How often each op is built, the most frequent first."""
-        return dict(Counter(edge.op for edge in self.live().edges).most_common())
+        """How often each op occurs after pruning, the most frequent first."""
+        return dict(Counter(edge.op for edge in self.pruned().edges).most_common())
 
 
 class Provenance(BaseModel):
-    """Where a genotype came from. Everything may be missing, as in an imported one."""
+    """The origin of a genotype. Every field may be missing, as in an imported one."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -110,7 +110,7 @@ class Provenance(BaseModel):
 
 
 class Genotype(BaseModel):
-    """A normal and a reduction cell, and their provenance."""
+    """A normal cell and a reduction cell, with their provenance."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
@@ -124,10 +124,10 @@ class Genotype(BaseModel):
 
     @model_validator(mode="after")
     def _ops_are_known(self) -> Genotype:
-        known = OPS.names()  # once: it looks through the installed distributions
+        known = OPS.names()  # called once, because it searches the installed distributions
         for edge in (*self.normal.edges, *self.reduce.edges):
             if edge.op not in known:
-                OPS.get(edge.op)  # raises, with a suggestion
+                OPS.get(edge.op)  # it raises an error with a suggestion
         return self
 
     def cells(self) -> dict[str, Cell]:
@@ -135,25 +135,30 @@ class Genotype(BaseModel):
         return {"normal": self.normal, "reduce": self.reduce}
 
     def to_json(self) -> bytes:
-        """The file's bytes. Fields without a value are left out."""
+        """The content of a genotype file. Fields without a value are omitted."""
         return dump_json(self.model_dump(by_alias=True, exclude_none=True, mode="json"))
 
 
 def parse_genotype(data: bytes, where: str) -> Genotype:
-    """A genotype from JSON bytes.
+    """Parse a genotype from JSON.
+
+    Args:
+        data: the JSON text.
+        where: its origin, for messages.
 
     Raises:
-        InputError: not whole JSON, another kind of document, a newer schema, an unknown op, a cycle, an empty cell.
+        InputError: it is not complete JSON or not a genotype, has a newer schema, names an unknown op, or has a cycle
+            or an empty cell.
     """
     if len(data) > MAX_GENOTYPE_BYTES:
         raise InputError(f"{where}: {len(data):,} bytes is more than a genotype can have ({MAX_GENOTYPE_BYTES:,})")
-    if re.match(rb"\s*(\w+\s*=\s*)?Genotype\(", data):
+    if re.search(rb"Genotype\(", data) and not data.lstrip().startswith(b"{"):
         raise InputError(f"{where}: is a published genotype's text, not JSON: import it with 'ssfnas import-genotype'")
     value = parse_json(data, where)
     if not isinstance(value, dict):
         raise InputError(f"{where}: is not a genotype: expected an object with a 'schema'")
     if "kind" in value and "schema" not in value:
-        raise InputError(f"{where}: is a {value['kind']}, not a genotype{_mend(value)}")
+        raise InputError(f"{where}: is a {value['kind']}, not a genotype{_derive_hint(value)}")
     schema = value.get("schema")
     if isinstance(schema, str) and schema.startswith(SCHEMA_FAMILY) and schema != SCHEMA:
         raise InputError(f"{where}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas")
@@ -161,21 +166,24 @@ def parse_genotype(data: bytes, where: str) -> Genotype:
         raise InputError(f"{where}: is not a genotype: its schema is {schema!r}, not '{SCHEMA}'")
     try:
         genotype = Genotype.model_validate(value)
-        for op, options in genotype.op_options.items():  # rarely any; looking an op up imports it, so torch
+        for (
+            op,
+            options,
+        ) in genotype.op_options.items():  # OPS.get imports the op and so torch, but few genotypes have options
             OPS.get(op).parse_options(options)
         return genotype
     except ValidationError as error:
-        raise invalid(where, error) from None
+        raise validation_error(where, error) from None
     except PluginError as error:
         raise InputError(f"{where}: op_options: {error}") from None
 
 
-def _mend(value: dict[str, Any]) -> str:
+def _derive_hint(value: dict[str, Any]) -> str:
     return f": derive one with 'ssfnas derive {value.get('path', 'RUN')}'" if value["kind"] == "search-run" else ""
 
 
 def read_genotype(path: Path) -> Genotype:
-    """A genotype from a file; a run folder gets a line that names the right command."""
+    """Read a genotype from a file. For a run folder, the error names the right command."""
     if path.is_dir():
         hint = ""
         if (path / "alphas.safetensors").exists():

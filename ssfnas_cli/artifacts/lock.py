@@ -1,9 +1,9 @@
-"""One writer per folder: a file with host, pid and a heartbeat.
+"""Locks that allow one writer per folder. A lock is a file with a host, a pid and a heartbeat (its time of change).
 
-A lock whose process is gone from this host is taken over at once. One whose process is alive on this host never is,
-however long it has been silent: a laptop sleeps, a process is stopped. Of any other process nothing but silence can be
-known, and after `SILENCE_SECONDS` of it the lock is taken over. Whoever holds the lock checks that it still does before
-every save.
+If the process of a lock ran on this host and has ended, its lock is taken over immediately. If it runs on this host,
+its lock is never taken over, however old its heartbeat: a laptop may sleep, and a process may be stopped. The state of
+a process elsewhere is unknown, so its lock is taken over if the heartbeat is older than `SILENCE_SECONDS`. The holder
+checks before every save that it still has the lock.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _TEMPORARY = re.compile(r"\.lock\.[0-9a-f]{32}(\.stale)?\.tmp")
 
 
 class FolderLock:
-    """Held from `acquire` to `release`; a daemon thread keeps the heartbeat.
+    """A lock that is held from `acquire` to `release`. A daemon thread keeps the heartbeat.
 
-    `taken_over` says whose stale lock was in the way, once `acquire` has cleared one.
+    If `acquire` has replaced a stale lock, `taken_over` says whose lock it was.
     """
 
     def __init__(self, folder: Path):
@@ -49,14 +49,14 @@ class FolderLock:
 
         Raises:
             OutputExistsError: another live process holds it.
-            InputError: what stands there is no lock but a link or a folder.
+            InputError: a link or a folder has the name of the lock.
             DiskError: the folder cannot be written.
         """
         temporary = self.path.with_name(f".lock.{self.token}.tmp")
-        content = {**_place(), "pid": os.getpid(), "started": process_start(os.getpid()), "token": self.token}
+        content = {**_pid_scope(), "pid": os.getpid(), "started": process_start(os.getpid()), "token": self.token}
         try:
             temporary.write_text(json.dumps(content))
-            now = temporary.stat().st_mtime  # by the file system's clock, which the other host's heartbeat goes by, too
+            now = temporary.stat().st_mtime  # by the clock of the file system, which times other hosts' heartbeats, too
             for _ in range(ATTEMPTS):
                 if self._create(temporary) or self._take_over(temporary, now):
                     break
@@ -68,13 +68,13 @@ class FolderLock:
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
-        threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True).start()
+        threading.Thread(target=self._keep_heartbeat, name="lock-heartbeat", daemon=True).start()
 
     def check(self) -> None:
-        """Before a save: the lock is still this process's.
+        """Check before a save that this process still holds the lock.
 
         Raises:
-            OutputExistsError: somebody took it over, or removed it.
+            OutputExistsError: another process has taken it over, or it was removed.
             DiskError: the folder cannot be read any more.
         """
         if not os.path.lexists(self.path):
@@ -86,29 +86,29 @@ class FolderLock:
             raise DiskError(f"{self.path}: cannot be read: {reason(error)}") from error
         if holder.get("token") != self.token:
             raise OutputExistsError(
-                f"{self.path.parent}: {_name(holder)} took this folder over; nothing more is written"
+                f"{self.path.parent}: {_describe(holder)} took this folder over; nothing more is written"
             )
 
-    def follow(self, folder: Path) -> None:
-        """The folder that holds the lock has been renamed."""
+    def relocate(self, folder: Path) -> None:
+        """Set the new path of the folder after it was renamed."""
         self.path = folder / NAME
 
     def release(self) -> None:
-        """Give the lock back, if it is still ours."""
+        """Release the lock if this process still holds it."""
         self._done.set()
         if _read(self.path).get("token") == self.token:
             self.path.unlink(missing_ok=True)
 
     def _create(self, temporary: Path) -> bool:
-        """Give the lock, which `temporary` holds, its name in one step; False if the name is there already."""
+        """Create the lock from the file `temporary` in one atomic step; return False if there is a lock already."""
         try:
             os.link(temporary, self.path)
         except OSError as error:
             if _read(self.path).get("token") == self.token:
-                return True  # over NFS a link can be made and its answer get lost
+                return True  # over NFS, the link may have been made although the reply was lost
             if isinstance(error, FileExistsError):
                 return False
-            try:  # a file system without hard links
+            try:  # the file system has no hard links
                 with self.path.open("x") as stream:
                     stream.write(temporary.read_text())
             except FileExistsError:
@@ -116,92 +116,99 @@ class FolderLock:
         return True
 
     def _take_over(self, temporary: Path, now: float) -> bool:
-        """Put ours in the place of a stale lock, or say who holds it; False if another process is doing so."""
-        self._refuse_living(now)
-        with _only_one(self.path.parent) as alone:
-            if not alone:
+        """Replace a stale lock, or raise if its holder is alive. Return False if another process is replacing it."""
+        self._find_stale_holder(now)
+        with _exclusive(self.path.parent) as exclusive:
+            if not exclusive:
                 return False
-            holder = self._refuse_living(now)
+            holder = self._find_stale_holder(now)
             if holder is None:
                 return False
-            aside = self.path.with_name(f".lock.{self.token}.stale.tmp")
+            stale = self.path.with_name(f".lock.{self.token}.stale.tmp")
             try:
-                self.path.rename(aside)
+                self.path.rename(stale)
             except FileNotFoundError:
                 return False
-            theirs = _read(aside)
-            if theirs.get("token") != holder.get("token"):  # where the file system lets none be alone: put it back
+            moved = _read(stale)
+            if moved.get("token") != holder.get(
+                "token"
+            ):  # another process was faster (if there is no flock): restore its lock
                 with contextlib.suppress(OSError):
-                    os.link(aside, self.path)
-                aside.unlink(missing_ok=True)
+                    os.link(stale, self.path)
+                stale.unlink(missing_ok=True)
                 return False
-            aside.unlink(missing_ok=True)
-            self.taken_over = f"took over the lock of {_name(holder)}, which is gone"
+            stale.unlink(missing_ok=True)
+            self.taken_over = f"took over the lock of {_describe(holder)}, which is gone"
             return self._create(temporary)
 
-    def _refuse_living(self, now: float) -> dict[str, Any] | None:
-        """The holder of a lock that may be taken over; None if there is no lock by now."""
+    def _find_stale_holder(self, now: float) -> dict[str, Any] | None:
+        """The holder of a lock that may be taken over, or None if there is no lock any more.
+
+        Raises:
+            OutputExistsError: the holder is alive, or may be.
+            InputError: it is not a plain file.
+        """
         try:
             state = self.path.lstat()
         except FileNotFoundError:
             return None
         if not stat.S_ISREG(state.st_mode):
             raise InputError(f"{self.path}: is a link, a folder or a pipe, not a lock: remove it")
-        holder, silent = _read(self.path), now - state.st_mtime
+        holder, silence = _read(self.path), now - state.st_mtime
         alive = _is_alive(holder)
-        if alive is False or (alive is None and silent >= SILENCE_SECONDS):
+        if alive is False or (alive is None and silence >= SILENCE_SECONDS):
             return holder
         if alive:
             why = "it is alive: wait for it, end it"
-        elif silent < -SILENCE_SECONDS:
+        elif silence < -SILENCE_SECONDS:
             why = (
-                f"the lock's time lies {-silent:.0f} s ahead of this file system's: if nobody does, remove {self.path}"
+                f"the lock's time lies {-silence:.0f} s ahead of this file system's: if nobody does, remove {self.path}"
             )
         else:
             why = (
-                f"last sign of life {max(0.0, silent):.0f} s ago; after {SILENCE_SECONDS:.0f} s it counts as gone: "
+                f"last sign of life {max(0.0, silence):.0f} s ago; after {SILENCE_SECONDS:.0f} s it counts as gone: "
                 "wait for it"
             )
         raise OutputExistsError(
-            f"{self.path.parent}: {_name(holder)} is writing here ({why}), or choose another folder with -o"
+            f"{self.path.parent}: {_describe(holder)} is writing here ({why}), or choose another folder with -o"
         )
 
-    def _beat(self) -> None:
+    def _keep_heartbeat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):
                 if _read(self.path).get("token") == self.token:
-                    os.utime(self.path)  # the file system's own clock
+                    os.utime(self.path)  # this uses the clock of the file system
 
 
-def sweep_lock_temporaries(folder: Path) -> None:
-    """Delete what dead or silent processes left half-written of their locks; those of the living are in use."""
+def delete_lock_temporaries(folder: Path) -> None:
+    """Delete temporary files that dead or silent processes left. Those of live processes are in use."""
     for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name) and not path.is_symlink() and path.is_file() and not _is_claim(path):
+        if _TEMPORARY.fullmatch(path.name) and not path.is_symlink() and path.is_file() and not _is_active(path):
             path.unlink(missing_ok=True)
 
 
 def is_lock(path: Path) -> bool:
-    """Whether a path has the name of a lock, or of what is left half-written of one."""
+    """Whether a path has the name of a lock or of a temporary file of one."""
     return path.name == NAME or _TEMPORARY.fullmatch(path.name) is not None
 
 
 def is_held(folder: Path) -> bool:
-    """Whether somebody who is alive, or not known to be dead or silent, holds the folder's lock."""
-    return _is_claim(folder / NAME)
+    """Whether a process holds the folder's lock that is alive or, if that is unknown, has a recent heartbeat."""
+    return _is_active(folder / NAME)
 
 
-def _is_claim(path: Path) -> bool:
+def _is_active(path: Path) -> bool:
     try:
-        silent = time.time() - path.stat().st_mtime
+        silence = time.time() - path.stat().st_mtime
     except OSError:
         return False
     alive = _is_alive(_read(path))
-    return silent < SILENCE_SECONDS if alive is None else alive
+    return silence < SILENCE_SECONDS if alive is None else alive
 
 
 @contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[bool]:
-    """Whether this process is alone in taking over the lock of a folder; True, too, where nobody can tell."""
+def _exclusive(folder: Path) -> Iterator[bool]:
+    """Try to flock a folder while taking over its lock. Yield False only if another process has flocked it."""
     try:
         import fcntl
 
@@ -211,13 +218,13 @@ def _only_one(folder: Path) -> Iterator[bool]:
         return
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        alone = True
+        exclusive = True
     except BlockingIOError:
-        alone = False
-    except OSError:  # a file system without such locks
-        alone = True
+        exclusive = False
+    except OSError:  # the file system does not support flock
+        exclusive = True
     try:
-        yield alone
+        yield exclusive
     finally:
         os.close(handle)
 
@@ -238,14 +245,14 @@ def _parse(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _name(holder: dict[str, Any]) -> str:
+def _describe(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder.get('host')}" if "pid" in holder else "another process"
 
 
-def _place() -> dict[str, str | None]:
-    """Where a pid means something: the host, this boot of it, and the container's pid namespace.
+def _pid_scope() -> dict[str, str | None]:
+    """The scope in which a pid is unique: the host, its current boot, and the pid namespace of the container.
 
-    Hosts that share a name, and containers that share a host's, do not see each other's processes.
+    Hosts or containers may have the same host name and yet not see each other's processes.
     """
     return {"host": socket.gethostname(), "boot": _boot_id(), "pid_namespace": _pid_namespace()}
 
@@ -265,12 +272,12 @@ def _pid_namespace() -> str | None:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool | None:
-    """Whether the holder, which ran right here, still runs (and its pid is not another process's by now).
+    """Whether the holder of a lock is still running and its pid has not been reused.
 
-    None where that cannot be known: it ran elsewhere, or there is no telling which process has the pid.
+    None means unknown: the holder ran elsewhere, or it is not known which process has the pid.
     """
     pid = holder.get("pid")
-    if type(pid) is not int or pid <= 0 or any(holder.get(key) != value for key, value in _place().items()):
+    if type(pid) is not int or pid <= 0 or any(holder.get(key) != value for key, value in _pid_scope().items()):
         return None
     try:
         os.kill(pid, 0)
@@ -287,18 +294,18 @@ def _is_alive(holder: dict[str, Any]) -> bool | None:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process started, in the kernel's ticks; None where there is no /proc."""
+    """The start time of a process in clock ticks; None if there is no /proc."""
     fields = _process_fields(pid)
     return fields[19] if len(fields) > 19 else None
 
 
 def _is_zombie(pid: int) -> bool:
-    """Killed, but its parent has not asked how it ended: it writes nothing any more."""
+    """Whether a process has ended although its parent has not waited for it. It writes nothing any more."""
     return _process_fields(pid)[:1] in (["Z"], ["X"])
 
 
 def _process_fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on."""
+    """The fields of /proc/PID/stat, beginning with the state."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

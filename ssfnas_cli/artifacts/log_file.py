@@ -1,4 +1,4 @@
-"""log.txt: what a run says, kept in its folder."""
+"""log.txt, which records the messages of a run in its folder."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ssfnas_cli.artifacts.files import reason, unshare
+from ssfnas_cli.artifacts.files import break_hard_links, reason
 from ssfnas_cli.console import log, printable
 from ssfnas_cli.errors import DiskError
 
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    unshare(path)
+    """Append log messages to a file within this context.
+
+    Raises:
+        DiskError: the file cannot be opened.
+    """
+    break_hard_links(path)
     try:
         handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
@@ -30,14 +35,14 @@ def logging_to(path: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk silences: the same lines went to stderr, and the checkpoint will say what is wrong."""
+    """A log file that ignores failures to write. Messages also go to stderr, and a checkpoint reports a full disk."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
 
 class _LogLine(logging.Formatter):
-    """A record on one line, with names that strangers chose escaped."""
+    """Formats a record as one line and escapes control characters, since names may come from untrusted sources."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))

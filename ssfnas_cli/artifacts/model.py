@@ -1,4 +1,4 @@
-"""model.safetensors: a trained network and, in its header, all that is needed to build it again."""
+"""model.safetensors, which holds the tensors of a trained network and, in its header, a card that describes it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ssfnas_cli.artifacts.files import invalid
+from ssfnas_cli.artifacts.files import validation_error
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.tensors import load_metadata, load_tensors, save_tensors
 from ssfnas_cli.errors import InputError
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = "ssfnas.model/2"
-# A card comes from a stranger. These bounds are far above what anybody trains, and keep what is built from it small.
+# A card may come from an untrusted source. These bounds limit what is built from it and are far above practical sizes.
 MAX_CHANNELS, MAX_LAYERS, MAX_CLASSES = 4096, 512, 100_000
 
 
 class Part(BaseModel):
-    """A plugin by its name, with every option that it was built with."""
+    """The name of a plugin and all options that it was built with."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,7 +31,7 @@ class Part(BaseModel):
 
 
 class DerivedNetwork(BaseModel):
-    """The network of a genotype: its width and depth."""
+    """A network that is derived from a genotype, with its width and depth."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,9 +41,9 @@ class DerivedNetwork(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """How to build the network, how to prepare its images, and what it was trained on.
+    """How to build a network and prepare its images, and what it was trained on.
 
-    `head` named `auto` is the one that the loss builds itself.
+    If the head is named `auto`, the loss builds it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -65,25 +65,25 @@ class ModelCard(BaseModel):
 
 
 def save_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:
-    """Write the network whole."""
+    """Write a network atomically."""
     save_tensors(path, tensors, card.model_dump(by_alias=True, mode="json", exclude_none=True))
 
 
 def load_model(path: Path) -> tuple[dict[str, Tensor], ModelCard]:
-    """A network's tensors and card.
+    """Load the tensors and the card of a network.
 
     Raises:
-        InputError: not such a file, damaged, or of a newer schema.
+        InputError: the file is not a model, is damaged, or has a newer schema.
     """
     card = load_card(path)
     return load_tensors(path), card
 
 
 def load_card(path: Path) -> ModelCard:
-    """A network's card alone, from the header of its file.
+    """Load only the card of a network, from the header of its file.
 
     Raises:
-        InputError: not such a file, damaged, or of a newer schema.
+        InputError: the file is not a model, is damaged, or has a newer schema.
     """
     metadata: Any = load_metadata(path)
     if not isinstance(metadata, dict) or not str(metadata.get("schema")).startswith("ssfnas.model/"):
@@ -95,11 +95,11 @@ def load_card(path: Path) -> ModelCard:
     try:
         return ModelCard.model_validate(metadata)
     except ValidationError as error:
-        raise invalid(str(path), error) from None
+        raise validation_error(str(path), error) from None
 
 
 def _from_first_schema(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A card of `ssfnas.model/1`, whose networks were all derived ones with a linear head, as one of today's."""
+    """Convert a card of `ssfnas.model/1`, whose networks are all derived ones with a linear head."""
     card = {key: value for key, value in metadata.items() if key not in ("genotype", "channels", "layers", "stem")}
     network = {key: metadata[key] for key in ("genotype", "channels", "layers") if key in metadata}
     return card | {"schema": SCHEMA, "network": network, "loss": {"name": "ce"}, "head": {"name": "linear"}}

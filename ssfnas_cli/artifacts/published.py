@@ -1,13 +1,13 @@
-"""Genotypes as the DARTS family of repositories writes them: in source files, logs and issues.
+"""Parsing of genotypes from source files, logs and issues of the DARTS family of repositories.
 
-The text is parsed as a syntax tree, never evaluated. These forms of a cell are known, with any wrapping of numbers and
-lists that numpy and torch print:
+The text is parsed to a syntax tree and never evaluated. These formats of a cell are supported, with all wrappers that
+numpy and torch print around numbers and lists:
 
-- `(op, from)`, two for every node in order (DARTS, P-DARTS, PC-DARTS)
-- `(op, to, from)` or `(op, from, to)`, any number (FairDARTS); which of the two it is shows, as a node has a higher
-  number than those that feed it
-- `(op, from, weight)`, as `(op, from)`: forks that print the weights of a cell's ops
-- one list for every node, or a dictionary from nodes to lists, of `(op, from)`
+- `(op, from)`, two for each node in order (DARTS, P-DARTS, PC-DARTS);
+- `(op, to, from)` or `(op, from, to)`, any number (FairDARTS); the order follows from the numbers, since a node has a
+  higher number than its inputs;
+- `(op, from, weight)`, of forks that print the weights of the ops; it is treated like `(op, from)`;
+- a list of `(op, from)` for each node, or a dictionary from nodes to such lists.
 """
 
 from __future__ import annotations
@@ -33,15 +33,17 @@ Triples = list[tuple[Any, Any, Any]]
 
 
 def parse_published(text: str, where: str, name: str | None = None) -> Genotype:
-    """The genotype in a text: the last, or the one that is assigned to `name`. Nodes without input leave the concat.
+    """Parse the last genotype in a text, or the one that is assigned to `name`.
+
+    Nodes without input are removed from the concatenation.
 
     Raises:
-        InputError: there is none, or it is of no known form; the message names the entry.
+        InputError: there is no genotype, or its format is not supported. The message names the entry.
     """
-    found, primitives = _in_source(text)
-    found = found or _in_log(text, where)
+    found, primitives = _find_in_source(text)
+    found = found or _find_in_log(text, where)
     if name is not None and list(found) == [""]:
-        found = {name: found[""]}  # it has no other name
+        found = {name: found[""]}  # it has no name of its own
     if name is not None and found and name not in found:
         hint = did_you_mean(name, list(found))
         raise InputError(f"{where}: holds no genotype named '{name}'.{hint} It names {', '.join(found)}")
@@ -65,8 +67,8 @@ def parse_published(text: str, where: str, name: str | None = None) -> Genotype:
         raise InputError(f"{where}: {error}") from None
 
 
-def _in_source(text: str) -> tuple[dict[str, ast.expr], list[str]]:
-    """The genotypes that a Python source assigns, by name (a lone one has none), and its list PRIMITIVES."""
+def _find_in_source(text: str) -> tuple[dict[str, ast.expr], list[str]]:
+    """The genotypes that a Python source assigns, by name (empty for a single expression), and its list PRIMITIVES."""
     try:
         tree = ast.parse(text.strip())
     except _UNPARSABLE:
@@ -100,26 +102,26 @@ def _is_namedtuple(node: ast.Call) -> bool:
     return bool(node.args) and isinstance(node.args[0], ast.Constant)
 
 
-def _in_log(text: str, where: str) -> dict[str, ast.expr]:
-    """The genotypes that stand anywhere in a text, by the names they are assigned to."""
+def _find_in_log(text: str, where: str) -> dict[str, ast.expr]:
+    """The genotypes anywhere in a text, by the names they are assigned to."""
     found: dict[str, ast.expr] = {}
     node = None
     starts = [*_START.finditer(text)]
     for start, end in pairwise([*(match.start() for match in starts), len(text)]):
         match = _START.match(text, start)
         assert match is not None
-        if (node := _parsed(text[match.end() - len(match[0].lstrip()) : end], match)) is not None:
+        if (node := _parse_expression(text[start:end])) is not None:
             label = match[1] or match[2] or ""
-            label = "" if label.lower() == "genotype" else label  # the word of a log, and no name
-            found.pop(label, None)  # the last one is the last
+            label = "" if label.lower() == "genotype" else label  # logs write "genotype = ..."
+            found.pop(label, None)  # so that the dictionary is in the order of the last occurrences
             found[label] = node
     if found and node is None:
         log.warning("%s: the last genotype is cut off or not well formed: taking the one before it", where)
     return found
 
 
-def _parsed(text: str, match: re.Match[str]) -> ast.expr | None:
-    """The expression at the beginning of a text; its quotes may have been escaped by whoever quoted the whole."""
+def _parse_expression(text: str) -> ast.expr | None:
+    """Parse the expression at the beginning of a text. Its quotes may be escaped, if the text was quoted."""
     text = re.sub(r"^(\w+)\s*(:\s*\w+\s*)?=\s*", "", text)
     for written in (text, text.replace("\\'", "'").replace('\\"', '"')):
         depth = 0
@@ -135,7 +137,7 @@ def _parsed(text: str, match: re.Match[str]) -> ast.expr | None:
 
 
 def _fields(node: ast.expr, primitives: list[str]) -> dict[str, Any]:
-    """The genotype's fields, evaluated."""
+    """The values of the fields of a genotype."""
     if isinstance(node, ast.Dict):
         return {str(_value(key, primitives)): _value(value, primitives) for key, value in _items(node)}
     assert isinstance(node, ast.Call)
@@ -152,7 +154,7 @@ def _items(node: ast.Dict) -> Iterator[tuple[ast.expr, ast.expr]]:
 
 
 def _value(node: ast.expr, primitives: list[str]) -> Any:
-    """A literal; `range(a, b)`; an entry of PRIMITIVES; what numpy and torch wrap around numbers, names and lists."""
+    """The value of a literal, `range(a, b)`, an entry of PRIMITIVES, or one of these in a wrapper of numpy or torch."""
     if isinstance(node, ast.List | ast.Tuple):
         return [_value(item, primitives) for item in node.elts]
     if isinstance(node, ast.Dict):
@@ -182,13 +184,13 @@ def _primitive(number: Any, primitives: list[str]) -> str:
 
 
 def _edges(entries: Any, kind: str) -> tuple[str, Triples]:
-    """A cell's form (`to` if each entry names the node it leads to) and its edges as (op, from, to)."""
+    """The format of a cell (`to` if each entry names its target node) and its edges as (op, from, to)."""
     if isinstance(entries, Mapping):
-        return "nodes", _of_nodes(list(entries.items()), kind)
+        return "nodes", _edges_of_nodes(list(entries.items()), kind)
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{kind}: should be a list of (op, from) pairs or (op, to, from) triples")
     if all(isinstance(entry, list) and entry and isinstance(entry[0], list) for entry in entries):
-        return "nodes", _of_nodes(list(enumerate(entries, start=2)), kind)
+        return "nodes", _edges_of_nodes(list(enumerate(entries, start=2)), kind)
     _check_number(entries, kind)
     checked = [_entry(entry, f"{kind}, entry {number}") for number, entry in enumerate(entries, start=1)]
     lengths = {len(entry) for entry in checked}
@@ -203,8 +205,8 @@ def _edges(entries: Any, kind: str) -> tuple[str, Triples]:
     return "to", [(op, source, target) for op, target, source in checked]
 
 
-def _of_nodes(nodes: list[tuple[Any, Any]], kind: str) -> Triples:
-    """Edges from one list of (op, from) for every node."""
+def _edges_of_nodes(nodes: list[tuple[Any, Any]], kind: str) -> Triples:
+    """Convert lists of (op, from), one for each node, to edges."""
     _check_number([entry for _, entries in nodes if isinstance(entries, list) for entry in entries], kind)
     edges: Triples = []
     for node, entries in nodes:
@@ -224,7 +226,7 @@ def _check_number(entries: list[Any], kind: str) -> None:
 
 
 def _entry(entry: Any, place: str) -> list[Any]:
-    """An entry as [op, number] or [op, number, number]; a weight is left out."""
+    """Check an entry and return it as [op, number] or [op, number, number], without a weight."""
     shown = repr(tuple(entry) if isinstance(entry, list) else entry)
     place = f"{place}, {shown if len(shown) < 60 else shown[:59] + '…'}"
     if not isinstance(entry, list) or len(entry) not in (2, 3):
@@ -242,4 +244,4 @@ def _cell(edges: Triples, concat: Any, kind: str) -> Cell:
     if not isinstance(concat, list):
         raise ValueError(f"{kind}_concat: should be a list of nodes")
     whole = Cell(edges=tuple(Edge(op=op, source=a, target=b) for op, a, b in edges), concat=tuple(concat))
-    return Cell(edges=whole.edges, concat=tuple(whole.live().concat))
+    return Cell(edges=whole.edges, concat=tuple(whole.pruned().concat))

@@ -1,7 +1,8 @@
-"""The run folder: settings, status, metrics, alphas, checkpoints, results; and the rules for meeting one again.
+"""The run folder, which holds settings, status, metrics, alphas, checkpoints and results.
 
-Done: the same output at once. Half done and the same identity: it goes on. Another identity: refused, with the
-settings that differ. `--force` moves it aside and starts over; nothing is ever deleted.
+If a command names an existing run with the same identity, its result is returned if it is done, and otherwise it is
+resumed. A run with another identity is refused with the settings that differ. `--force` moves an old folder aside and
+starts over. Nothing is ever deleted.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ssfnas_cli.artifacts.files import (
-    invalid,
+    delete_temporaries,
     is_set_aside,
     parse_json,
     read_bytes,
     read_sealed_json,
     reason,
-    refuse_detour,
+    refuse_special_file,
     refuse_undecodable,
     set_aside,
-    sweep_temporaries,
-    temporary_of,
+    temporary_target,
+    validation_error,
     write_bytes,
     write_sealed_json,
 )
-from ssfnas_cli.artifacts.lock import FolderLock, is_held, is_lock, sweep_lock_temporaries
+from ssfnas_cli.artifacts.lock import FolderLock, delete_lock_temporaries, is_held, is_lock
 from ssfnas_cli.artifacts.log_file import logging_to
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
@@ -42,7 +43,7 @@ Model = TypeVar("Model", bound=BaseModel)
 SCHEMA = "ssfnas.run/1"
 ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation.json"
 STATES = ("running", "stopped", "done", "diverged")
-FILES = (  # that a run writes
+FILES = (  # the files that a run writes
     *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),
     *(ALPHAS, METRICS, EVALUATION),
 )
@@ -50,7 +51,7 @@ _MISSING = object()
 
 
 class RunFolder:
-    """A run folder that is there. `config` is its config.json; `lock` is held by whoever may write."""
+    """An existing run folder. `config` is the content of config.json. A process that writes holds the `lock`."""
 
     def __init__(self, path: Path, config: dict[str, Any], lock: FolderLock | None = None):
         self.path, self.config, self.lock = path, config, lock
@@ -62,15 +63,15 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of its checkpoints."""
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @classmethod
     def open(cls, path: Path, kind: str | None = None) -> RunFolder:
-        """A run to read from.
+        """Open a run for reading.
 
         Raises:
-            InputError: no such run, something else, or a run of another kind, with what to do instead.
+            InputError: there is no run, or it is of another kind. The message says what to do instead.
         """
         if path.is_file():
             raise InputError(f"{path}: is a file; a run folder is expected")
@@ -97,7 +98,7 @@ class RunFolder:
         return run
 
     def status(self) -> dict[str, Any]:
-        """status.json: `state` (one of STATES) and what the run last said of itself."""
+        """The content of status.json: `state` (one of STATES) and the last progress that the run reported."""
         path = self.path / "status.json"
         if not path.exists():
             return {"state": "running"}
@@ -113,47 +114,47 @@ class RunFolder:
         write_sealed_json(self.path / "status.json", {"state": state, "updated": round(time.time(), 1), **facts})
 
     def settings(self, model: type[Model]) -> Model:
-        """The run's settings, as the class they were made from.
+        """The run's settings as an instance of `model`.
 
         Raises:
-            InputError: they are no such settings, or name a plugin that is not here.
+            InputError: the settings are invalid or name a plugin that is not installed.
         """
         try:
             return model.model_validate(self.config["settings"])
         except ValidationError as error:
-            raise invalid(str(self.path / "config.json"), error, within="settings") from None
+            raise validation_error(str(self.path / "config.json"), error, within="settings") from None
 
     def check_lock(self) -> None:
-        """Before a write: the folder is still this process's.
+        """Check before a write that this process still holds the lock.
 
         Raises:
-            OutputExistsError: somebody took it over.
+            OutputExistsError: another process has taken the folder over.
         """
         if self.lock is not None:
             self.lock.check()
 
-    def last_status(self) -> dict[str, Any]:
-        """`status`, but damage to it is no reason not to go on: checkpoints are what counts; it is written anew."""
+    def status_or_running(self) -> dict[str, Any]:
+        """The status, or `running` if status.json is damaged, since a resumed run needs only its checkpoints."""
         try:
             return self.status()
         except InputError as error:
             log.warning("%s: going on from the newest checkpoint", error)
             return {"state": "running"}
 
-    def is_being_written(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a live process holds the folder's lock."""
         return is_held(self.path)
 
     def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """metrics.jsonl, a line per epoch, whole: a resumed run's file holds what its checkpoint knew."""
+        """Replace metrics.jsonl, which has one line per epoch. After a resume it has the epochs of the checkpoint."""
         self.check_lock()
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         write_bytes(self.path / METRICS, text.encode())
 
-    # What other commands read back. None of it says how the run was made.
+    # Methods for other commands
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The epochs' metrics, in order; empty before the first epoch has ended.
+        """The metrics of all epochs, in order; empty before the end of the first epoch.
 
         Raises:
             InputError: the file is damaged.
@@ -168,10 +169,10 @@ class RunFolder:
         return values
 
     def alphas(self) -> dict[str, Tensor]:
-        """What a search's strategy recorded of every epoch, cell type -> [epochs so far + 1, num_edges, num_ops].
+        """The record of a search: [epochs so far + 1, num_edges, num_ops] for each cell type.
 
         Raises:
-            InputError: the run is no search, has not begun, or the file is damaged.
+            InputError: the run is not a search or has not begun, or the file is damaged.
         """
         from ssfnas_cli.artifacts.tensors import load_tensors
 
@@ -182,7 +183,7 @@ class RunFolder:
         return load_tensors(path)
 
     def evaluation(self) -> dict[str, Any] | None:
-        """What `evaluate` measured on the run's own data set; None if it has not been evaluated.
+        """The metrics that `evaluate` computed on the run's own data set; None if it has not been evaluated.
 
         Raises:
             InputError: the file is damaged.
@@ -191,7 +192,7 @@ class RunFolder:
         return read_sealed_json(path) if path.exists() else None
 
     def write_evaluation(self, metrics: Mapping[str, Any]) -> None:
-        """Keep metrics in the run folder, beside those of splits that were evaluated before.
+        """Write metrics to the run folder and keep those of other splits from earlier evaluations.
 
         Raises:
             DiskError: the folder cannot be written.
@@ -207,44 +208,54 @@ Identify = Callable[[RunFolder], Mapping[str, Any]]
 
 
 def recorded_identity(run: RunFolder) -> Mapping[str, Any]:
-    """The identity that a run's config states."""
+    """The identity that the config of a run records."""
     return run.config["identity"]
 
 
-def finished(
+def finished_result(
     path: Path, kind: str, identity: Mapping[str, Any], identify: Identify = recorded_identity
 ) -> dict[str, Any] | None:
-    """What this very run printed when it was done, or None if it is not done.
+    """The result of a run if it is done, or None if it is not done or does not exist.
 
     Args:
-        identify: from a run that is there to its identity.
+        path: the run folder.
+        kind: `search` or `retrain`.
+        identity: the identity that the run must have.
+        identify: returns the identity of an existing run.
 
     Raises:
-        OutputExistsError: the path holds another run, or something else.
+        OutputExistsError: the path holds another run or something else.
     """
-    run = _existing(path)
+    run = _open_existing(path)
     if run is None:
         return None
-    _refuse_another(run, kind, identity, identify)
-    return run.last_status().get("result")
+    _refuse_other_run(run, kind, identity, identify)
+    return run.status_or_running().get("result")
 
 
 @contextlib.contextmanager
-def writing(
+def open_for_writing(
     path: Path,
     kind: str,
     config: Mapping[str, Any],
     identity: Mapping[str, Any],
     identify: Identify = recorded_identity,
 ) -> Iterator[RunFolder]:
-    """Make the run's folder, or find it half done; hold its lock and keep its log.txt.
+    """Create the run folder, or open an unfinished run. Hold its lock and write log.txt within the context.
+
+    Args:
+        path: the run folder.
+        kind: `search` or `retrain`.
+        config: the content of a new config.json.
+        identity: the identity that an existing run must have.
+        identify: returns the identity of an existing run.
 
     Raises:
-        OutputExistsError: it is another run's, not a run's, or somebody is writing it.
-        DiskError: it cannot be written.
+        OutputExistsError: the folder holds another run or something else, or another process is writing it.
+        DiskError: the folder cannot be written.
     """
     refuse_undecodable(path)
-    _existing(path)
+    _open_existing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -252,13 +263,13 @@ def writing(
     lock = FolderLock(path)
     lock.acquire()
     try:
-        run = _existing(path)
+        run = _open_existing(path)
         if run is None:
             run = RunFolder(path, {"schema": SCHEMA, "kind": kind, "identity": dict(identity), **config})
             write_sealed_json(path / "config.json", run.config)
         run.lock = lock
-        _refuse_another(run, kind, identity, identify)
-        _sweep(run)
+        _refuse_other_run(run, kind, identity, identify)
+        _delete_leftovers(run)
         with logging_to(path / "log.txt"):
             if lock.taken_over:
                 log.warning("%s: %s", path, lock.taken_over)
@@ -267,33 +278,33 @@ def writing(
         lock.release()
 
 
-def _sweep(run: RunFolder) -> None:
-    """Delete what a killed process of ours left half-written, once it is sure that no link leads elsewhere."""
+def _delete_leftovers(run: RunFolder) -> None:
+    """Delete temporary files that a killed process left, after checking that no link leads out of the folder."""
     for name in FILES:
-        refuse_detour(run.path / name)
-    refuse_detour(run.checkpoints, folder=True)
-    sweep_lock_temporaries(run.path)
+        refuse_special_file(run.path / name)
+    refuse_special_file(run.checkpoints, folder=True)
+    delete_lock_temporaries(run.path)
     for folder in (run.path, run.checkpoints):
         if folder.is_dir():
-            sweep_temporaries(folder)
+            delete_temporaries(folder)
 
 
-def move_aside(path: Path) -> None:
-    """--force: the old folder stays, under another name.
+def set_run_aside(path: Path) -> None:
+    """Rename an old run folder, for --force.
 
     Raises:
-        OutputExistsError: somebody is writing it.
+        OutputExistsError: another process is writing it.
     """
     if not path.exists():
         return
     lock = None
     if path.is_dir():
         lock = FolderLock(path)
-        lock.acquire()  # and keep it, so that nobody begins to write before the folder has its new name
+        lock.acquire()  # hold it until the folder has its new name, so that nobody begins to write
     try:
         aside = set_aside(path)
         if lock is not None:
-            lock.follow(aside)
+            lock.relocate(aside)
     finally:
         if lock is not None:
             lock.release()
@@ -301,10 +312,10 @@ def move_aside(path: Path) -> None:
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """A run's config has the parts that this program reads.
+    """Check that the config of a run has the parts that ssfnas reads.
 
     Raises:
-        InputError: naming what is missing.
+        InputError: a part is missing. The message names it.
     """
     if config.get("schema") != SCHEMA or config.get("kind") not in ("search", "retrain"):
         raise InputError(f"{path}: is not the config of a run")
@@ -316,7 +327,7 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             raise InputError(f"{path}: has no 'data.{key}'")
 
 
-def _existing(path: Path) -> RunFolder | None:
+def _open_existing(path: Path) -> RunFolder | None:
     if not path.exists():
         return None
     if not path.is_dir():
@@ -324,21 +335,21 @@ def _existing(path: Path) -> RunFolder | None:
     if (path / "config.json").exists():
         return RunFolder.open(path)
     for entry in path.iterdir():
-        if not is_lock(entry) and temporary_of(entry) is None:
+        if not is_lock(entry) and temporary_target(entry) is None:
             raise OutputExistsError(
                 f"{path}: is a folder with other things in it ({entry.name}): choose another with -o"
             )
     return None
 
 
-def _refuse_another(run: RunFolder, kind: str, identity: Mapping[str, Any], identify: Identify) -> None:
+def _refuse_other_run(run: RunFolder, kind: str, identity: Mapping[str, Any], identify: Identify) -> None:
     if run.kind != kind:
         raise OutputExistsError(f"{run.path}: holds a {run.kind} run: choose another folder with -o, or --force")
-    theirs = identify(run)
-    differing = [key for key in {**theirs, **identity} if theirs.get(key, _MISSING) != identity.get(key, _MISSING)]
+    recorded = identify(run)
+    differing = [key for key in {**recorded, **identity} if recorded.get(key, _MISSING) != identity.get(key, _MISSING)]
     if differing:
         listed = ", ".join(
-            f"{key} ({_short(theirs.get(key, 'unset'))} there, {_short(identity.get(key, 'unset'))} here)"
+            f"{key} ({_short(recorded.get(key, 'unset'))} there, {_short(identity.get(key, 'unset'))} here)"
             for key in differing
         )
         raise OutputExistsError(
@@ -352,7 +363,7 @@ def _short(value: Any) -> str:
 
 
 def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """One warning where a resumed run cannot be bit-equal to the undisturbed one."""
+    """Warn once if a resumed run may not be bit-equal to an uninterrupted one."""
     changed = [
         f"{key} ({recorded.get(key)} then, {now.get(key)} now)"
         for key in ("processor", "torch", "threads", "kernels", "device")
@@ -363,14 +374,14 @@ def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> 
 
 
 class DamagedRun(NamedTuple):
-    """A folder that should hold a run and holds none that can be read."""
+    """A run folder that cannot be read."""
 
     path: Path
     why: str
 
 
 def find_runs(folder: Path) -> list[RunFolder | DamagedRun]:
-    """Every run in a folder (or the folder itself, if it is one), by name; what --force moved aside is passed over."""
+    """All runs in a folder (or the folder itself if it is one), by name, except those that --force moved aside."""
     candidates = [folder] if (folder / "config.json").exists() else sorted(folder.iterdir())
     candidates = [path for path in candidates if path == folder or not is_set_aside(path)]
     found: list[RunFolder | DamagedRun] = []
@@ -379,16 +390,16 @@ def find_runs(folder: Path) -> list[RunFolder | DamagedRun]:
             if path.is_dir() and (path / "config.json").lstat():
                 found.append(RunFolder.open(path))
         except FileNotFoundError:
-            continue  # another folder, no run
+            continue  # it is not a run folder
         except InputError as error:
             found.append(DamagedRun(path, str(error)))
-        except OSError as error:  # a folder of others, or one that has just been removed
+        except OSError as error:  # it belongs to another user, or was just deleted
             found.append(DamagedRun(path, f"{path}: cannot be read: {reason(error)}"))
     return found
 
 
-def age(run: RunFolder) -> float:
-    """Seconds since the run last said anything of itself."""
+def seconds_since_update(run: RunFolder) -> float:
+    """Seconds since the run last wrote its status."""
     for name in ("status.json", "config.json"):
         with contextlib.suppress(OSError):
             return max(0.0, time.time() - (run.path / name).stat().st_mtime)

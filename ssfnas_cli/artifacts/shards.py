@@ -1,4 +1,4 @@
-"""Shards: safetensors files of a data set, written an image at a time and checked before they are read.
+"""Shards, the safetensors files of a data set. They are written image by image and checked before they are read.
 
 A shard holds `images` uint8 [n, H, W, C], `labels` int64 [n] and `source_index` int64 [n].
 """
@@ -30,13 +30,13 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Record(BaseModel):
-    """A part of the manifest: types as written, no unknown keys."""
+    """Base class of the parts of the manifest. It converts no types and forbids unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
 class ShardInfo(Record):
-    """One file of a split: its name in the folder, its images, its size and its hash."""
+    """A file of a split: its name in the folder, the number of its images, its size and its hash."""
 
     file: str
     rows: Annotated[int, Field(ge=1, le=2**40)]
@@ -51,7 +51,7 @@ class ShardInfo(Record):
 
 
 class ShardWriter:
-    """Writes a split, image by image, to shards `SPLIT-00000.safetensors`, …; holds one shard in memory."""
+    """Writes a split image by image to shards `SPLIT-00000.safetensors`, … It holds one shard in memory."""
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class ShardWriter:
         image_shape: tuple[int, int, int],
         shard_bytes: int = DEFAULT_SHARD_BYTES,
     ):
-        """`image_shape` is (H, W, C); a shard takes at most `shard_bytes`, but holds at least one image."""
+        """`image_shape` is (H, W, C). A shard has at most `shard_bytes` bytes, unless it holds only one image."""
         self.folder, self.split = folder, split
         self.rows_per_shard = max(1, shard_bytes // (math.prod(image_shape) + 16))
-        # np.empty touches no page before an image is put there: a large limit costs a small split nothing.
+        # Memory of np.empty is allocated when it is written, so a large limit costs a small split nothing.
         self._images = np.empty((self.rows_per_shard, *image_shape), UINT8)
         self._labels = np.empty(self.rows_per_shard, INT64)
         self._sources = np.empty(self.rows_per_shard, INT64)
@@ -81,13 +81,13 @@ class ShardWriter:
             self._flush()
 
     def close(self) -> list[ShardInfo]:
-        """Write what is left and return every shard in order."""
+        """Write the remaining images and return all shards in order."""
         if self._rows:
             self._flush()
         return self.shards
 
     def _flush(self) -> None:
-        """Write the safetensors layout by hand: `save_file` would hold a second copy of the shard."""
+        """Write one shard in the safetensors format, without the second copy in memory that `save_file` would need."""
         tensors: list[tuple[str, str, NDArray[Any]]] = [
             ("labels", "I64", self._labels[: self._rows]),
             ("source_index", "I64", self._sources[: self._rows]),
@@ -116,7 +116,7 @@ class ShardWriter:
 
 
 class Shard(NamedTuple):
-    """A checked shard: where each tensor lies, in bytes from the start of the file."""
+    """A checked shard, with the offset of each tensor in bytes from the start of the file."""
 
     path: Path
     rows: int
@@ -124,8 +124,8 @@ class Shard(NamedTuple):
 
 
 @contextlib.contextmanager
-def damage_is_input_error(path: Path) -> Iterator[None]:
-    """Turn what the operating system says about a file into an InputError that names it."""
+def errors_as_input_error(path: Path) -> Iterator[None]:
+    """Convert an OSError into an InputError that names the file."""
     try:
         yield
     except FileNotFoundError:
@@ -135,12 +135,12 @@ def damage_is_input_error(path: Path) -> Iterator[None]:
 
 
 def check_size(path: Path, info: ShardInfo) -> None:
-    """Check that a shard is a file of the folder and has the manifest's size.
+    """Check that a shard is a file in the folder and has the size that the manifest states.
 
     Raises:
-        InputError: naming the file.
+        InputError: it is not. The message names the file.
     """
-    with damage_is_input_error(path):
+    with errors_as_input_error(path):
         if path.resolve().parent != path.parent.resolve():
             raise InputError(f"{path}: is a link that leads out of the data set folder")
         size = path.stat().st_size
@@ -156,26 +156,26 @@ def open_shard(path: Path, info: ShardInfo, image_shape: tuple[int, int, int]) -
     """Check a shard's header against the manifest.
 
     Raises:
-        InputError: the header is no safetensors header, or does not describe these tensors in this file.
+        InputError: the header is not a safetensors header or does not describe the expected tensors.
     """
     check_size(path, info)
-    with damage_is_input_error(path), path.open("rb") as stream:
+    with errors_as_input_error(path), path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER_BYTES, info.bytes - 8):
             raise InputError(f"{path}: is damaged or no safetensors file: its header has {length:,} bytes")
         header = parse_json(stream.read(length), f"{path}: header")
     rows = [info.rows]
-    wanted: dict[str, tuple[str, int, list[int]]] = {
+    expected: dict[str, tuple[str, int, list[int]]] = {
         "images": ("U8", 1, [*rows, *image_shape]),
         "labels": ("I64", 8, rows),
         "source_index": ("I64", 8, rows),
     }
     offsets = {}
-    for name, (dtype, width, want) in wanted.items():
+    for name, (dtype, width, shape) in expected.items():
         entry = header.get(name) if isinstance(header, dict) else None
-        if not isinstance(entry, dict) or entry.get("dtype") != dtype or entry.get("shape") != want:
-            raise InputError(f"{path}: is damaged: its header has no '{name}' of {dtype} {want}")
-        begin, size = _begin(entry.get("data_offsets")), math.prod(want) * width
+        if not isinstance(entry, dict) or entry.get("dtype") != dtype or entry.get("shape") != shape:
+            raise InputError(f"{path}: is damaged: its header has no '{name}' of {dtype} {shape}")
+        begin, size = _begin(entry.get("data_offsets")), math.prod(shape) * width
         if entry.get("data_offsets") != [begin, begin + size] or 8 + length + begin + size > info.bytes:
             raise InputError(f"{path}: is damaged: its header places '{name}' outside the file")
         offsets[name] = 8 + length + begin
@@ -183,6 +183,6 @@ def open_shard(path: Path, info: ShardInfo, image_shape: tuple[int, int, int]) -
 
 
 def _begin(offsets: Any) -> int:
-    """Where a tensor begins; 0 for nonsense, which then fails the comparison with the whole pair."""
+    """The offset at which a tensor begins; 0 if it is invalid, in which case the caller's comparison fails."""
     first = offsets[0] if isinstance(offsets, list) and offsets else 0
     return first if type(first) is int and first >= 0 else 0

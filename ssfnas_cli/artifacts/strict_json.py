@@ -1,4 +1,4 @@
-"""JSON without what the standard parser lets through."""
+"""A JSON parser that rejects input which the standard parser accepts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from typing import Any
 
 from ssfnas_cli.errors import InputError
 
-MAX_DEPTH = 100  # what recurses over a value then stays far from Python's limit
-MAX_DIGITS = 300  # of a whole number; every such number is a finite float
+MAX_DEPTH = 100  # recursion over a value then stays far from Python's limit
+MAX_DIGITS = 300  # of an integer, so that it converts to a finite float
 
 
 def parse_json(data: bytes, where: str) -> Any:
-    """Parse JSON, refusing duplicate keys, NaN, 1e999, whole numbers without end and bottomless nesting.
+    """Parse JSON. Reject duplicate keys, NaN, numbers such as 1e999, very long integers and deep nesting.
+
+    Args:
+        data: the text in UTF-8.
+        where: its origin, for messages.
 
     Raises:
-        InputError: one line that names `where`.
+        InputError: the text is invalid. The message is one line that begins with `where`.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -55,7 +59,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_lone_surrogates(value: Any) -> None:
-    """Half a UTF-16 pair parses, but cannot be written again."""
+    """Reject lone surrogates, which can be parsed but not encoded."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

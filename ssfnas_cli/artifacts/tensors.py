@@ -1,6 +1,6 @@
-"""Named tensors in a safetensors file: written whole, with a sha256 of their content, and verified when read.
+"""Named tensors in a safetensors file, which is written atomically with a sha256 of its content and verified when read.
 
-safetensors itself checks that a file is well formed, not that its numbers are those that were written.
+The safetensors library checks that a file is well formed, but not that its values are those that were written.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ssfnas_cli.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-METADATA_KEY = "ssfnas"  # one key only: with more, safetensors orders them at random
+METADATA_KEY = "ssfnas"  # a single key, because safetensors orders several keys at random
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None) -> None:
-    """Write tensors, and JSON-able metadata in the header, atomically; the bytes depend on the content alone.
+    """Write tensors, and metadata as JSON in the header, atomically. The bytes depend only on the content.
 
     Raises:
-        DiskError: naming `path`.
+        DiskError: the file cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -34,7 +34,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
     for name, tensor in tensors.items():
         value = tensor.detach().cpu().contiguous()
         storage = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if storage in storages else value  # safetensors refuses tied weights
+        plain[name] = value.clone() if storage in storages else value  # safetensors rejects shared storage
         storages.add(storage)
     header = {"metadata": metadata, "sha256": _digest(plain, metadata)}
     with atomic_path(path) as temporary:
@@ -42,16 +42,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Any = None
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a file that `save_tensors` wrote, on the CPU, verified.
+    """Load and verify the tensors of a file that `save_tensors` wrote. They are on the CPU.
 
     Raises:
-        InputError: missing, not a whole safetensors file (a pickle by another name is only ever refused), without
-            a checksum, not what was written, or a huge file with next to nothing in it.
+        InputError: the file is missing, is not a complete safetensors file (pickles are never loaded), has no checksum,
+            does not match its checksum, or is a large sparse file.
     """
     from safetensors.torch import load_file
 
     header = _header(path)
-    with _damage_is_input_error(path):
+    with _errors_as_input_error(path):
         tensors = load_file(path)
     if header["sha256"] != _digest(tensors, header["metadata"]):
         raise InputError(f"{path}: is damaged: its contents do not give the sha256 it states")
@@ -59,10 +59,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_metadata(path: Path) -> Any:
-    """The metadata of a file that `save_tensors` wrote; `load_tensors` verifies it together with the tensors.
+    """The metadata of a file that `save_tensors` wrote. Only `load_tensors` verifies it.
 
     Raises:
-        InputError: as `load_tensors`.
+        InputError: see `load_tensors`.
     """
     return _header(path)["metadata"]
 
@@ -71,7 +71,7 @@ def _header(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     refuse_sparse(path)
-    with _damage_is_input_error(path), safe_open(path, framework="pt") as stream:
+    with _errors_as_input_error(path), safe_open(path, framework="pt") as stream:
         text = (stream.metadata() or {}).get(METADATA_KEY)
     header = None if text is None else parse_json(text.encode(), f"{path}: header")
     if not isinstance(header, dict) or set(header) != {"metadata", "sha256"}:
@@ -80,7 +80,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _damage_is_input_error(path: Path) -> Iterator[None]:
+def _errors_as_input_error(path: Path) -> Iterator[None]:
     from safetensors import SafetensorError
 
     try:
@@ -90,7 +90,7 @@ def _damage_is_input_error(path: Path) -> Iterator[None]:
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Any) -> str:
-    """sha256 of everything a file says: metadata, and each tensor's name, type, shape and bytes."""
+    """The sha256 of the metadata and of each tensor's name, type, shape and bytes."""
     import torch
 
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True, allow_nan=False).encode())

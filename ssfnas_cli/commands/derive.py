@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from registry import OPS
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.commands import common, references
-from ssfnas_cli.console import log, set_verbosity
+from ssfnas_cli.console import is_stream, log, set_verbosity
 
 
 def command(
@@ -37,11 +38,13 @@ def command(
 
     genotype = derive_run(folder, rule, value, epoch)
     for kind, cell in genotype.cells().items():
-        live = cell.live()
+        live = cell.pruned()
         if live.dead_edges or live.dead_nodes:
             log.info("%s cell: %d edges from nodes without input will be pruned", kind, len(live.dead_edges))
     _warn_of_collapse(genotype)
     references.write_output(output, genotype.to_json(), force)
+    if output is not None and not is_stream(output):
+        log.info("next: %s", shlex.join(["ssfnas", "retrain", str(output)]))
 
 
 def _warn_of_collapse(genotype: Genotype) -> None:

@@ -1,14 +1,22 @@
-"""`ssfnas describe`: the size of a network, which a genotype stands for or a name."""
+"""`ssfnas describe`: the size of the network that a genotype stands for, or that a run has trained."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.commands import common, references
-from ssfnas_cli.console import emit, set_verbosity
-from ssfnas_cli.errors import UsageError
+from ssfnas_cli.console import emit, log, set_verbosity
+from ssfnas_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# The papers' network on CIFAR-10, which a genotype alone is counted in
+DEFAULTS = {"channels": 36, "layers": 20, "num_classes": 10, "image_size": 32, "in_channels": 3}
 
 
 def command(
@@ -16,15 +24,23 @@ def command(
         str,
         typer.Argument(
             metavar="GENOTYPE",
-            help="Genotype file, - for a pipe, or a name: resnet32, DARTS_V2, random-3, …",
+            help="Genotype file, run folder, - for a pipe that brings either, or a name: resnet32, DARTS_V2, …",
             autocompletion=references.network_names,
         ),
     ],
-    channels: Annotated[int | None, typer.Option(min=2, help="Width of the first cells.", show_default="36")] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Number of cells.", show_default="20")] = None,
-    num_classes: Annotated[int, typer.Option(min=1)] = 10,
-    image_size: Annotated[int, typer.Option(min=8, help="Side in pixels.")] = 32,
-    in_channels: Annotated[int, typer.Option(min=1, help="3 for colour, 1 for grey.")] = 3,
+    channels: Annotated[
+        int | None, typer.Option(min=2, max=65_536, help="Width of the first cells.", show_default="the run's, or 36")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Number of cells.", show_default="the run's, or 20")
+    ] = None,
+    num_classes: Annotated[int | None, typer.Option(min=1, max=10**6, show_default="the run's, or 10")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=8, max=65_536, help="Side in pixels.", show_default="the run's, or 32")
+    ] = None,
+    in_channels: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="3 for colour, 1 for grey.", show_default="the run's, or 3")
+    ] = None,
     aux: Annotated[bool, typer.Option("--aux", help="Count the auxiliary head's weights too.")] = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -32,31 +48,33 @@ def command(
 ) -> None:
     """Count the weights and the multiply-adds (of convolutions and linear layers, for one image) of a network."""
     set_verbosity(quiet, verbose)
-    parsed, name = references.network(network)
-    given = {"channels": channels, "layers": layers, "aux": aux or None}
-    if name is not None and (wrong := next((key for key, value in given.items() if value is not None), None)):
-        raise UsageError(f"--{wrong}: '{name}' has {'none' if wrong == 'aux' else 'its own'}; leave it out")
-    facts: dict[str, Any] = {"num_params": 0, "num_macs": 0}
-    if name is not None:
-        facts["network"] = name
-    else:
-        facts |= {"channels": channels or 36, "layers": layers or 20}
-    facts |= {"num_classes": num_classes, "image_size": image_size, "aux": aux}
+    given = {name: value for name, value in locals().items() if name in DEFAULTS and value is not None}
+    parsed, named, run = references.network_or_run(network)
+    for name in ("channels", "layers") if named is not None else ():
+        if name in given:
+            raise UsageError(f"--{name}: '{named}' has its own; leave it out")
+    if named is not None and aux:
+        raise UsageError(f"--aux: '{named}' has no auxiliary head; leave it out")
+    size = {**DEFAULTS, **(_size_of(run, given) if run is not None else {}), **given}
     import torch
 
-    from ssfnas_cli.engine.network import plain_classifier
+    from ssfnas_cli.engine.network import describe_network
     from ssfnas_cli.nets.count import count_macs, count_params
-    from ssfnas_cli.nets.heads import Classifier
 
     with torch.device("meta"):
-        if parsed is None:
-            model = plain_classifier(str(name), in_channels, image_size, num_classes)
-        else:
-            shape = facts["channels"], facts["layers"]
-            model = Classifier.of_genotype(parsed, in_channels, *shape, num_classes, aux)
-    facts |= {"num_params": count_params(model), "num_macs": count_macs(model, in_channels, image_size)}
-    for kind, cell in (parsed.cells() if parsed is not None else {}).items():
-        live = cell.live()
+        model = describe_network(parsed if parsed is not None else str(named), **size, aux=aux)
+    if named is not None:
+        size = {name: value for name, value in size.items() if name not in ("channels", "layers")}
+    facts: dict[str, Any] = {
+        **({"run": str(run.path)} if run is not None else {}),
+        **({"network": named} if named is not None else {}),
+        "num_params": count_params(model),
+        "num_macs": count_macs(model, size["in_channels"], size["image_size"]),
+        **size,
+        "aux": aux,
+    }
+    for kind, cell in parsed.cells().items() if parsed is not None else ():
+        live = cell.pruned()
         facts[kind] = {
             "edges": len(live.edges),
             "ops": cell.op_counts(),
@@ -64,4 +82,32 @@ def command(
             "dead_nodes": live.dead_nodes,
             "concat": live.concat,
         }
-    emit(facts, json)
+    emit(facts, json, lambda console: _show(console, facts))
+
+
+def _size_of(run: RunFolder, given: Mapping[str, int]) -> dict[str, int]:
+    """The size of a run's own network, from its settings and its data set."""
+    from ssfnas_cli.artifacts.dataset import DataSet
+
+    settings = run.config["settings"]
+    size = {name: settings[name] for name in ("channels", "layers") if isinstance(settings.get(name), int)}
+    try:
+        data = DataSet.open(run.config["data"]["path"])
+    except InputError as error:
+        missing = [name for name in ("num_classes", "image_size", "in_channels") if name not in given]
+        if missing:
+            assumed = ", ".join(f"--{name.replace('_', '-')} {DEFAULTS[name]}" for name in missing)
+            log.warning("%s: counting with %s", error, assumed)
+        return size
+    return size | {"num_classes": data.num_classes, "image_size": data.image_size, "in_channels": data.channels}
+
+
+def _show(console: Console, facts: Mapping[str, Any]) -> None:
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            told = [f"{value['edges']} edges", ", ".join(f"{name} {count}" for name, count in value["ops"].items())]
+            told += [f"nodes without input: {value['dead_nodes']}"] if value["dead_nodes"] else []
+            text = "; ".join(told)
+        else:
+            text = f"{value:,}" if key.startswith("num_") else str(value)
+        console.print(f"{key:>12}  {text}", soft_wrap=True)

@@ -15,7 +15,7 @@ CELLS = {"normal": ("normal",), "reduce": ("reduce",), "both": ("normal", "reduc
 
 
 def command(
-    genotype: Annotated[str, typer.Argument(help="Genotype file, or - for a pipe.")],
+    genotype: Annotated[str, typer.Argument(help="Genotype file or run folder, or - for a pipe that brings either.")],
     cell: Annotated[str, typer.Option(help="normal, reduce or both.")] = "both",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="FILE.svg, .png, .pdf or .dot; - for SVG on stdout.")
@@ -24,7 +24,7 @@ def command(
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
 ) -> None:
-    """Draw the cells of a genotype. Nodes without input are marked."""
+    """Draw the cells of a genotype or of a run. Nodes without input are marked."""
     set_verbosity(quiet, verbose)
     if cell not in CELLS:
         raise UsageError(f"--cell {cell}: should be one of {', '.join(CELLS)}")
@@ -33,7 +33,7 @@ def command(
     suffix = "svg" if is_stream(output) else output.suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
         raise UsageError(f"--output {output}: should end in one of {', '.join('.' + name for name in FORMATS)}")
-    parsed = references.genotype(genotype)
+    parsed, _ = references.genotype_or_run(genotype)
     references.refuse_existing(output, force)
     references.write_output(output, render(parsed, CELLS[cell], suffix), force)
     if not is_stream(output):

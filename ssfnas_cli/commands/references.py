@@ -72,6 +72,63 @@ def network_names(incomplete: str = "") -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def network_or_run(argument: str) -> tuple[Genotype | None, str | None, RunFolder | None]:
+    """As `network`, and a run besides, whose folder is named or whose output comes from a pipe.
+
+    Returns:
+        A genotype or the name of a plain network, and the run that it is of.
+
+    Raises:
+        InputError: none of them, or a search that has no genotype yet.
+    """
+    if not is_stream(argument) and not Path(argument).exists():
+        return *network(argument), None
+    parsed, run = _genotype_or_run(argument)
+    named = None if run is None or parsed is not None else str(run.config["settings"]["network"]["name"])
+    return parsed, named, run
+
+
+def genotype_or_run(argument: str) -> tuple[Genotype, RunFolder | None]:
+    """A genotype from a file or a pipe; or that of a run, whose folder is named or printed, and the run.
+
+    Raises:
+        InputError: neither, or a run that has no genotype.
+    """
+    parsed, run = _genotype_or_run(argument)
+    if parsed is None:
+        assert run is not None
+        raise InputError(f"{run.path}: is of a plain network, which has no genotype")
+    return parsed, run
+
+
+def _genotype_or_run(argument: str) -> tuple[Genotype | None, RunFolder | None]:
+    if is_stream(argument):
+        data = read_stdin("a genotype, or the output of 'ssfnas search' or 'ssfnas retrain'")
+        path = _printed_run(data)
+        if path is None:
+            return parse_genotype(data, "standard input"), None
+    else:
+        path = Path(argument)
+        if not (path / "config.json").is_file():
+            return read_genotype(path), None
+    run = RunFolder.open(path)
+    if not (run.path / "genotype.json").exists():
+        if run.config["settings"].get("network", {}).get("name", "none") != "none":
+            return None, run
+        raise InputError(f"{run.path}: has no genotype yet: 'ssfnas derive {run.path}' makes one of where it stands")
+    return read_genotype(run.path / "genotype.json"), run
+
+
+def _printed_run(data: bytes) -> Path | None:
+    """The folder of the run whose output this is, or None if it is something else."""
+    try:
+        value = parse_json(data, "standard input")
+    except InputError:
+        return None
+    is_run = isinstance(value, dict) and value.get("kind") in ("search-run", "retrain-run")
+    return Path(value["path"]) if is_run and isinstance(value.get("path"), str) else None
+
+
 def parse_threshold(text: str) -> float | str:
     """`auto`, or a finite number."""
     if text == "auto":

@@ -46,7 +46,7 @@ def command(
 
     The preset is 'quick' on the embedded digits, otherwise 'paper'.
     """
-    with stop.waiting():
+    with stop.interruptible():
         genotype, name = references.network(network)
     from ssfnas_cli.data.embedded import is_embedded
 
@@ -63,8 +63,8 @@ def command(
         return run_retrain(genotype, settings, flags.output, flags.force, other_data)
 
     def predict() -> dict[str, Any]:
-        with stop.waiting():  # for torch
-            from ssfnas_cli.engine.dry_run import dry_retrain
-        return dry_retrain(genotype, settings, flags.output, flags.force, other_data)
+        with stop.interruptible():  # for torch
+            from ssfnas_cli.engine.dry_run import predict_retrain
+        return predict_retrain(genotype, settings, flags.output, flags.force, other_data)
 
     flags.run(settings, retrain, predict)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssfnas_cli.artifacts.run import DamagedRun, RunFolder, age, find_runs
+from ssfnas_cli.artifacts.run import DamagedRun, RunFolder, find_runs, seconds_since_update
 from ssfnas_cli.commands import common
-from ssfnas_cli.console import box_style, emit, printable, set_verbosity
+from ssfnas_cli.console import emit, next_step, printable, set_verbosity
 from ssfnas_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,19 +28,23 @@ def command(
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of runs")
     entries = [_entry(run) for run in find_runs(folder)]
-    emit({"kind": "runs", "runs": entries}, json, lambda console: _show(console, entries))
+    damaged = [entry["path"] for entry in entries if entry["state"] == "damaged"]
+    facts = {"kind": "runs", "runs": entries, "damaged": damaged}
+    emit(facts, json, lambda console: _show(console, entries, damaged))
 
 
 def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
     if isinstance(run, DamagedRun):
         return {"path": str(run.path), "kind": None, "age_seconds": 0, "state": "damaged", "next": run.why}
-    entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(age(run))}
+    entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(seconds_since_update(run))}
+    if command := run.config.get("command"):
+        entry["command"] = str(command)
     try:
         status = run.status()
     except InputError as error:
         return entry | {"state": "damaged", "next": str(error)}
     state = status["state"]
-    if state == "running" and not run.is_being_written():
+    if state == "running" and not run.is_locked():
         state = "interrupted"
     last = status.get("last", {})
     figures = {k: v for k, v in last.items() if ("loss" in k or "accuracy" in k) and isinstance(v, int | float)}
@@ -49,32 +54,24 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
         "epoch": status.get("epoch", 0),
         "epochs": status.get("epochs"),
         "figures": figures,
-        "next": _next(run, state),
+        "next": next_step(run.kind, run.path, state, entry.get("command", "")),
     }
 
 
-def _next(run: RunFolder, state: str) -> str:
-    if state in ("stopped", "interrupted"):
-        return "run the same command again: it goes on"
-    if state == "running":
-        return "wait"
-    if state == "diverged":
-        return "lower lr or alpha_lr, and --force"
-    return f"ssfnas {'derive' if run.kind == 'search' else 'evaluate'} {run.path}"
+def _show(console: Console, entries: Sequence[dict[str, Any]], damaged: Sequence[str]) -> None:
+    """Some lines for each run: a table has no room for paths and commands, and cuts what one wants to copy."""
+    from rich.padding import Padding
 
-
-def _show(console: Console, entries: list[dict[str, Any]]) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=box_style())
-    for column in ("run", "state", "progress", "last figures", "age", "next"):
-        table.add_column(column, overflow="fold")
     for entry in entries:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in entry.get("figures", {}).items())
-        progress = f"{entry.get('phase') or ''} {entry.get('epoch', 0)}/{entry.get('epochs') or '?'}"
-        minutes = entry.get("age_seconds", 0) // 60
-        shown_age = f"{minutes // 60}:{minutes % 60:02d} h"
-        cells = (entry["path"], entry["state"], progress.strip(), figures, shown_age, entry["next"])
-        table.add_row(*(escape(printable(cell)) for cell in cells))
-    console.print(table)
+        progress = f"{entry.get('phase') or ''} {entry.get('epoch', 0)}/{entry.get('epochs') or '?'}".strip()
+        minutes = entry["age_seconds"] // 60
+        told = [entry["state"], progress, f"{minutes // 60}:{minutes % 60:02d} h ago"]
+        console.print(printable(entry["path"]), style="bold", soft_wrap=True)
+        console.print(Padding(", ".join(told), (0, 0, 0, 4)))
+        if figures:
+            console.print(Padding(figures, (0, 0, 0, 4)))
+        console.print(printable(f"    next: {entry['next']}"), soft_wrap=True)
+    whole = len(entries) - sum(entry["state"] == "damaged" for entry in entries)
+    said = f"{whole} run{'' if whole == 1 else 's'}"
+    console.print(f"{said}, {len(damaged)} damaged" if damaged else said)

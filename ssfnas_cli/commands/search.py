@@ -58,8 +58,8 @@ def command(
         return run_search(settings, flags.output, flags.force)
 
     def predict() -> dict[str, Any]:
-        with stop.waiting():  # for torch
-            from ssfnas_cli.engine.dry_run import dry_search
-        return dry_search(settings, flags.output, flags.force)
+        with stop.interruptible():  # for torch
+            from ssfnas_cli.engine.dry_run import predict_search
+        return predict_search(settings, flags.output, flags.force)
 
     flags.run(settings, search, predict)

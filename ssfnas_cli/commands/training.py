@@ -126,14 +126,14 @@ def with_training_flags(model: type[Training]) -> Callable[[Callable[..., None]]
 def _show_prediction(console: Console, facts: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from ssfnas_cli.engine.progress import clock
+    from ssfnas_cli.engine.progress import format_duration
 
     slowest, evaluation = facts["step_seconds_range"][1], f"{facts['evaluation_seconds']:.1f} s evaluation"
     epochs = " and ".join(f"{part['epochs']} epochs of {part['phase']}" for part in facts["phases"])
     rows = {
         "a step": f"{facts['step_seconds']:.3f} s (median of {facts['timed_steps']}; at most {slowest:.3f} s)",
-        "an epoch": f"{clock(facts['epoch_seconds'])} ({facts['steps_per_epoch']} steps, {evaluation})",
-        "all of it": f"{clock(facts['total_seconds'])} ({epochs})",
+        "an epoch": f"{format_duration(facts['epoch_seconds'])} ({facts['steps_per_epoch']} steps, {evaluation})",
+        "all of it": f"{format_duration(facts['total_seconds'])} ({epochs})",
         "peak memory": f"{facts['peak_memory_bytes'] / 2**20:,.0f} MB",
         "weights": f"{facts['num_params']:,}",
         "disk": f"{facts['disk_bytes'] / 2**20:,.1f} MB (a checkpoint {facts['checkpoint_bytes'] / 2**20:,.1f} MB)",

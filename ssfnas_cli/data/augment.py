@@ -1,19 +1,19 @@
-"""Augmentation of batches [N, C, H, W] in [0, 1], random by (seed, epoch, draw, view) and nothing else.
+"""Augmentation of batches [N, C, H, W] in [0, 1]. The random numbers depend only on (seed, epoch, draw, view).
 
-A draw is the place of an image in the order in which the epoch shows images; an image that is shown twice looks
-different each time.
+A draw is the position of an image in the epoch's order of images, so an image that occurs twice is augmented
+differently each time.
 
-Every image draws its own row of uniform numbers, so what happens to it does not depend on the batch, the loader
-processes or where a run was interrupted; and every step below works on an image's numbers alone and rounds each of
-them the same way wherever in a batch or a thread's share they lie (no matrix product, no fused multiply-add, sums row
-by row). So an image's view is the same to the last bit in any batch, loader process and number of threads.
+An image is augmented identically, to the last bit, in any batch, in any loader process, with any number of threads and
+after any interruption. For this, each image has its own row of uniform numbers, and each operation below uses only the
+values of one image and rounds each value the same way wherever it is in a batch. Matrix products and fused
+multiply-adds are therefore not used, and sums are computed row by row.
 
-What makes it fast (measured by benchmarks/input.py, docs/performance.md):
-- one vectorised generator instead of a generator object per sample;
-- a resized crop is separable, so whole lines are gathered, which runs at the speed of memory where grid_sample computes
-  an address per pixel; colours are mixed in planes;
-- native/views.cpp takes an image through all of it while it is in the cache.
-The last step leaves the memory in the network's order, channels last.
+Three things make it fast (see benchmarks/input.py and docs/performance.md):
+- One vectorised generator replaces a generator object per sample.
+- A resized crop is separable, so whole lines are gathered at the speed of memory. grid_sample would compute an address
+  per pixel. Colours are mixed in planes.
+- native/views.cpp applies all operations to an image while it is in the cache.
+The last operation writes the channels-last layout of the networks.
 """
 
 from __future__ import annotations
@@ -35,12 +35,16 @@ Uniforms = NDArray[np.float32]
 DEFAULT_VIEWS = Views()
 
 NUM_UNIFORMS = 16
-SMALLEST_SIGMA, LARGEST_SIGMA, SIGMA_SIDE = 0.1, 2.0, 224  # of the blur, in pixels of an image of that side
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as PIL and torchvision
+SMALLEST_SIGMA, LARGEST_SIGMA, SIGMA_SIDE = (
+    0.1,
+    2.0,
+    224,
+)  # standard deviations of the blur, in pixels of an image with that side
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in PIL and torchvision
 _TO_YIQ = np.array([_LUMA, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
-# By number of channels: the luma, the gray of a colour, and what a turn of the hue by an angle adds to the gray, as a
-# multiple of its cosine and one of its sine.
+# For each number of channels: the luma, the matrix from a colour to its gray, and the matrices that a rotation of the
+# hue multiplies by the cosine and the sine of its angle and adds to the gray.
 _HUE = {
     1: (np.ones(1), np.ones((1, 1)), np.zeros((1, 1)), np.zeros((1, 1))),
     3: (
@@ -58,13 +62,13 @@ _PHILOX_ROUNDS = 10
 
 
 def draw_uniforms(seed: int, epoch: int, draws: np.ndarray, num_views: int) -> Uniforms:
-    """Uniform numbers [num_views, N, NUM_UNIFORMS] in [0, 1), a row for each draw and view.
+    """Uniform numbers [num_views, N, NUM_UNIFORMS] in [0, 1), with a row for each draw and view.
 
-    A row is what `np.random.Generator(np.random.Philox(key=[seed, view], counter=[0, epoch, draw, 0]))` draws.
+    A row equals what `np.random.Generator(np.random.Philox(key=[seed, view], counter=[0, epoch, draw, 0]))` draws.
     """
-    num_blocks = NUM_UNIFORMS // 8  # of four words of 64 bits, each good for two numbers
+    num_blocks = NUM_UNIFORMS // 8  # a block has four words of 64 bits, each of which yields two numbers
     counters = np.zeros((4, num_views, len(draws), num_blocks), dtype=np.uint64)
-    counters[0] = np.arange(1, num_blocks + 1)  # NumPy counts before it draws
+    counters[0] = np.arange(1, num_blocks + 1)  # NumPy increments the counter before it draws
     counters[1] = epoch
     counters[2] = draws[:, None]
     bits = _philox(seed, np.arange(num_views, dtype=np.uint64)[:, None, None], counters)
@@ -73,7 +77,7 @@ def draw_uniforms(seed: int, epoch: int, draws: np.ndarray, num_views: int) -> U
 
 
 def _philox(key0: int, key1: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Random words, uint64 like `counters` [4, ...], of the keys (key0, key1); key1 broadcasts over `...`."""
+    """Random words, uint64 [4, ...] like `counters`, for the keys (key0, key1). key1 is broadcast over `...`."""
     even, odd = counters[0::2], counters[1::2]
     factors = _PHILOX_FACTORS.reshape(2, *[1] * (counters.ndim - 1))
     for number in range(_PHILOX_ROUNDS):
@@ -85,13 +89,13 @@ def _philox(key0: int, key1: np.ndarray, counters: np.ndarray) -> np.ndarray:
     return np.stack([even[0], odd[0], even[1], odd[1]])
 
 
-def _wide_product(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The high and the low words of products of uint64, by halves of 32 bits."""
+def _wide_product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The high and the low 64-bit words of products of uint64, computed from halves of 32 bits."""
     half, mask = np.uint64(32), np.uint64(2**32 - 1)
-    one_high, one_low, other_high, other_low = one >> half, one & mask, other >> half, other & mask
-    crossed = one_low * other_high
-    middle = (one_low * other_low >> half) + (crossed & mask) + one_high * other_low
-    return one_high * other_high + (crossed >> half) + (middle >> half), one * other
+    a_high, a_low, b_high, b_low = a >> half, a & mask, b >> half, b & mask
+    cross = a_low * b_high
+    middle = (a_low * b_low >> half) + (cross & mask) + a_high * b_low
+    return a_high * b_high + (cross >> half) + (middle >> half), a * b
 
 
 @dataclass(frozen=True)
@@ -102,25 +106,27 @@ class Normalise:
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] in [0, 1] -> standardised, in channels-last memory."""
+        """Standardise images [N, C, H, W] in [0, 1]. The result has the channels-last layout."""
         num, channels, height, width = images.shape
-        rows = images.permute(0, 2, 3, 1).reshape(num, height, width * channels)  # long rows, not runs of 3, broadcast
+        rows = images.permute(0, 2, 3, 1).reshape(
+            num, height, width * channels
+        )  # long rows broadcast faster than runs of 3
         mean, std = (torch.from_numpy(array).to(images).repeat(width) for array in self.arrays())
         return (rows - mean).div_(std).view(num, height, width, channels).permute(0, 3, 1, 2)
 
     def arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Means and divisors [C]; a channel that is constant is not blown up."""
+        """Means and divisors [C]. A lower bound of the divisors keeps constant channels small."""
         return np.array(self.mean), np.maximum(self.std, 1e-3)
 
 
 def to_float(images: np.ndarray) -> Tensor:
-    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [0, 1], in channels-last memory as the bytes are."""
+    """Convert uint8 [N, H, W, C] to float32 [N, C, H, W] in [0, 1]. The layout remains channels-last."""
     return torch.from_numpy(images).float().div_(255).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to a training image before the network sees it."""
+    """The augmentation of training images."""
 
     num_views: int
     normalise: Normalise
@@ -128,14 +134,14 @@ class Augmentation:
     cutout: float = 0.0
     views: Views = DEFAULT_VIEWS
     compiled: bool = False
-    """Whether compiled kernels make the views where there is a compiler; they differ from torch's in the last bits."""
+    """Whether compiled kernels make the views if there is a compiler. They differ from torch's in the last bits."""
 
     def __post_init__(self) -> None:
         if self.compiled:
-            load_kernels()  # compiled once, here, and not by every loader process
+            load_kernels()  # compile them now and not in every loader process
 
     def __call__(self, images: np.ndarray, seed: int, epoch: int, draws: np.ndarray) -> tuple[Tensor, ...]:
-        """uint8 [N, H, W, C] of these draws -> one normalised tensor per view, in channels-last memory."""
+        """Augment images uint8 [N, H, W, C] of the given draws. Return a normalised channels-last tensor per view."""
         uniforms = draw_uniforms(seed, epoch, draws, self.num_views)
         if self.num_views == 1:
             normal = self.normalise(to_float(crop_and_flip(images, uniforms[0], self.flip)))
@@ -154,13 +160,16 @@ class Augmentation:
 
 
 def crop_and_flip(images: np.ndarray, uniforms: Uniforms, flip: bool) -> np.ndarray:
-    """uint8 [N, H, W, C]: pad by an eighth of the side in black (DARTS: 4 of 32), crop at random, mirror half."""
+    """Crop images uint8 [N, H, W, C] at random after padding an eighth of the side in black (DARTS: 4 of 32).
+
+    `flip` mirrors half of them.
+    """
     num, height, width, channels = images.shape
     pad = max(1, height // 8)
     padded = np.zeros((num, height + 2 * pad, width + 2 * pad, channels), dtype=np.uint8)
     padded[:, pad:-pad, pad:-pad] = images
     top, left = (_below(2 * pad + 1, uniforms[:, column]) for column in (0, 1))
-    # Every crop there is, as a view; indexing it copies whole rows of the chosen ones.
+    # A view of all possible crops. Indexing it copies whole rows of the chosen ones.
     image, row, column, byte = padded.strides
     places, crop = (2 * pad + 1, 2 * pad + 1), (height, width * channels)
     crops = np.lib.stride_tricks.as_strided(
@@ -174,7 +183,7 @@ def crop_and_flip(images: np.ndarray, uniforms: Uniforms, flip: bool) -> np.ndar
 
 
 def cutout(images: Tensor, uniforms: Uniforms, share: float) -> Tensor:
-    """Zero a square of `share` of the side, its centre anywhere, clipped at the border (after normalisation)."""
+    """Set a square to zero, whose side is `share` of the image's and whose centre is random, after normalisation."""
     _, _, height, width = images.shape
     length = round(share * height)
     if length == 0:
@@ -189,7 +198,7 @@ def cutout(images: Tensor, uniforms: Uniforms, share: float) -> Tensor:
 
 
 def _below(number: int, uniforms: Uniforms) -> NDArray[np.int64]:
-    """Integers from 0 to number - 1."""
+    """Random integers from 0 to number - 1."""
     return (uniforms.astype(np.float64) * number).astype(np.int64)
 
 
@@ -198,28 +207,28 @@ def _below(number: int, uniforms: Uniforms) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class DrawnView:
-    """What is drawn for one view of N images: all that differs between them, worked out in float64."""
+    """The random parameters of one view of N images, computed in float64."""
 
     rows: NDArray[np.int64]
-    """[N, H]: the line of the image at or just before each line of the view's."""
+    """[N, H]: for each line of the view, the line of the image at or just before it."""
     row_weights: NDArray[np.float32]
     """[N, H]: the weight of the line after that one."""
     columns: NDArray[np.int64]
-    """[N, W], as the rows; they run backwards in a mirrored image."""
+    """[N, W]: like `rows`; they run backwards in a mirrored image."""
     column_weights: NDArray[np.float32]
     matrix: NDArray[np.float32]
-    """[N, C, C]: how colours mix."""
+    """[N, C, C]: the linear map of the colours."""
     shift: NDArray[np.float32]
-    """[N, C]: what the mean of a channel of the crop adds to every colour."""
+    """[N, C]: the factors by which the mean of each channel of the crop is added to every colour."""
     taps: NDArray[np.float32]
-    """[N, radius + 1]: the blur's kernel from its centre outwards; 1 and zeros where there is none."""
+    """[N, radius + 1]: the kernel of the blur from its centre outwards; 1 followed by zeros means no blur."""
     solarized: NDArray[np.bool_]
 
 
 def draw_view(
     uniforms: Uniforms, view: int, options: Views, flip: bool, height: int, width: int, channels: int
 ) -> DrawnView:
-    """One view of Barlow Twins: resized crop, flip, colour jitter, gray, blur, solarize."""
+    """Draw the parameters of a view of Barlow Twins: resized crop, flip, colour jitter, gray, blur, solarize."""
     drawn = uniforms.astype(np.float64)
     below = lambda column, probability: uniforms[:, column] < np.float32(probability)
     jittered, grayed = below(5, options.jitter_probability), below(10, options.gray_probability)
@@ -235,7 +244,7 @@ def draw_view(
 def _draw_crop(
     drawn: NDArray[np.float64], min_scale: float, mirrored: NDArray[np.bool_], height: int, width: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    """A box of min_scale to 1 of the area and 3/4 to 4/3 of the aspect, and where its lines lie in the image."""
+    """Draw boxes with min_scale to 1 of the area and an aspect ratio of 3/4 to 4/3. Return their lines."""
     scale = min_scale + (1 - min_scale) * drawn[:, 0]
     ratio = np.exp(math.log(4 / 3) * (2 * drawn[:, 1] - 1))
     share_x, share_y = np.minimum(np.sqrt(scale * ratio), 1), np.minimum(np.sqrt(scale / ratio), 1)
@@ -246,14 +255,14 @@ def _draw_crop(
 def _lines(
     side: int, share: NDArray[np.float64], place: NDArray[np.float64], mirrored: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Which lines of a side a box's `side` lines fall on or just behind, and how far behind: [N, side] both.
+    """For each of `side` lines of a box, the image line at or just before it, and the distance from that, [N, side].
 
-    A box is `share` of the side long; `place` in [0, 1) moves it from one end to the other.
+    The length of a box is `share` of the side. `place` in [0, 1) moves it from one end to the other.
     """
     steps = (np.arange(side) + 0.5) / side
     steps = np.where(mirrored[:, None], steps[::-1], steps)
     positions = side * (place * (1 - share))[:, None] + side * share[:, None] * steps - 0.5
-    positions = np.clip(positions, 0, side - 1)  # half a pixel from the border there is only the border
+    positions = np.clip(positions, 0, side - 1)  # within half a pixel of the border, there is only the border line
     lines = positions.astype(np.int64)
     return lines, (positions - lines).astype(np.float32)
 
@@ -261,10 +270,10 @@ def _lines(
 def _draw_colour(
     drawn: NDArray[np.float64], options: Views, jittered: NDArray[np.bool_], grayed: NDArray[np.bool_], channels: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Brightness, contrast, saturation, hue and gray as one affine map of the channels per image.
+    """Draw brightness, contrast, saturation, hue and gray as one affine map of the channels for each image.
 
-    torchvision clamps after each and turns the hue in HSV; here the clamp comes once, at the end, and the hue
-    turns about the gray axis in YIQ, which makes the whole chain a single matrix and a multiple of the mean luma.
+    torchvision clamps after each operation and rotates the hue in HSV. Here the values are clamped once at the end, and
+    the hue is rotated about the gray axis in YIQ. The chain is therefore a matrix and a multiple of the mean luma.
     """
     luma, gray, cosine, sine = _HUE[channels]
     spread = np.array([options.brightness, options.contrast, options.saturation])
@@ -278,7 +287,7 @@ def _draw_colour(
 
 
 def _draw_blur(drawn: NDArray[np.float64], blurred: NDArray[np.bool_], radius: int, side: int) -> NDArray[np.float32]:
-    """A Gaussian whose deviation is 0.1 to 2 pixels in an image of 224 (Barlow Twins), scaled to the side."""
+    """Draw Gaussian kernels with standard deviations of 0.1 to 2 pixels at side 224 (Barlow Twins), times `side`."""
     distance = np.arange(radius + 1)
     sigma = (SMALLEST_SIGMA + (LARGEST_SIGMA - SMALLEST_SIGMA) * drawn[:, 11:12]) * side / SIGMA_SIDE
     taps = np.exp(-(distance**2) / (2 * sigma**2))
@@ -287,7 +296,7 @@ def _draw_blur(drawn: NDArray[np.float64], blurred: NDArray[np.bool_], radius: i
 
 
 def self_supervised_view(images: Tensor, drawn: DrawnView) -> Tensor:
-    """[N, C, H, W] in [0, 1] -> the view, still in [0, 1]: what native/views.cpp does, in torch's operations."""
+    """Apply a drawn view to images [N, C, H, W] in [0, 1] with torch operations, like native/views.cpp."""
     images = _mix_colours(_resize(images, drawn), drawn)
     _change_some(images, drawn.taps[:, 0] < 1, lambda some, chosen: _blur(some, drawn.taps[chosen]))
     _change_some(images, drawn.solarized, lambda some, _: torch.minimum(some, 1 - some))  # 1 - x where x >= 1/2
@@ -297,7 +306,7 @@ def self_supervised_view(images: Tensor, drawn: DrawnView) -> Tensor:
 def _change_some(
     images: Tensor, chosen: NDArray[np.bool_], change: Callable[[Tensor, NDArray[np.int64]], Tensor]
 ) -> None:
-    """Put `change` of the chosen images [n, C, H, W] and their places [n] in their place."""
+    """Replace the chosen images by `change(images [n, C, H, W], their positions [n])`."""
     places = np.flatnonzero(chosen)
     if places.size:
         index = torch.from_numpy(places)
@@ -305,7 +314,7 @@ def _change_some(
 
 
 def _resize(images: Tensor, drawn: DrawnView) -> Tensor:
-    """The box, bilinearly at the full size; its lines and then, transposed, its columns."""
+    """Resize the boxes bilinearly to the full size: first the lines and then, transposed, the columns."""
     num, channels, height, width = images.shape
     lines = images.permute(0, 2, 3, 1).reshape(num, height, -1)
     lines = _interpolate(lines, drawn.rows, drawn.row_weights)
@@ -315,7 +324,7 @@ def _resize(images: Tensor, drawn: DrawnView) -> Tensor:
 
 
 def _interpolate(lines: Tensor, before: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
-    """[N, L, D] -> [N, L, D]: between the lines `before` [N, L] and those after them, which have the weights [N, L]."""
+    """Interpolate lines [N, L, D] between the lines `before` [N, L] and the next ones, weighted by `weights` [N, L]."""
     num, length, _ = lines.shape
     start = np.arange(0, num * length, length)[:, None]
     first, second = (
@@ -326,9 +335,9 @@ def _interpolate(lines: Tensor, before: NDArray[np.int64], weights: NDArray[np.f
 
 
 def _mix_colours(images: Tensor, drawn: DrawnView) -> Tensor:
-    """Every pixel by its image's matrix, plus its image's shift; clamped to [0, 1]."""
+    """Multiply each pixel by the matrix of its image, add the shift of its image, and clamp to [0, 1]."""
     planes = images.flatten(2)
-    means = np.add.reduce(planes.numpy(), axis=2) / np.float32(planes.shape[2])  # NumPy sums each row by itself
+    means = np.add.reduce(planes.numpy(), axis=2) / np.float32(planes.shape[2])  # NumPy sums each row independently
     shift = (drawn.shift * means).sum(1, keepdims=True)
     matrix = torch.from_numpy(drawn.matrix)[..., None]
     mixed = matrix[:, :, 0] * planes[:, :1]
@@ -338,7 +347,7 @@ def _mix_colours(images: Tensor, drawn: DrawnView) -> Tensor:
 
 
 def _blur(images: Tensor, taps: NDArray[np.float32]) -> Tensor:
-    """Each image [C, H, W] by its own symmetric kernel, along both sides, mirrored at the border."""
+    """Convolve each image [C, H, W] with its symmetric kernel along both sides, with reflection at the border."""
     kernel, radius = torch.from_numpy(taps)[:, :, None, None, None], taps.shape[1] - 1
     for dim in (2, 3):
         padding = (0, 0, radius, radius) if dim == 2 else (radius, radius, 0, 0)

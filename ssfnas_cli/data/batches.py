@@ -1,7 +1,7 @@
-"""Batches by number: what a step sees is a function of (seed, epoch, step), so a cursor is two integers.
+"""Batches by number. A batch depends only on (seed, epoch, step), so the position in the data is two integers.
 
-Every use of a seed has a stream of random numbers of its own (`stream_seed`). What happens to an image is keyed by the
-place of its draw in the epoch's order, so it is the same whoever loads it and wherever a run was interrupted.
+Each use of the seed has its own stream of random numbers (`stream_seed`). The augmentation of an image is keyed by its
+position in the epoch's order, so it depends neither on the process that loads it nor on interruptions of the run.
 """
 
 from __future__ import annotations
@@ -34,18 +34,21 @@ class Batch(NamedTuple):
 
 
 class SearchBatch(NamedTuple):
-    """What one step of a search sees: a batch of the weight half, one of the alpha half, and the first one `apart`."""
+    """The batches of one step of a search: of the weight half, of the alpha half, and for a separate alpha head.
+
+    `alpha_head` holds the images of `weights` with the views of the alphas' loss, or is None if there is no such head.
+    """
 
     weights: Batch
     alphas: Batch
-    apart: Batch | None
+    alpha_head: Batch | None
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some rows of a split, and how a batch of them is made. `seed` is that of a stream.
+    """Some rows of a split and their augmentation. `seed` is the seed of a stream.
 
-    `beside` makes the further views of the same images; it has the same rows.
+    `beside` has the same rows and makes further views of the same images.
     """
 
     split: Split
@@ -58,10 +61,12 @@ class Subset:
         return len(self.indices)
 
     def batch(self, places: np.ndarray, first_draw: int, epoch: int) -> Batch:
-        """The batch of the images at these places in `indices`.
+        """Make a batch.
 
         Args:
-            first_draw: the place of the batch's first image in the order in which the epoch shows images.
+            places: positions of its images in `indices`.
+            first_draw: the position of its first image in the epoch's order of images.
+            epoch: the epoch, on which the augmentation depends.
         """
         rows = self.indices[places]
         draws = np.arange(first_draw, first_draw + len(rows))
@@ -73,7 +78,7 @@ class Subset:
 STREAMS = {
     "search weights": 0,
     "search alphas": 1,
-    "search apart": 2,
+    "search alpha head": 2,
     "pretrain": 3,
     "train": 4,
     "search weights beside": 5,
@@ -83,7 +88,7 @@ STREAMS = {
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """The seed of one of STREAMS: none of them shares random numbers with another."""
+    """The seed of one of STREAMS. Different streams have independent random numbers."""
     mixed = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(1, np.uint64)
     return int(mixed[0] >> np.uint64(1))
 
@@ -99,28 +104,28 @@ def training_subset(
     compiled: bool = False,
     beside: Subset | None = None,
 ) -> Subset:
-    """Rows of a data set's training split, augmented as a training's settings say; `stream` is one of STREAMS."""
+    """Rows of the training split with the augmentation of the settings. `stream` is one of STREAMS."""
     flip = data.manifest.mirrorable if settings.flip == "auto" else settings.flip
     augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views, compiled)
     return Subset(split, rows, augment, stream_seed(settings.seed, stream), beside)
 
 
 def cut_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """An epoch's order, cut into batches of at most `batch_size` whose sizes differ by at most one image.
+    """Divide the order of an epoch into batches of at most `batch_size` images, whose sizes differ by at most one.
 
-    A short last batch would be a whole step in the direction of its noise. No batch has a single image, over which
-    nothing can be averaged, so three images in batches of two are one batch of three.
+    A short last batch would cause a whole step along a noisy gradient. No batch has a single image, because batch
+    statistics need two; three images with `batch_size` 2 are therefore one batch of three.
     """
     return np.array_split(order, num_batches(len(order), batch_size))
 
 
 def num_batches(num: int, batch_size: int) -> int:
-    """How many batches `cut_batches` gives."""
+    """The number of batches that `cut_batches` returns."""
     return max(1, min(-(-num // batch_size), num // 2))
 
 
 class TrainingBatches(Dataset):
-    """One epoch of a subset, in the order of a sampler; item k is batch k."""
+    """The batches of one epoch of a subset, in the order of a sampler. Item k is batch k."""
 
     def __init__(self, subset: Subset, order: np.ndarray, batch_size: int, epoch: int):
         self.subset, self.epoch = subset, epoch
@@ -135,17 +140,19 @@ class TrainingBatches(Dataset):
 
 
 class BilevelBatches(Dataset):
-    """One epoch of a search; item k holds what step k sees.
+    """The batches of one epoch of a search. Item k holds the batches of step k.
 
-    The alpha half's batch is redrawn at every step, as in DARTS, so that half is sampled, not swept.
+    The batch of the alpha half is drawn independently for each step, as in DARTS, so an epoch need not visit the whole
+    half.
 
     Args:
-        weights: the weight half, with the views of the weights' loss.
-        alpha_half: with the views of the alphas' loss.
-        alpha_order: places in the alpha half in a sampler's order, which the steps go through, and through again from
-            its beginning once it is used up. None: every step draws from the whole half, without repeats.
-        apart: the weight half's images again, with the views of a head that is trained on detached features; None if
-            there is no such head.
+        weights: batches of the weight half with the views of the weights' loss.
+        alpha_half: the alpha half with the views of the alphas' loss.
+        batch_size: images per batch of the alpha half.
+        alpha_head: the weight half with the views of a separate head of the alphas' loss, which is trained on detached
+            features; None if there is no such head.
+        alpha_order: places in the alpha half in the order of a sampler. The steps go through it, and start over at its
+            end. None means that every step draws from the whole half without repeats.
     """
 
     def __init__(
@@ -153,10 +160,10 @@ class BilevelBatches(Dataset):
         weights: TrainingBatches,
         alpha_half: Subset,
         batch_size: int,
-        apart: Subset | None = None,
+        alpha_head: Subset | None = None,
         alpha_order: np.ndarray | None = None,
     ):
-        self.weights, self.alpha_half, self.apart, self.alpha_order = weights, alpha_half, apart, alpha_order
+        self.weights, self.alpha_half, self.alpha_head, self.alpha_order = weights, alpha_half, alpha_head, alpha_order
         self.batch_size = min(batch_size, len(alpha_half) if alpha_order is None else len(alpha_order))
 
     def __len__(self) -> int:
@@ -165,11 +172,11 @@ class BilevelBatches(Dataset):
     def __getitem__(self, number: int) -> SearchBatch:
         half, epoch = self.alpha_half, self.weights.epoch
         alphas = half.batch(self._alpha_places(number), number * self.batch_size, epoch)
-        apart = None
-        if self.apart is not None:
+        alpha_head = None
+        if self.alpha_head is not None:
             first = int(self.weights.first_draws[number])
-            apart = self.apart.batch(self.weights.batches[number], first, epoch)
-        return SearchBatch(self.weights[number], alphas, apart)
+            alpha_head = self.alpha_head.batch(self.weights.batches[number], first, epoch)
+        return SearchBatch(self.weights[number], alphas, alpha_head)
 
     def _alpha_places(self, number: int) -> np.ndarray:
         half, epoch = self.alpha_half, self.weights.epoch
@@ -180,8 +187,8 @@ class BilevelBatches(Dataset):
         return draw.choice(len(half), self.batch_size, replace=False)
 
 
-def load_from(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
-    """Items `start`, `start + 1`, ... of a dataset of batches, in order, whoever loads them."""
+def load_batches(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
+    """Yield the items `start`, `start + 1`, ... of a dataset in order. If `workers` is 0, this process loads them."""
     numbers = range(start, len(dataset))  # type: ignore[arg-type]
     if workers == 0:
         return (dataset[number] for number in numbers)
@@ -191,7 +198,7 @@ def load_from(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
 def plain_batches(
     split: Split, indices: Sequence[int] | np.ndarray, batch_size: int, normalise: Normalise
 ) -> Iterator[Batch]:
-    """Unaugmented batches in the order given, for evaluation."""
+    """Yield batches without augmentation in the given order, for evaluation."""
     rows = np.asarray(indices, dtype=np.int64)
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
@@ -199,10 +206,10 @@ def plain_batches(
 
 
 def stratified_halves(labels: np.ndarray, class_names: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split positions into a weight half and an alpha half, class by class; an odd image goes to the weights.
+    """Divide positions into a weight half and an alpha half, class by class. The weights get an odd image.
 
     Raises:
-        InputError: naming every class too small to be in both.
+        InputError: a class has fewer than two images. The message names all such classes.
     """
     halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     small = [name for c, name in enumerate(class_names) if np.count_nonzero(labels == c) < 2]
@@ -222,5 +229,5 @@ def stratified_halves(labels: np.ndarray, class_names: Sequence[str], seed: int)
 
 
 def normaliser(data: DataSet) -> Normalise:
-    """The standardisation by a data set's training statistics."""
+    """The standardisation with the mean and std of the data set's training split."""
     return Normalise(tuple(data.mean), tuple(data.std))

@@ -1,4 +1,4 @@
-"""Make a data set folder: choose the images of each class, decode each once, stream them to shards."""
+"""Construction of a data set folder: select the images of each class, decode them once and write them to shards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 if TYPE_CHECKING:
     from ssfnas_cli.settings import MakeDatasetSettings
 
-MAX_NAMED = 20  # bad images named in the manifest and warned of one by one
+MAX_NAMED = 20  # unreadable images that are named in the manifest and in warnings
 CHUNK_BYTES = 8 * 2**20
 
 
@@ -43,27 +43,30 @@ def build_dataset(
     """Make the data set that `settings` describe.
 
     Args:
-        output: the folder to make; it appears whole or not at all.
-        report: takes one line at a time for the user; some begin with `warning: `.
-        force: move an old `output` aside once the new one is made.
+        settings: unresolved settings.
+        output: the folder to create. It is created atomically.
+        report: receives lines for the user, some of which begin with `warning: `.
+        force: move an old `output` aside after the new one has been made.
 
     Raises:
-        UsageError: settings that do not fit the source. InputError: the source is missing, damaged or too small.
-        OutputExistsError: `output` exists. DiskError: it cannot be written.
+        UsageError: the settings do not fit the source.
+        InputError: the source is missing, damaged or too small.
+        OutputExistsError: `output` exists.
+        DiskError: `output` cannot be written.
     """
     settings = settings.resolve_plugins()
     if not force and os.path.lexists(output):
         raise OutputExistsError(f"{output}: exists: give another folder with -o, or --force")
     source = open_source(settings)
-    left_out = _LeftOut(settings, report)
-    left_out.sort_out(source)
+    unreadable = _UnreadableImages(settings, report)
+    unreadable.remove_from(source)
     check_val(source, settings.val_share, where(settings))
     cut = cut_test(source, settings.test_share, settings.seed, where(settings))
-    plan = _plan_classes(settings, source, bool(left_out.count))
-    for note in [*source.notes, *cut]:  # after the checks: a source that is refused gets one line, the reason
+    plan = _plan_classes(settings, source, bool(unreadable.count))
+    for note in [*source.notes, *cut]:  # after the checks, so that an error is the only line
         report(note)
-    with _no_one_was_faster(output), atomic_folder(output) as folder:
-        builder = _Builder(settings, source, folder, left_out, report)
+    with _report_concurrent_build(output), atomic_folder(output) as folder:
+        builder = _Builder(settings, source, folder, unreadable, report)
         splits = builder.write_train(plan)
         splits |= {name: builder.write_whole(name) for name in ("val", "test") if name in source.splits}
         splits["test_longtail"] = builder.write_longtail_test(splits["train"].counts, splits["test"])
@@ -75,8 +78,8 @@ def build_dataset(
 
 
 @contextlib.contextmanager
-def _no_one_was_faster(output: Path) -> Iterator[None]:
-    """Say so when `output` has appeared meanwhile; renaming onto it then failed, and it is untouched."""
+def _report_concurrent_build(output: Path) -> Iterator[None]:
+    """Convert the error if another process has created `output` in the meantime, which is left unchanged."""
     try:
         yield
     except DiskError as error:
@@ -87,7 +90,7 @@ def _no_one_was_faster(output: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Images of each class, in class order: in the source, in the distribution, and in train and val together."""
+    """The number of images of each class: in the source, in the distribution, and in train and val together."""
 
     available: list[int]
     shares: list[int]
@@ -95,7 +98,7 @@ class _Plan:
 
 
 def _plan_classes(settings: MakeDatasetSettings, source: Source, some_are_bad: bool) -> _Plan:
-    """The classes' images, checked before anything is written."""
+    """Compute the number of images of each class. Check it before anything is written."""
     present = {
         split: np.bincount(source.splits[split].labels, minlength=len(source.class_names))
         for split in ("train", "test")
@@ -111,8 +114,8 @@ def _plan_classes(settings: MakeDatasetSettings, source: Source, some_are_bad: b
     return _Plan(available, class_shares(*profile), class_counts(*profile))
 
 
-class _LeftOut:
-    """The images that cannot be read: refused or left out, as `on_bad` says, and counted."""
+class _UnreadableImages:
+    """Handles unreadable images: raises an error for them or skips and counts them, as `on_bad` says."""
 
     def __init__(self, settings: MakeDatasetSettings, report: Callable[[str], None]):
         self.settings, self.report = settings, report
@@ -120,7 +123,7 @@ class _LeftOut:
         self.names: list[str] = []
 
     def add(self, bad: BadImage) -> None:
-        """Refuse an image, or leave it out."""
+        """Raise an error for an unreadable image, or count it."""
         if self.settings.on_bad == "fail":
             raise InputError(
                 f"{where(self.settings)}: {bad}: mend or remove it, or leave such out with --set on_bad=skip"
@@ -130,11 +133,10 @@ class _LeftOut:
             self.names.append(bad.name)
             self.report(f"warning: left out {bad}")
 
-    def sort_out(self, source: Source) -> None:
-        """Take the images that cannot be read out of a source's splits.
+    def remove_from(self, source: Source) -> None:
+        """Remove unreadable images from the splits of a source.
 
-        With `on_bad=skip` every image is read for that, because the class sizes that the profile follows are those of
-        readable images.
+        With `on_bad=skip`, every image is read, because the class sizes of the distribution count readable images only.
         """
         for bad in source.bad:
             self.add(bad)
@@ -161,7 +163,7 @@ class _Builder:
     settings: MakeDatasetSettings
     source: Source
     folder: Path
-    left_out: _LeftOut
+    unreadable: _UnreadableImages
     report: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -172,14 +174,14 @@ class _Builder:
         return ShardWriter(self.folder, split, self.image_shape, int(self.settings.shard_mb * 2**20))
 
     def write_train(self, plan: _Plan) -> dict[str, SplitInfo]:
-        """Train, and val if it is cut from it: class by class in seeded order."""
+        """Write train, and val if it is cut from train, class by class in a random order that depends on the seed."""
         split = self.source.splits["train"]
         writers = {"train": self._writer("train")}
         if self.settings.val_share:
             writers["val"] = self._writer("val")
         kept: dict[str, list[int]] = {name: [] for name in writers}
-        in_val = val_counts(plan.counts, self.settings.val_share)
-        for label, (count, num_val) in enumerate(zip(plan.counts, in_val, strict=True)):
+        num_in_val = val_counts(plan.counts, self.settings.val_share)
+        for label, (count, num_val) in enumerate(zip(plan.counts, num_in_val, strict=True)):
             places = np.flatnonzero(split.labels == label)
             order = iter(class_order(places, self.settings.seed, "train", label).tolist())
             for name, number in (("train", count - num_val), ("val", num_val)):
@@ -189,7 +191,7 @@ class _Builder:
         return {name: self._finish(name, kept[name], writer) for name, writer in writers.items()}
 
     def write_whole(self, name: str) -> SplitInfo:
-        """Every image of a split, in the source's order."""
+        """Write all images of a split in the order of the source."""
         split, writer = self.source.splits[name], self._writer(name)
         kept = [0] * len(self.source.class_names)
         for index in range(len(split)):
@@ -198,13 +200,13 @@ class _Builder:
         return self._finish(name, kept, writer)
 
     def _take(self, split: SourceSplit, order: Iterator[int], count: int, writer: ShardWriter) -> int:
-        """Write the next `count` readable images of `order`; returns how many there were."""
+        """Write the next `count` readable images of `order`, and return how many there were."""
         taken = 0
         while taken < count and (index := next(order, None)) is not None:
             try:
                 image = split.read(index)
             except BadImage as bad:
-                self.left_out.add(bad)
+                self.unreadable.add(bad)
                 continue
             writer.add(image, int(split.labels[index]), int(split.source_index[index]))
             taken += 1
@@ -217,7 +219,7 @@ class _Builder:
         return SplitInfo(counts=kept, shards=writer.close())
 
     def write_longtail_test(self, train_counts: list[int], info: SplitInfo) -> SplitInfo:
-        """The training profile out of the test split just written, so that no image is decoded twice."""
+        """Write test images with the training profile from the test split on disk, which avoids decoding them again."""
         test, writer = Split(self.folder, info, self.image_shape), self._writer("test_longtail")
         counts = longtail_test_counts(train_counts, test.counts)
         for label, count in enumerate(counts):
@@ -231,20 +233,20 @@ class _Builder:
         return self._finish("test_longtail", counts, writer)
 
     def report_counts(self, plan: _Plan, splits: dict[str, SplitInfo]) -> None:
-        """Say how many images are kept and why others are not, and which classes are small."""
+        """Report how many images are kept, why others are not, and which classes are small."""
         train = splits["train"].counts
         reasons = []
         if spare := sum(plan.available) - sum(plan.counts):
-            reasons.append(f"{spare} left out by {_cause(self.settings)}")
+            reasons.append(f"{spare} left out by {_flags(self.settings)}")
         if self.settings.val_share:
             reasons.append(f"{sum(splits['val'].counts)} in val (--val-share {self.settings.val_share:g})")
         why = f": {', '.join(reasons)}" if reasons else ""
         self.report(f"train: {sum(train)} of {sum(plan.available)} images kept{why}")
-        if self.left_out.count:
-            self.report(f"warning: left out {self.left_out.count} images that could not be read")
+        if self.unreadable.count:
+            self.report(f"warning: left out {self.unreadable.count} images that could not be read")
         if short := self._short_classes(plan, splits):
             named = [f"'{printable(item.name)}' {item.kept} of {item.share}" for item in short]
-            self.report(f"classes with fewer images than their share keep what they have: {_first(named)}")
+            self.report(f"classes with fewer images than their share keep what they have: {_list_first(named)}")
         for can_grow in (True, False):
             classes = [
                 f"'{printable(name)}'"
@@ -254,8 +256,8 @@ class _Builder:
             if classes:
                 mend = "raise --mu or --max-per-class" if can_grow else "add images, or take the class away"
                 self.report(
-                    f"warning: 1 training image in class {_first(classes)}: a search divides the training images of "
-                    f"each class and needs 2: {mend}"
+                    f"warning: 1 training image in class {_list_first(classes)}: a search divides the training images "
+                    f"of each class and needs 2: {mend}"
                 )
 
     def _short_classes(self, plan: _Plan, splits: dict[str, SplitInfo]) -> list[ShortClass]:
@@ -269,7 +271,7 @@ class _Builder:
         ]
 
     def manifest(self, plan: _Plan, splits: dict[str, SplitInfo]) -> Manifest:
-        """The manifest of what has been written."""
+        """The manifest of the splits that have been written."""
         mean, std = _mean_std(Split(self.folder, splits["train"], self.image_shape))
         value = {
             "source": self.source.name,
@@ -284,14 +286,14 @@ class _Builder:
             "std": std,
             "mirrorable": self.source.mirrorable,
             "short_classes": self._short_classes(plan, splits),
-            "skipped": Skipped(count=self.left_out.count, files=self.left_out.names),
+            "skipped": Skipped(count=self.unreadable.count, files=self.unreadable.names),
             "splits": splits,
         }
         return Manifest.model_validate(value)
 
 
-def _cause(settings: MakeDatasetSettings) -> str:
-    """The settings that leave training images out."""
+def _flags(settings: MakeDatasetSettings) -> str:
+    """The flags because of which training images are left out."""
     flags = [f"--dist {settings.dist}"]
     if settings.dist in ("step", "exp"):
         flags.append(f"--mu {settings.mu:g}")
@@ -300,23 +302,23 @@ def _cause(settings: MakeDatasetSettings) -> str:
     return ", ".join(flags)
 
 
-def _first(names: list[str], most: int = 5) -> str:
-    """The first names of a list, and how many more there are."""
+def _list_first(names: list[str], most: int = 5) -> str:
+    """The first names of a list and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
 def _chunks(places: np.ndarray, image_shape: tuple[int, int, int]) -> Iterator[np.ndarray]:
-    """Parts of `places` whose images take some MiB."""
+    """Divide `places` into parts whose images take at most CHUNK_BYTES."""
     rows = max(1, CHUNK_BYTES // math.prod(image_shape))
     for start in range(0, len(places), rows):
         yield places[start : start + rows]
 
 
 def _mean_std(split: Split) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over all pixels, on a scale of 0 to 1, to 6 digits.
+    """The mean and standard deviation of each channel over all pixels, on a scale of 0 to 1, to 6 digits.
 
-    Exact whatever the order and number of images: pixels are counted by value and summed as whole numbers.
+    Pixels are counted by value and summed as integers, so the result is exact and does not depend on the order.
     """
     channels = split.image_shape[2]
     histogram = np.zeros((channels, 256), np.int64)
@@ -332,5 +334,5 @@ def _mean_std(split: Split) -> tuple[list[float], list[float]]:
         squares = sum(value * value * count for value, count in enumerate(counts))
         deviation = round(math.sqrt(number * squares - total * total) / number / 255, 6)
         mean.append(round(total / number / 255, 6))
-        std.append(deviation or 1.0)  # a constant channel: dividing by 1 leaves it at 0
+        std.append(deviation or 1.0)  # a constant channel is divided by 1 and becomes 0
     return mean, std

@@ -1,4 +1,4 @@
-"""The data set that needs nothing: scikit-learn's digits, made long-tailed and cached on first use."""
+"""The embedded data set: scikit-learn's digits, which are made long-tailed and cached on first use."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ NAME = "digits-exp-mu0.1-seed0"
 
 
 def embedded_path() -> Path:
-    """Where the embedded data set is, or will be."""
+    """The path of the embedded data set, whether or not it exists yet."""
     return cache_folder() / NAME
 
 
 def open_embedded() -> DataSet:
-    """The embedded data set, made now if this is its first use."""
+    """Open the embedded data set. It is created on first use."""
     from ssfnas_cli.artifacts.dataset import DataSet
     from ssfnas_cli.data.build import build_dataset
     from ssfnas_cli.settings import MakeDatasetSettings
@@ -38,22 +38,24 @@ def open_embedded() -> DataSet:
 
 
 def is_embedded(named: str | None, recorded: str | None) -> bool:
-    """Whether a command given `--data named`, on a genotype that records `recorded`, works on the embedded data set."""
+    """Whether a command uses the embedded data set, given its `--data` and the data set that its genotype records."""
     return not named and (recorded is None or Path(recorded) == embedded_path().resolve())
 
 
 def find_data(named: str, path: str | None, sha256: str | None, origin: str, other_data: bool) -> DataSet:
-    """The data set that `--data` names, or the one that a genotype or run came from.
+    """Open the data set that `--data` names, or the one that a genotype or run records.
 
     Its hash must be the recorded one, unless `other_data` allows another.
 
     Args:
-        named: what `--data` says, or empty.
-        path, sha256: what the genotype or run records; None if it records none.
-        origin: what records it, for messages.
+        named: the value of `--data`, or empty.
+        path: the recorded path, or None.
+        sha256: the recorded hash, or None.
+        origin: the kind of artifact that records it, for messages.
+        other_data: allow `--data` to name another data set.
 
     Raises:
-        InputError: none is known, it is gone, or it is another one.
+        InputError: the data set does not exist, or it is another one than the recorded one.
     """
     from ssfnas_cli.artifacts.dataset import DataSet
 

@@ -1,4 +1,4 @@
-"""Splits that a source lacks: a test split cut from all its images, and a val split cut from the long tail."""
+"""Splits that a source lacks: a test split cut from all images, and a val split cut from the training images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,19 @@ from ssfnas_cli.errors import InputError, UsageError
 
 
 def cut_test(source: Source, share: float, seed: int, place: str) -> list[str]:
-    """Divide `train` into `train` and `test` if the source has no test split; gives the line that says so.
+    """Divide `train` into `train` and `test` if the source has no test split. Return lines for the user.
 
-    Of every class the seed draws `share` of the images, rounded down, but at least 1.
+    `test` gets a random `share` of the images of each class, rounded down, but at least 1.
+
+    Args:
+        source: its splits are changed.
+        share: between 0 and 1.
+        seed: seed of the selection.
+        place: the source's name in messages.
 
     Raises:
-        UsageError: the share is 0. InputError: a class has 1 image, which cannot be in both; `place` names the source.
+        UsageError: the share is 0.
+        InputError: a class has only 1 image.
     """
     if "test" in source.splits:
         return []
@@ -37,20 +44,20 @@ def cut_test(source: Source, share: float, seed: int, place: str) -> list[str]:
 
 
 def check_val(source: Source, share: float, place: str) -> None:
-    """Refuse to cut a val split beside the source's own.
+    """Check that a val split is not requested from a source that has one.
 
     Raises:
-        UsageError: there is one.
+        UsageError: it is.
     """
     if share and "val" in source.splits:
         raise UsageError(f"--val-share: {place} has a val split of its own: leave the flag out")
 
 
 def val_counts(counts: list[int], share: float) -> list[int]:
-    """How many of a class's long-tailed images go to val: its share, rounded down.
+    """How many images of each class move from train to val: the share, rounded down.
 
-    A class gives at least 1 image and keeps at least 2 to train on, which a search divides. A class of less than 3
-    images gives none.
+    A class gives at least 1 image and keeps at least 2 in train, which a search divides. A class of fewer than 3 images
+    gives none.
     """
     if not share:
         return [0] * len(counts)

@@ -1,4 +1,4 @@
-"""One image file to one square uint8 array: what may be opened, how modes and sizes are made equal."""
+"""Reading of image files as square uint8 arrays: supported formats, conversion of modes, and resizing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from ssfnas_cli.artifacts.files import reason
 from ssfnas_cli.errors import InputError
 
-# Formats are told by content. Everything else PIL knows (EPS runs Ghostscript, PSD, PDF …) stays shut.
+# Formats are recognised by content. PIL's other formats (EPS, which runs Ghostscript, PSD, PDF …) are not opened.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
 MAX_PIXELS = 100_000_000
@@ -26,9 +26,9 @@ STRIP_BYTES = 4 * 2**20
 MIN_SIZE, MAX_SIZE, DEFAULT_SIZE = 8, 4096, 64
 FULL_RANGE = (0.0, 65535.0)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What a PNG's pixels need: the chunks that every reader must know, transparency, and the orientation.
+# The chunks of a PNG that determine its pixels: those that every reader must know, transparency, and the orientation.
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"}
-# They turn what follows from right to left or back.
+# They change the direction of the text that follows.
 DIRECTION_MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x0112, 262, 339
 TURNS = {
@@ -41,12 +41,12 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-PixelRange = Literal["auto"] | tuple[float, float]  # the values that become black and white
+PixelRange = Literal["auto"] | tuple[float, float]  # the values that are mapped to black and white
 T = TypeVar("T")
 
 
 class BadImage(Exception):
-    """One image that cannot be read: its name in the source and why."""
+    """An image cannot be read. The error has its name in the source and the reason."""
 
     def __init__(self, name: str, why: str):
         super().__init__(f"{name}: {why}")
@@ -54,36 +54,36 @@ class BadImage(Exception):
 
 
 class Header(NamedTuple):
-    """What an image's header tells without decoding it."""
+    """Facts from the header of an image, without decoding it."""
 
     width: int
     height: int
     is_grey: bool
-    has_16_bits: bool  # unsigned ones, a channel
+    has_16_bits: bool  # unsigned, per channel
 
 
 def printable(name: str) -> str:
-    """A name that can be printed and written as UTF-8, whatever bytes, control or direction marks it holds."""
+    """Escape undecodable bytes, control characters and direction marks in a name, so that it can be printed."""
     text = name.encode("utf-8", "backslashreplace").decode()
     if text.isprintable():
         return text
-    is_odd = lambda one: unicodedata.category(one) in ("Cc", "Zl", "Zp") or one in DIRECTION_MARKS
-    return "".join(f"\\u{ord(one):04x}" if is_odd(one) else one for one in text)
+    is_control = lambda char: unicodedata.category(char) in ("Cc", "Zl", "Zp") or char in DIRECTION_MARKS
+    return "".join(f"\\u{ord(char):04x}" if is_control(char) else char for char in text)
 
 
 def _with_image(path: Path, name: str, use: Callable[[Image.Image], T]) -> T:
-    """What `use` makes of an image of an allowed format. Whatever a decoder throws at a stranger's bytes is a BadImage.
+    """Call `use` with an opened image and return its result. Any exception of a decoder becomes a BadImage.
 
-    A PNG whose remarks (text, colour profile, …) stop the decoder is read again without them.
+    If the metadata of a PNG (text, colour profile, …) makes the decoder fail, the PNG is read again without it.
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would keep us waiting, a device never end
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe could block, and a device may be endless
             raise BadImage(name, "is not a regular file")
         if status.st_size == 0:
             raise BadImage(name, "is an empty file")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # remarks on odd tags, which nobody can act on
+            warnings.simplefilter("ignore")  # warnings about odd tags, which the user cannot act on
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
                 return _use_opened(path, name, use)
@@ -109,7 +109,7 @@ def _use_opened(file: Path | io.BytesIO, name: str, use: Callable[[Image.Image],
         pixels = image.width * image.height
         if pixels > MAX_PIXELS:
             raise BadImage(name, f"has more than {MAX_PIXELS:,} pixels")
-        # A pixel of these modes takes one byte or two in PIL, of any other mode four; beside it lies the converted one.
+        # PIL uses one or two bytes per pixel for these modes and four for others, and more for the converted image.
         width = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
         target = 0 if image.mode in ("L", "RGB") else 1 if image.mode in GREY_MODES else 4
         if pixels * (width + target) > MAX_DECODED_BYTES:
@@ -120,7 +120,7 @@ def _use_opened(file: Path | io.BytesIO, name: str, use: Callable[[Image.Image],
 
 
 def _png_without_remarks(path: Path, size: int) -> io.BytesIO | None:
-    """The same PNG with nothing but its pixels, transparency and orientation; None if it is no whole PNG."""
+    """A PNG reduced to its pixels, transparency and orientation; None if it is not a complete PNG."""
     if size > MAX_DECODED_BYTES:
         return None
     with path.open("rb") as stream:
@@ -141,28 +141,33 @@ def _png_without_remarks(path: Path, size: int) -> io.BytesIO | None:
 
 
 def read_header(path: Path, name: str, pixel_range: PixelRange = "auto") -> Header:
-    """Size and kind of an image file, from its header.
+    """Read the size and kind of an image file from its header.
 
     Raises:
-        BadImage: empty, unreadable, no known format, too large, or with pixels whose range is not known.
+        BadImage: the file is empty, unreadable, too large or of an unsupported format, or the range of its pixels is
+            unknown.
     """
 
-    def look(image: Image.Image) -> Header:
+    def inspect(image: Image.Image) -> Header:
         _check_range(image, name, pixel_range)
         return Header(image.width, image.height, image.mode in GREY_MODES, _has_16_bits(image))
 
-    return _with_image(path, name, look)
+    return _with_image(path, name, inspect)
 
 
 def read_image(path: Path, name: str, channels: int, size: int, pixel_range: PixelRange = "auto") -> NDArray[np.uint8]:
-    """An image file as uint8 [size, size, channels]: upright, first frame, transparency over white.
+    """Read an image file as uint8 [size, size, channels]: its first frame, upright, with transparency over white.
 
     Args:
-        pixel_range: the values of pixels of more than 8 bits that become black and white. `auto`: 0 and 65535 for
-            unsigned 16-bit pixels, and none for signed, 32-bit and floating-point ones, which are refused.
+        path: the file.
+        name: its name in messages.
+        channels: 1 or 3.
+        size: the side of the result.
+        pixel_range: the values of pixels of more than 8 bits that are mapped to black and white. `auto` means 0 and
+            65535 for unsigned 16-bit pixels; signed, 32-bit and floating-point pixels are then not supported.
 
     Raises:
-        BadImage: see `read_header`; also a file that is cut short.
+        BadImage: see `read_header`; also if the file is truncated.
     """
 
     def convert(image: Image.Image) -> NDArray[np.uint8]:
@@ -180,7 +185,7 @@ def read_image(path: Path, name: str, channels: int, size: int, pixel_range: Pix
 
 
 def read_peak(path: Path, name: str) -> int:
-    """The largest value of an image of 16-bit pixels, from 0 to 65535; of colours, their upper 8 bits times 257.
+    """The largest value of an image with 16-bit pixels, from 0 to 65535; for colours, their upper 8 bits times 257.
 
     Raises:
         BadImage: see `read_image`.
@@ -200,20 +205,20 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 if there is none that can be read."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # odd tags beside it, which are no reason to refuse sound pixels
+    except Exception:  # invalid tags do not affect the pixels
         return 1
 
 
 def _has_16_bits(image: Image.Image) -> bool:
     if image.mode == "I":
         return image.format != "TIFF"  # PNG, and PPM scaled to 16 bits
-    # PIL keeps the upper 8 bits of colours.
+    # PIL keeps only the upper 8 bits of colours.
     layout = str(image.tile[0][3]) if image.tile else ""  # type: ignore[attr-defined]
     return image.mode.startswith("I;16") or (";16" in layout and image.format in ("PNG", "TIFF"))
 
 
 def _check_range(image: Image.Image, name: str, pixel_range: PixelRange) -> None:
-    """Refuse pixels that would have to be scaled by a guess."""
+    """Raise a BadImage if the range of the pixels would have to be guessed."""
     if pixel_range == "auto" and (image.mode == "F" or (image.mode == "I" and not _has_16_bits(image))):
         kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
         raise BadImage(
@@ -226,7 +231,7 @@ def _check_range(image: Image.Image, name: str, pixel_range: PixelRange) -> None
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """An image in parts of some MiB, each with the row it begins at."""
+    """Yield parts of an image of at most STRIP_BYTES, with their first rows."""
     rows = max(1, STRIP_BYTES // (4 * image.width))
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
@@ -235,37 +240,37 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 def _to_eight_bits(
     image: Image.Image, strip: Image.Image, mode: str, pixel_range: PixelRange, name: str
 ) -> Image.Image:
-    """A strip of an image in `L` or `RGB`."""
+    """Convert a strip of an image to `L` or `RGB`."""
     if strip.mode.startswith(("I", "F")):
         strip = _scaled(image, np.asarray(strip), pixel_range, name)
     if strip.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in strip.info:
-        # What lies under transparent pixels was never meant to be seen.
+        # The colours of transparent pixels are not meant to be seen.
         strip = strip.convert("RGBA")
         strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
     return strip.convert(mode)
 
 
 def _scaled(image: Image.Image, values: NDArray[np.generic], pixel_range: PixelRange, name: str) -> Image.Image:
-    """Pixels of more than 8 bits on a scale of 0 to 255."""
+    """Scale pixels of more than 8 bits to 0 to 255."""
     tags = getattr(image, "tag_v2", {})
     if image.mode == "I" and tags.get(SAMPLE_FORMAT, (1,))[0] == 1 and image.format == "TIFF":
         values = values.view(np.uint32)
-    if pixel_range == "auto":  # 65535 / 257 is 255 exactly; PIL's own conversion clips at 255 instead of scaling
+    if pixel_range == "auto":  # 65535 / 257 is exactly 255; PIL's conversion clips at 255 instead of scaling
         scaled = (np.clip(values.astype(np.int64), 0, 65535) + 128) // 257
     else:
         low, high = pixel_range
-        exact = values.astype(np.float64)
-        if np.isnan(exact).any():
+        precise = values.astype(np.float64)
+        if np.isnan(precise).any():
             raise BadImage(name, "has pixels that are not a number: save it with 8 bits")
-        scaled = np.rint(np.clip((exact - low) / (high - low), 0, 1) * 255)
+        scaled = np.rint(np.clip((precise - low) / (high - low), 0, 1) * 255)
     grey = scaled.astype(np.uint8)
-    if tags.get(PHOTOMETRIC) == 0:  # white is zero; PIL turns only pixels of 8 bits
+    if tags.get(PHOTOMETRIC) == 0:  # zero means white; PIL inverts only 8-bit pixels
         grey = 255 - grey
     return Image.fromarray(grey)
 
 
 def fit_square(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side resized to `size` and the centre cropped; untouched if it has that size already."""
+    """Resize the shorter side to `size` and crop the centre, unless the image has that size already."""
     if image.size == (size, size):
         return image
     side = min(image.size)
@@ -274,7 +279,7 @@ def fit_square(image: Image.Image, size: int) -> Image.Image:
 
 
 def to_array(image: Image.Image) -> NDArray[np.uint8]:
-    """uint8 [H, W, C] of an `L` or `RGB` image."""
+    """Convert an `L` or `RGB` image to uint8 [H, W, C]."""
     array = np.asarray(image, dtype=np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
 
@@ -287,14 +292,14 @@ def fit_array(array: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def choose_size(requested: int | str, sizes: set[tuple[int, int]]) -> tuple[int, str | None]:
-    """The side of the data set's images, and a line to report if it had to be chosen.
+    """Choose the side of the images of a data set. Also return a line for the user if it was chosen automatically.
 
     Args:
-        requested: a side in pixels, or `auto`: the images' own if all have one square size, else 64.
-        sizes: every (width, height) in the source.
+        requested: a side in pixels, or `auto`, which means the size of the images if all are square and equal, else 64.
+        sizes: all pairs (width, height) in the source.
 
     Raises:
-        InputError: `auto`, and the images' own side is outside 8 to 4096.
+        InputError: `requested` is `auto`, and the size of the images is outside 8 to 4096.
     """
     if requested != "auto":
         return int(requested), None

@@ -1,7 +1,8 @@
-"""Loader processes: batches are made beside the training, and nothing waits for what cannot come.
+"""Loader processes, which make batches in parallel to the training.
 
-A process pool, and not torch's DataLoader: there a batch that a loader process cannot hand over (shared memory is full,
-no descriptor is free) is lost in a thread, and the training waits for it for ever. Here it is an exception.
+This uses a process pool and not torch's DataLoader. If a loader process of a DataLoader cannot pass a batch on (shared
+memory is full, or no file descriptor is free), a thread loses the error and the training waits for ever. The pool
+raises an exception.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from ssfnas_cli import stop
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import ResourceError, SsfnasError, Stopped
 
-AHEAD = 2  # batches that each process has under way or ready
-POLL_SECONDS = 0.5  # between two looks for a request to stop
-PATIENCE_SECONDS = 5.0  # for the batch under way once a stop is asked for: after its step the training saves
-SILENCE_SECONDS = 60.0  # without a batch, after which a word is due
+BATCHES_PER_PROCESS = 2  # batches per process that are in progress or ready
+POLL_SECONDS = 0.5  # between two checks for a request to stop
+PATIENCE_SECONDS = 5.0  # how long to wait for a batch after a request to stop, since the training saves after its step
+SILENCE_SECONDS = 60.0  # without a batch, after which a warning is shown
 SHARED_MEMORY = Path("/dev/shm")
 
 
 class Items(Protocol):
-    """What can be loaded: items by number."""
+    """Items that can be loaded by number."""
 
     def __len__(self) -> int: ...
 
@@ -43,67 +44,67 @@ class Items(Protocol):
 
 
 def load_in_processes(items: Items, numbers: range, workers: int) -> Iterator[Any]:
-    """Items by number, in order, made by `workers` processes.
+    """Yield items in the order of `numbers`. `workers` processes load them.
 
     Raises:
-        ResourceError: a process died, or shared memory, descriptors or processes ran out.
-        Stopped: a stop is asked for while no batch comes.
+        ResourceError: a process died, or shared memory, file descriptors or processes ran out.
+        Stopped: a signal has arrived, and no batch arrives.
     """
     others = set(multiprocessing.active_children())
     try:
-        pool = ProcessPoolExecutor(workers, initializer=_begin, initargs=(items,))
-    except OSError as error:  # its locks lie in shared memory, its pipes are descriptors
-        raise _lacking(error, workers, set()) or error from error
+        pool = ProcessPoolExecutor(workers, initializer=_initialise, initargs=(items,))
+    except OSError as error:  # its locks need shared memory, and its pipes need descriptors
+        raise _resource_error(error, workers, set()) or error from error
     futures: deque[Future[Any]] = deque()
     processes: set[BaseProcess] = set()
-    left = iter(numbers)
+    remaining = iter(numbers)
     try:
-        for number in itertools.islice(left, AHEAD * workers):
-            futures.append(pool.submit(_make, number))
+        for number in itertools.islice(remaining, BATCHES_PER_PROCESS * workers):
+            futures.append(pool.submit(_load_item, number))
         processes = set(multiprocessing.active_children()) - others
         while futures:
             item = _wait_for(futures.popleft())
-            for number in itertools.islice(left, 1):
-                futures.append(pool.submit(_make, number))
+            for number in itertools.islice(remaining, 1):
+                futures.append(pool.submit(_load_item, number))
             yield item
     except SsfnasError:
         raise
     except Exception as error:
-        raise _lacking(error, workers, processes) or error from error.__cause__
+        raise _resource_error(error, workers, processes) or error from error.__cause__
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # they ignore SIGTERM, and one that hangs would keep the program from ending
+            process.kill()  # they ignore SIGTERM, and the program would wait for one that hangs
 
 
 def _wait_for(future: Future[Any]) -> Any:
-    silent = asked = 0.0
+    silent = since_request = 0.0
     while True:
         try:
             return future.result(POLL_SECONDS)
         except TimeoutError:
-            if future.done():  # what was raised is the process's own
+            if future.done():  # the loader process raised it
                 raise
         silent += POLL_SECONDS
-        if why := stop.request(None):
-            asked += POLL_SECONDS
-            if asked >= PATIENCE_SECONDS:
+        if signal_name := stop.requested_by(None):
+            since_request += POLL_SECONDS
+            if since_request >= PATIENCE_SECONDS:
                 raise Stopped(
-                    f"stopped by {why} while loader processes bring no batch: the same command goes on",
+                    f"stopped by {signal_name} while loader processes bring no batch: the same command goes on",
                     interrupted=stop.interrupted(),
                 )
         if silent == SILENCE_SECONDS:
             log.warning("loader processes have brought no batch for %.0f s: still waiting", silent)
 
 
-_items: Items  # in a loader process: what it makes batches of
+_items: Items  # set in a loader process
 
 
-def _begin(items: Items) -> None:
-    """The first thing that a loader process does."""
+def _initialise(items: Items) -> None:
+    """Initialise a loader process."""
     global _items
     _items = items
-    stop.leave_to_main_process()
+    stop.ignore_signals()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -115,23 +116,25 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make(number: int) -> Any:
+def _load_item(number: int) -> Any:
     return _items[number]
 
 
-def _lacking(error: Exception, workers: int, processes: set[BaseProcess]) -> ResourceError | None:
-    """The machine's limit that an exception speaks of, or None if it does not."""
-    told = f"{error} {error.__cause__}"
-    if "Too many open files" in told:
+def _resource_error(error: Exception, workers: int, processes: set[BaseProcess]) -> ResourceError | None:
+    """The error for a limit of the machine that an exception indicates, or None if it indicates none."""
+    text = f"{error} {error.__cause__}"
+    if "Too many open files" in text:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         what = f"too many open files (the limit is {limit}): raise it with 'ulimit -n', or take fewer workers"
-    elif "shm" in told or "torch_" in told or "No space left" in told:
-        what = f"shared memory is full{_room()}: give it more (docker run --shm-size), or take --workers 0"
+    elif "shm" in text or "torch_" in text or "No space left" in text:
+        what = (
+            f"shared memory is full{_shared_memory_usage()}: give it more (docker run --shm-size), or take --workers 0"
+        )
     elif isinstance(error, BrokenProcessPool):
         codes = [process.exitcode or 0 for process in processes]
         deaths = [signal.Signals(-code).name for code in codes if code < 0]
-        by = f" of {deaths[0]}" if deaths else ""
-        what = f"a loader process has died{by}, for want of memory perhaps: take fewer workers, or --workers 0"
+        cause = f" of {deaths[0]}" if deaths else ""
+        what = f"a loader process has died{cause}, for want of memory perhaps: take fewer workers, or --workers 0"
     elif isinstance(error, OSError):
         what = f"loader processes cannot work: {error.strerror or error}: take fewer workers, or --workers 0"
     else:
@@ -139,7 +142,7 @@ def _lacking(error: Exception, workers: int, processes: set[BaseProcess]) -> Res
     return ResourceError(f"--workers {workers}: {what}. The same command goes on from the last checkpoint")
 
 
-def _room() -> str:
+def _shared_memory_usage() -> str:
     try:
         usage = shutil.disk_usage(SHARED_MEMORY)
     except OSError:

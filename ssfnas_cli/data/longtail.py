@@ -1,7 +1,7 @@
-"""How many images each class gets, and which: balanced, step, exponential or the source's own profile.
+"""The number of images of each class (balanced, step, exponential or the source's profile), and their selection.
 
-Counts follow kaidic/LDAM-DRW's imbalance_cifar.py, truncation included. The one difference: in `step` with an
-odd number of classes the middle one, which the original loses, is a head class.
+The counts are those of kaidic/LDAM-DRW's imbalance_cifar.py, including its truncation, with one exception: in `step`
+with an odd number of classes, the middle class, which the original omits, is a head class.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from numpy.typing import ArrayLike, NDArray
 
 from ssfnas_cli.errors import InputError
 
-# One number per use of the seed: no two draws share a random stream. Renumbering changes every data set.
+# Each use of the seed has its own number and thus its own random stream. Renumbering would change every data set.
 STREAMS = {"train": 0, "val": 1, "test": 2, "test_longtail": 3, "holdout": 4}
 
 
 def largest_class(available: Sequence[int], max_per_class: int = 0) -> int:
-    """n_max: the size of the largest class, or `max_per_class` if that is less and not 0.
+    """n_max: the size of the largest class, or `max_per_class` if that is smaller and not 0.
 
-    A limit above the largest class changes nothing: taken as n_max it would flatten the profile asked for.
+    A limit above the largest class has no effect; as n_max it would flatten the requested profile.
     """
     largest = max(available, default=0)
     return min(largest, max_per_class or largest)
 
 
 def largest_first(available: Sequence[int]) -> list[int]:
-    """The classes from the largest to the smallest; of equal ones the first comes first."""
+    """The classes from the largest to the smallest. Classes of equal size keep their order."""
     return sorted(range(len(available)), key=lambda label: -available[label])
 
 
 def class_shares(
     dist: str, mu: float, available: Sequence[int], max_per_class: int = 0, order: Sequence[int] | None = None
 ) -> list[int]:
-    """Images each class should have, in class order, whether or not it has as many.
+    """The number of images that the distribution assigns to each class, whether or not the class has that many.
 
     Args:
         dist, mu, available, max_per_class: see `class_counts`.
-        order: the classes from head to tail of `exp` and `step`; None takes the class order, as published for CIFAR.
+        order: the classes from head to tail, for `exp` and `step`; None means the class order, as published for CIFAR.
     """
     num_classes = len(available)
     n_max = largest_class(available, max_per_class)
@@ -48,7 +48,7 @@ def class_shares(
         largest = max(available, default=0)
         return [max(1, count * n_max // largest) if largest else 0 for count in available]
     if dist == "exp":
-        # The float formula of the original, not an exact one: published counts depend on its truncation.
+        # This is the floating-point formula of the original, since published counts depend on its truncation.
         profile = [int(n_max * mu ** (i / max(num_classes - 1, 1))) for i in range(num_classes)]
     else:
         num_head = (num_classes + 1) // 2
@@ -62,13 +62,14 @@ def class_shares(
 def class_counts(
     dist: str, mu: float, available: Sequence[int], max_per_class: int = 0, order: Sequence[int] | None = None
 ) -> list[int]:
-    """Images each class gets, in class order: its share, or all it has if that is less.
+    """The number of images of each class, in class order: its share, or all of its images if it has fewer.
 
     Args:
         dist: `balance`, `step`, `exp` or `natural`.
-        mu: imbalance factor, smallest over largest class, in (0, 1]; used by `step` and `exp`.
+        mu: the imbalance factor, which is the size of the smallest class divided by that of the largest, in (0, 1], for
+            `step` and `exp`.
         available: images per class in the source.
-        max_per_class: n_max; 0 takes the largest class.
+        max_per_class: limit of n_max; 0 means the size of the largest class.
         order: see `class_shares`.
 
     Raises:
@@ -88,16 +89,16 @@ def class_counts(
 
 
 def longtail_test_counts(train_counts: Sequence[int], test_available: Sequence[int]) -> list[int]:
-    """Test images per class in the training profile.
+    """The number of test images of each class, with the profile of the training split.
 
-    The head class keeps all its test images, the others in proportion; at least one a class, never more than
-    it has.
+    The head class keeps all its test images. The others keep a number in proportion to their training images, but at
+    least one and at most all.
     """
     head = max(train_counts, default=0)
     head_test = max(
         (test for train, test in zip(train_counts, test_available, strict=True) if train == head), default=0
     )
-    # Whole numbers: 834 * (1000 / 5000) in floats could land on either side of a count.
+    # Integer arithmetic is exact: 834 * (1000 / 5000) in floating point could be rounded to either side of a count.
     return [
         min(has, max(1, train * head_test // head)) if head else 0
         for train, has in zip(train_counts, test_available, strict=True)
@@ -105,22 +106,22 @@ def longtail_test_counts(train_counts: Sequence[int], test_available: Sequence[i
 
 
 def class_order(indices: ArrayLike, seed: int, split: str, label: int) -> NDArray[np.int64]:
-    """The indices of one class in a random order that depends on the seed, the split and the class alone.
+    """The indices of one class in a random order that depends only on the seed, the split and the class.
 
-    Images are taken from the front: a smaller sample is part of a larger one, and the next in line replaces
-    an image that cannot be read.
+    Samples are taken from the front. A smaller sample is therefore part of a larger one, and the next image replaces
+    one that cannot be read.
     """
     indices = np.asarray(indices, dtype=np.int64)
     bits = np.random.Philox(np.random.SeedSequence([seed, STREAMS[split], label]))
-    # Raw bits are the same in every numpy (NEP 19); what Generator.permutation makes of them is not promised.
+    # NEP 19 guarantees the raw bits in every version of numpy, but not the result of Generator.permutation.
     return indices[np.argsort(bits.random_raw(len(indices)), kind="stable")]
 
 
 def sample_class(indices: ArrayLike, count: int, seed: int, split: str, label: int) -> NDArray[np.int64]:
-    """`count` of the indices of one class, without replacement, in the order of `class_order`.
+    """The first `count` indices of one class in the order of `class_order`.
 
     Raises:
-        InputError: the class has fewer.
+        InputError: the class has fewer images.
     """
     order = class_order(indices, seed, split, label)
     if count > len(order):

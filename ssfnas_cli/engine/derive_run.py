@@ -1,4 +1,4 @@
-"""The genotype of a search run, from what its strategy recorded of any of its epochs."""
+"""Derivation of a genotype from a search run, from the record of one of its epochs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from ssfnas_cli.settings import SearchSettings
 def derive_run(
     run: RunFolder, rule: str | None = None, threshold: float | str = "auto", epoch: int | None = None
 ) -> Genotype:
-    """The genotype of a search run.
+    """Derive the genotype of a search run.
 
     Args:
-        rule: a derivation rule; None means the strategy's own.
-        epoch: whose record is used; 0 is the start, None the last.
+        rule: the derivation rule; None means the strategy's default.
+        threshold: see `engine.rules.derive`.
+        epoch: the epoch whose record is used; 0 is the initial state, None the last epoch.
 
     Raises:
         InputError: the run diverged, has no alphas yet, or has not reached that epoch.
@@ -79,10 +80,10 @@ def _provenance(
 
 
 def _check_record(run: RunFolder, record: Mapping[str, Tensor], names: tuple[str, ...], num_ops: int) -> int:
-    """The last epoch of a record.
+    """Check a record and return its last epoch.
 
     Raises:
-        InputError: it does not fit the run's settings, or holds numbers that are not finite.
+        InputError: the record does not fit the run's settings or holds numbers that are not finite.
     """
     path = run.path / ALPHAS
     sizes = {tuple(values.shape) for values in record.values()}

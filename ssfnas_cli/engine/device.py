@@ -1,4 +1,4 @@
-"""Where and how a network computes: device, threads, precision, memory layout, kernels."""
+"""Where and how networks are computed: the device, threads, precision, memory layout and kernels."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Device:
-    """A torch device, set up as the settings ask. Networks are in the channels-last layout, which is faster on CPUs.
+    """A torch device, configured by the settings. Networks use the channels-last layout, which is faster on CPUs.
 
     Args:
-        name: `auto`, or a device as torch names it; `auto` is the GPU if there is one, else the CPU.
-        threads: for torch and the kernels; 0 leaves torch's own choice.
+        name: the name of a torch device, or `auto`, which means the GPU if there is one, else the CPU.
+        threads: number of threads of torch and the kernels; 0 keeps torch's default.
         precision: `fp32` or `bf16`.
-        compiled: whether our own kernels compute what they support, if they can be compiled. They make the views of a
-            batch for every device; they compute cells only on a CPU in float32.
+        compiled: whether to use the compiled kernels, if they can be compiled. They make the views of a batch for every
+            device, but compute cells only on a CPU in float32.
 
     Raises:
-        UsageError: there is no such device.
+        UsageError: the device does not exist.
     """
 
     def __init__(self, name: str, threads: int, precision: str = "fp32", compiled: bool = False):
@@ -49,17 +49,17 @@ class Device:
             _keep_freed_memory()
 
     @classmethod
-    def of(cls, settings: Training) -> Device:
-        """The device that training settings ask for."""
+    def from_settings(cls, settings: Training) -> Device:
+        """The device that the settings of a training describe."""
         return cls(settings.device, settings.threads, settings.precision, compiled=settings.kernels != "torch")
 
     def place(self, module: Module) -> Module:
-        """Move a network here, and give its encoder this device's compiled kernels (None: torch's own operations)."""
+        """Move a network to this device and let its encoder use the compiled kernels, if there are any."""
         module.encoder.compile_with(self.cells)  # type: ignore[union-attr, operator]
         return module.to(self.torch).to(memory_format=torch.channels_last)
 
     def facts(self) -> dict[str, str]:
-        """The device and what computes the cells, for the record of a run."""
+        """The device and the kernels that compute the cells, to be recorded with a run."""
         capability = torch.backends.cpu.get_cpu_capability()
         return {"device": str(self.torch), "kernels": f"{'compiled' if self.cells else 'torch'}, {capability}"}
 
@@ -72,8 +72,8 @@ class Device:
         return Batch(views, batch.labels.to(self.torch), beside)
 
     @contextlib.contextmanager
-    def exact(self) -> Iterator[None]:
-        """Within: float32 throughout, without autocast and TF32. A finite difference of anything coarser is noise."""
+    def full_precision(self) -> Iterator[None]:
+        """Compute in float32 without autocast and TF32. In a lower precision, a finite difference is mostly noise."""
         with torch.autocast(self.torch.type, enabled=False), torch.backends.cudnn.flags(allow_tf32=False):
             before = torch.get_float32_matmul_precision()
             torch.set_float32_matmul_precision("highest")
@@ -83,16 +83,16 @@ class Device:
                 torch.set_float32_matmul_precision(before)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """A context in which forward passes have the precision asked for."""
+        """A context in which forward passes have the precision of the settings."""
         if self.precision == "bf16":
             return torch.autocast(self.torch.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep the memory that a step frees for the next step: clearing fresh pages costs a tenth of a step."""
+    """Let glibc keep freed memory for the next step. Fresh pages must be cleared, which takes a tenth of a step."""
     trim_threshold, mmap_threshold = -1, -3
-    with contextlib.suppress(OSError, AttributeError):  # another libc
+    with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest value that it accepts
+        libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest value that glibc accepts
         libc.mallopt(trim_threshold, 2**31 - 1)

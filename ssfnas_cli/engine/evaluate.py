@@ -1,4 +1,4 @@
-"""What a retrained network is worth, class by class, on each test split."""
+"""Evaluation of a retrained network on test splits, with metrics for each class."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from ssfnas_cli.engine.network import load_classifier
 from ssfnas_cli.engine.predict import predict
 from ssfnas_cli.errors import DiskError, InputError, UsageError
 
-MANY, FEW = 100, 20  # ImageNet-LT: many above 100 training images, few below 20
+MANY, FEW = 100, 20  # ImageNet-LT: "many" is more than 100 training images, "few" is fewer than 20
 NUM_BINS = 15
 
 
 def evaluate_run(
     run: RunFolder, data_path: str, splits: Sequence[str], device: Device, other_data: bool = False
 ) -> dict[str, Any]:
-    """Metrics of a retrained run's network. Those on the run's own data set stay in the run folder, too.
+    """Compute the metrics of the network of a retrained run.
+
+    Metrics on the run's own data set are also written to the run folder.
 
     Args:
         run: a finished retrain run.
-        data_path: where the data set is, if not where it was.
-        other_data: it may be another data set, with the same classes. Its images are standardised as the network's
-            training images were.
-        splits: which; none means every split that is held out.
+        data_path: the data set folder; empty means the one that the run recorded.
+        splits: the splits to evaluate; if it is empty, all held-out splits are evaluated.
+        device: where to compute.
+        other_data: allow another data set that has the same classes. Its images are standardised with the statistics
+            of the network's training images.
 
     Raises:
-        InputError: it is unfinished, or the data set is not the run's.
+        InputError: the run is unfinished, or the data set does not match it.
         UsageError: the data set has no such split.
     """
     path = run.path
@@ -67,15 +70,17 @@ def evaluate_run(
 def split_metrics(
     scores: np.ndarray, labels: np.ndarray, class_names: Sequence[str], train_counts: Sequence[int]
 ) -> dict[str, Any]:
-    """Every figure of one split.
+    """Compute all metrics of one split.
 
     Args:
-        scores: logits [N, C]; labels: [N].
-        train_counts: images per class in training, which define head and tail.
+        scores: logits [N, C].
+        labels: [N].
+        class_names: the names of the C classes.
+        train_counts: training images per class, which define the head and the tail.
 
     Returns:
-        Accuracies in percent; F1 and calibration error as fractions. A class without images in the split has the
-        accuracy null and takes no part in means over classes.
+        Accuracies in percent; F1 and calibration error as fractions. For a class without images in the split, the
+        accuracy is null and means over classes exclude it.
     """
     from sklearn.metrics import confusion_matrix, f1_score
 
@@ -102,20 +107,22 @@ def split_metrics(
 
 
 def calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> float:
-    """Expected calibration error over equal-width bins of the confidence (Guo et al., 2017): a fraction.
+    """Expected calibration error over equal-width bins of the confidence (Guo et al., 2017), as a fraction.
 
     Args:
-        probabilities: [N, C], rows adding up to 1; labels: [N].
+        probabilities: [N, C], whose rows sum to 1.
+        labels: [N].
+        num_bins: number of bins between 0 and 1.
     """
     confidence = probabilities.max(1)
-    right = probabilities.argmax(1) == labels
+    correct = probabilities.argmax(1) == labels
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=confidence - right, minlength=num_bins)
+    gaps = np.bincount(bins, weights=confidence - correct, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(labels))
 
 
 def groups_by_count(train_counts: Sequence[int]) -> dict[str, list[int]]:
-    """Classes with many (more than 100), medium (20 to 100) and few (fewer than 20) training images (ImageNet-LT)."""
+    """Group classes by many (above 100), medium (20 to 100) and few (below 20) training images (ImageNet-LT)."""
     groups: dict[str, list[int]] = {"many": [], "medium": [], "few": []}
     for c, count in enumerate(train_counts):
         groups["many" if count > MANY else "few" if count < FEW else "medium"].append(c)
@@ -123,18 +130,18 @@ def groups_by_count(train_counts: Sequence[int]) -> dict[str, list[int]]:
 
 
 def groups_by_thirds(train_counts: Sequence[int]) -> dict[str, list[int]]:
-    """Head, medium and tail: thirds of the classes from most to fewest training images, ties in class order."""
+    """Divide the classes into head, medium and tail: thirds by number of training images, ties in class order."""
     order = sorted(range(len(train_counts)), key=lambda c: -train_counts[c])
     parts = np.array_split(np.array(order), 3)
     return {name: part.tolist() for name, part in zip(("head", "medium", "tail"), parts, strict=True)}
 
 
 def _group_accuracies(confusion: np.ndarray, groups: dict[str, list[int]]) -> dict[str, Any]:
-    """Per group: its classes, and the mean of its classes' accuracies (null for an empty group)."""
+    """For each group, its classes and the mean of their accuracies (null for an empty group)."""
     totals = confusion.sum(1)
-    right = np.diag(confusion)
+    correct = np.diag(confusion)
     out = {}
     for name, classes in groups.items():
-        shares = [100 * right[c] / totals[c] for c in classes if totals[c]]
-        out[name] = {"classes": classes, "accuracy": float(np.mean(shares)) if shares else None}
+        accuracies = [100 * correct[c] / totals[c] for c in classes if totals[c]]
+        out[name] = {"classes": classes, "accuracy": float(np.mean(accuracies)) if accuracies else None}
     return out

@@ -1,4 +1,4 @@
-"""Building the network that a model card describes: the one way to it, for training, evaluation and counting."""
+"""Construction of the network that a model card describes, for training, evaluation and counting weights."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
 
 
 def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSet) -> ModelCard:
-    """The card of the network that a retraining makes.
+    """Make the card of the network that a retraining trains.
 
     Args:
-        genotype: None if the settings name a network instead.
-        settings: resolved.
+        genotype: the architecture, or None if the settings name a network.
+        settings: resolved settings.
+        data: the data set to train on.
     """
     counts = data.counts("train")
     objective = build_plugin(LOSSES, settings.loss, num_classes=data.num_classes, class_counts=counts)
-    network: DerivedNetwork | Part = _part(settings.network)
+    network: DerivedNetwork | Part = _to_part(settings.network)
     if genotype is not None:
         network = DerivedNetwork(genotype=genotype, channels=settings.channels, layers=settings.layers)
     return ModelCard(
         network=network,
-        loss=_part(settings.loss),
-        head=_part(resolve_head(settings.head, objective)),
+        loss=_to_part(settings.loss),
+        head=_to_part(resolve_head(settings.head, objective)),
         aux=settings.aux_weight > 0,
         in_channels=data.channels,
         class_names=list(data.class_names),
@@ -51,43 +52,68 @@ def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSe
     )
 
 
-def _part(section: PluginSection) -> Part:
+def _to_part(section: PluginSection) -> Part:
     return Part(name=section.name, options=section.options())
 
 
-def _section(part: Part) -> PluginSection:
+def _to_section(part: Part) -> PluginSection:
     return PluginSection(name=part.name, **part.options)
 
 
 def build_objective(section: PluginSection, card: ModelCard) -> Objective:
-    """A loss for the classes of a card."""
+    """Build a loss for the classes of a card."""
     return build_plugin(LOSSES, section, num_classes=len(card.class_names), class_counts=card.train_counts)
 
 
 def build_encoder(card: ModelCard, drop_path: float = 0.0) -> Encoder:
-    """The encoder of a card's network. `drop_path` is the probability at the end of a training."""
+    """Build the encoder of a card. `drop_path` is the probability that drop path reaches at the end of a training."""
     if isinstance(card.network, DerivedNetwork):
         network = card.network
         return DerivedEncoder(network.genotype, card.in_channels, network.channels, network.layers, drop_path)
-    return build_plugin(NETWORKS, _section(card.network), in_channels=card.in_channels, image_size=card.image_size)
+    return build_plugin(NETWORKS, _to_section(card.network), in_channels=card.in_channels, image_size=card.image_size)
 
 
 def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
-    """The whole network of a card: encoder, head, and the auxiliary head if there is one."""
+    """Build the network of a card: the encoder, the head, and the auxiliary head if it has one."""
     encoder = build_encoder(card, drop_path)
-    head = head_builder(_section(card.head), build_objective(_section(card.loss), card))
+    head = head_builder(_to_section(card.head), build_objective(_to_section(card.loss), card))
     aux = AuxiliaryHead(encoder.aux_channels, head) if card.aux and encoder.aux_channels else None
     return Classifier(encoder, head(encoder.num_features), aux)
 
 
-def plain_classifier(name: str, in_channels: int, image_size: int, num_classes: int) -> Classifier:
-    """A plain network with a linear head."""
-    encoder = build_plugin(NETWORKS, PluginSection(name=name), in_channels=in_channels, image_size=image_size)
-    return Classifier(encoder, nn.Linear(encoder.num_features, num_classes))
+def describe_network(
+    network: Genotype | str,
+    channels: int,
+    layers: int,
+    num_classes: int,
+    image_size: int,
+    in_channels: int,
+    aux: bool,
+) -> Classifier:
+    """A network with a linear head, for counting; `network` is a genotype or the name of a plain network."""
+    of_genotype = isinstance(network, Genotype)
+    card = ModelCard(
+        network=DerivedNetwork(genotype=network, channels=channels, layers=layers)
+        if of_genotype
+        else Part(name=str(network)),
+        loss=Part(name="ce"),
+        head=Part(name="linear"),
+        aux=aux,
+        in_channels=in_channels,
+        class_names=[str(label) for label in range(num_classes)],
+        train_counts=[1] * num_classes,
+        image_size=image_size,
+        mean=[0.0] * in_channels,
+        std=[1.0] * in_channels,
+        data="",
+        data_sha256="",
+        seed=0,
+    )
+    return build_model(card)
 
 
 def head_builder(section: PluginSection, objective: Objective) -> Callable[[int], nn.Module]:
-    """From a number of features to the head that the settings name; `auto` is the objective's default head."""
+    """A function from the number of features to the configured head; `auto` means the objective's default head."""
     if section.name == "auto":
         return objective.build_head
     plugin = HEADS.get(section.name)
@@ -96,7 +122,7 @@ def head_builder(section: PluginSection, objective: Objective) -> Callable[[int]
 
 
 def resolve_head(section: PluginSection, objective: Objective) -> PluginSection:
-    """The head that a section names, with its options; it stays `auto` if the objective builds one of its own kind.
+    """Resolve `auto` and the options of a head. It stays `auto` if the objective overrides `build_head`.
 
     Raises:
         UsageError: the objective cannot be computed on that head.
@@ -127,13 +153,18 @@ def _gives(head: str) -> str | None:
 
 
 def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Classifier:
-    """The network of a model file.
+    """Build the network of a model file.
+
+    Args:
+        tensors: its tensors by name.
+        card: its card.
+        where: its path, for messages.
 
     Raises:
-        InputError: its tensors are not those of the network its card describes, or no network is as it says.
+        InputError: the tensors do not fit the network that the card describes, or the card describes none.
     """
     try:
-        with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
             model = build_model(card)
     except PluginError as error:
         raise InputError(f"{where}: {error}") from None

@@ -1,4 +1,4 @@
-"""The one loop over a split without training: class scores of every image, in order."""
+"""Inference over the images of a split."""
 
 from __future__ import annotations
 
@@ -26,12 +26,16 @@ def predict(
     score: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Class scores [N, num_classes] (logits) and labels [N], with running statistics of batch normalisation.
+    """Class scores [N, num_classes] (logits) and labels [N] of the images of a split, in order.
 
     Args:
-        model: is put into evaluation mode.
-        rows: which images of the split; None means all of them.
-        score: from images [N, C, H, W] to scores; None means the model itself.
+        model: the network, which is put into evaluation mode.
+        split: where the images are.
+        normalise: the standardisation of the images.
+        device: where to compute.
+        rows: the images of the split to use; None means all.
+        score: maps images [N, C, H, W] to scores; None means the model.
+        batch_size: images per batch.
     """
     model.eval()
     scores, labels = [], []
@@ -44,5 +48,5 @@ def predict(
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Top-1 in percent."""
+    """Top-1 accuracy in percent."""
     return 100 * int((scores.argmax(1) == labels).sum()) / len(labels)

@@ -1,4 +1,4 @@
-"""The whole of a retraining: build the network, pretrain it if asked, train it, save it."""
+"""Retraining: build a network, pretrain it on request, train it and save it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.mix import build_mix
 from ssfnas_cli.engine.network import build_model, build_objective, make_card
-from ssfnas_cli.engine.session import RunPlan, close, plan_run, session
-from ssfnas_cli.engine.train_phase import Pretrained, Schedule, TrainPhase
+from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
+from ssfnas_cli.engine.train_phase import PretrainingModel, Schedule, TrainPhase
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.nets.count import count_params
 from ssfnas_cli.nets.heads import Classifier
@@ -27,25 +27,26 @@ from ssfnas_cli.settings import RetrainSettings
 def run_retrain(
     genotype: Genotype | None, settings: RetrainSettings, output: Path | None, force: bool, other_data: bool = False
 ) -> dict[str, Any]:
-    """Retrain, or go on, or find it done.
+    """Run a retraining, resume it, or return its result if it is done.
 
     Args:
-        genotype: its provenance names the data set unless the settings do. None if the settings name a network.
-        settings: not yet resolved. The loss is never inherited from the search.
-        output: the run folder; None names one after the settings, under `runs/`.
+        genotype: the architecture, whose provenance names the data set unless the settings do. It is None if the
+            settings name a network.
+        settings: unresolved settings. They never take the loss from the search.
+        output: the run folder; None means a folder in `runs/` that is named after the settings.
         force: move an old folder aside and start over.
-        other_data: the settings may name a data set that is not the genotype's.
+        other_data: allow the settings to name another data set than the genotype's.
 
     Returns:
-        What `retrain` prints: `kind`, `path`, `state` and the run's figures.
+        The output of `retrain`: `kind`, `path`, `state` and the figures of the run.
     """
     plan, card = plan_retrain(genotype, settings, output, other_data)
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
         return result
     device, phases, model = build_retrain(plan, card)
-    with session(plan, device, force) as (run, loop):
-        weights, with_aux = _count(model, with_aux=False), _count(model, with_aux=True)
+    with open_run(plan, device, force) as (run, loop):
+        weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
         log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
         if genotype is not None:
             write_bytes(run.path / "genotype.json", genotype.to_json())
@@ -53,15 +54,15 @@ def run_retrain(
             loop.run_phase(index, phase)
         run.check_lock()
         save_model(run.path / "model.safetensors", model.state_dict(), card)
-        named = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
+        network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
         facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name, "num_params": weights}
-        return close(run, loop, plan.settings, named | facts)
+        return finish(run, loop, plan.settings, network | facts)
 
 
 def plan_retrain(
     genotype: Genotype | None, settings: RetrainSettings, output: Path | None, other_data: bool = False
 ) -> tuple[RunPlan, ModelCard]:
-    """Resolve the settings, find the data set and name the run folder; the card of the network to train."""
+    """Resolve the settings, find the data set and choose the run folder. Also return the card of the network."""
     settings = settings.resolve_plugins()
     names = [settings.loss.name, settings.pretrain.name]
     if genotype is None:
@@ -80,18 +81,18 @@ def build_retrain(plan: RunPlan, card: ModelCard) -> tuple[Device, list[TrainPha
     """Verify the data set and build everything that a planned retraining needs.
 
     Raises:
-        UsageError: a loss that does not fit its place.
+        UsageError: the loss is not supervised, or that of the pretraining is.
     """
     assert isinstance(plan.settings, RetrainSettings)
     plan.data.verify()
-    device = Device.of(plan.settings)
+    device = Device.from_settings(plan.settings)
     return device, *build_phases(card, plan.settings, plan.data, device)
 
 
 def build_phases(
     card: ModelCard, settings: RetrainSettings, data: DataSet, device: Device
 ) -> tuple[list[TrainPhase], Classifier]:
-    """A pretraining if asked and then the training, on one encoder. Weights are drawn from the seed."""
+    """Build the phases, pretraining (if configured) and training, which share an encoder initialised by the seed."""
     loss = build_objective(settings.loss, card)
     if not loss.supervised:
         raise UsageError(f"--loss {settings.loss.name}: retraining ends supervised; use it as --pretrain")
@@ -107,11 +108,11 @@ def build_phases(
             )
         head = pretext.build_head(model.encoder.num_features)
         schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr)
-        phases.append(TrainPhase(schedule, settings, data, device, Pretrained(model.encoder, head), pretext))
+        phases.append(TrainPhase(schedule, settings, data, device, PretrainingModel(model.encoder, head), pretext))
     schedule = Schedule("train", settings.epochs, settings.lr, True, settings.cutout, settings.aux_weight)
     phases.append(TrainPhase(schedule, settings, data, device, model, loss, mix))
     return phases, model
 
 
-def _count(model: Classifier, with_aux: bool) -> int:
+def _count_weights(model: Classifier, with_aux: bool) -> int:
     return sum(count_params(part) for name, part in model.named_children() if with_aux or name != "aux")

@@ -1,4 +1,4 @@
-"""From alphas to a genotype: one function with four parameters, and the papers' rules as settings of it."""
+"""Derivation rules: one function derives a genotype from mixing weights, and the papers' rules are its parameters."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ FAIRDARTS_THRESHOLD = 0.85
 
 @dataclass(frozen=True)
 class Rule:
-    """A derivation.
+    """The parameters of a derivation rule.
 
     Attributes:
-        edges_per_node: how many incoming edges each node keeps, the best first; None keeps all.
-        ops_per_edge: how many ops each kept edge keeps, the best first.
-        thresholded: whether an op must reach the threshold.
-        none_may_win: whether `none` competes; where it wins it takes an op's place and is then left out.
-        drop_path: the form of drop path of the papers' cells.
+        edges_per_node: number of incoming edges with the largest weights that each node keeps; None keeps all.
+        ops_per_edge: number of ops with the largest weights that each kept edge keeps.
+        thresholded: whether a kept op must reach the threshold.
+        none_competes: whether `none` competes with the other ops. If it wins, it takes the place of an op and is then
+            removed.
+        drop_path: the granularity of drop path that the paper uses.
     """
 
     edges_per_node: int | None
     ops_per_edge: int
     thresholded: bool
-    none_may_win: bool
+    none_competes: bool
     drop_path: str
 
 
@@ -42,8 +43,8 @@ RULES = {
 }
 
 
-class Derived(NamedTuple):
-    """A genotype, the threshold it was derived with (None: none), and what to tell the user."""
+class Derivation(NamedTuple):
+    """A genotype, the threshold that was used (None if the rule has none), and notes for the user."""
 
     genotype: Genotype
     threshold: float | None
@@ -52,18 +53,18 @@ class Derived(NamedTuple):
 
 def derive(
     weights: Mapping[str, np.ndarray], ops: Sequence[str], rule_name: str, threshold: float | str = "auto"
-) -> Derived:
+) -> Derivation:
     """Derive both cells from mixing weights.
 
     Args:
-        weights: cell type -> float64 [num_edges, num_ops], edges ordered as in `edge_list`.
-        ops: names of the columns.
+        weights: float64 [num_edges, num_ops] for each cell type, with the edges in the order of `edge_list`.
+        ops: the names of the columns.
         rule_name: one of RULES.
-        threshold: a number, or `auto`: 0.85, lowered where a node would be left without input.
+        threshold: a number, or `auto`, which means 0.85, or less if a node would otherwise have no input.
 
     Raises:
-        UsageError: no such rule, or a threshold for a rule that has none.
-        InputError: a cell would be empty; names a threshold at which it would not.
+        UsageError: the rule does not exist, or it has no threshold but one was given.
+        InputError: a cell would be empty. The message names a threshold at which it would not be.
     """
     if rule_name not in RULES:
         raise UsageError(f"--rule: unknown rule '{rule_name}'. Available: {', '.join(RULES)}")
@@ -74,10 +75,10 @@ def derive(
     if not rule.thresholded:
         if threshold != "auto":
             raise UsageError(f"--threshold: rule '{rule_name}' uses none")
-        return Derived(_build(weights, ops, rule, -np.inf), None, [])
+        return Derivation(_build_genotype(weights, ops, rule, -np.inf), None, [])
     if threshold != "auto":
         value = float(threshold)
-        return Derived(_build(weights, ops, rule, value), value, [])
+        return Derivation(_build_genotype(weights, ops, rule, value), value, [])
     weakest = min(best_per_node(values, ops).min() for values in weights.values())
     value = min(FAIRDARTS_THRESHOLD, float(weakest))
     notes = []
@@ -86,22 +87,22 @@ def derive(
             f"threshold lowered from {FAIRDARTS_THRESHOLD} to {value:.6g}, the best weight of the weakest node, "
             "so that every node keeps an input"
         )
-    return Derived(_build(weights, ops, rule, value), value, notes)
+    return Derivation(_build_genotype(weights, ops, rule, value), value, notes)
 
 
 def best_per_node(weights: np.ndarray, ops: Sequence[str]) -> np.ndarray:
-    """The best weight of an op other than `none` among each node's incoming edges [num_nodes]."""
+    """The largest weight among the ops other than `none` on the incoming edges of each node, [num_nodes]."""
     best = weights[:, [k for k, op in enumerate(ops) if op != "none"]].max(axis=1)
     return np.array([best[edges].max() for edges in edges_into_nodes(count_nodes(len(weights)))])
 
 
 def derive_cell(weights: np.ndarray, ops: Sequence[str], rule: Rule, threshold: float) -> tuple[Edge, ...]:
-    """The edges of one cell. Ties go to the earlier edge and the earlier op; equality reaches the threshold."""
-    candidates = [k for k, op in enumerate(ops) if rule.none_may_win or op != "none"]
+    """The edges of one cell. Ties go to the earlier edge and the earlier op. A weight may equal the threshold."""
+    candidates = [k for k, op in enumerate(ops) if rule.none_competes or op != "none"]
     edges: list[Edge] = []
     for node, rows in enumerate(edges_into_nodes(count_nodes(len(weights))), start=2):
         best = {row: max(weights[row, k] for k in candidates) for row in rows}
-        ranked = sorted(rows, key=lambda row: -best[row])  # stable: the earlier edge first
+        ranked = sorted(rows, key=lambda row: -best[row])  # sorting is stable, so the earlier edge comes first
         kept = sorted(ranked[: rule.edges_per_node])
         for row in kept:
             columns = sorted(candidates, key=lambda k: -weights[row, k])[: rule.ops_per_edge]
@@ -113,29 +114,29 @@ def derive_cell(weights: np.ndarray, ops: Sequence[str], rule: Rule, threshold: 
     return tuple(edges)
 
 
-def _build(weights: Mapping[str, np.ndarray], ops: Sequence[str], rule: Rule, threshold: float) -> Genotype:
+def _build_genotype(weights: Mapping[str, np.ndarray], ops: Sequence[str], rule: Rule, threshold: float) -> Genotype:
     cells = {}
     for kind, values in weights.items():
-        cell = _cell(derive_cell(values, ops, rule, threshold), count_nodes(len(values)))
+        cell = _build_cell(derive_cell(values, ops, rule, threshold), count_nodes(len(values)))
         if cell is None:
             raise InputError(_empty_cell_message(kind, weights, ops, rule, threshold))
         cells[kind] = cell
     return Genotype(normal=cells["normal"], reduce=cells["reduce"], drop_path=rule.drop_path)
 
 
-def _cell(edges: tuple[Edge, ...], num_nodes: int) -> Cell | None:
-    """A cell whose concat holds the nodes that exist, or None where none does."""
+def _build_cell(edges: tuple[Edge, ...], num_nodes: int) -> Cell | None:
+    """A cell that concatenates the nodes that have an input, or None if no node has one."""
     if not any(edge.source < 2 for edge in edges):
         return None
     whole = Cell(edges=edges, concat=tuple(range(2, 2 + num_nodes)))
-    return Cell(edges=edges, concat=tuple(whole.live().concat))
+    return Cell(edges=edges, concat=tuple(whole.pruned().concat))
 
 
 def _empty_cell_message(
     kind: str, weights: Mapping[str, np.ndarray], ops: Sequence[str], rule: Rule, threshold: float
 ) -> str:
-    """What to do about an empty cell: the highest threshold, in six digits, that leaves neither cell empty."""
-    if rule.none_may_win:
+    """The error message for an empty cell. It names the highest threshold, to six digits, that leaves no cell empty."""
+    if rule.none_competes:
         return f"the {kind} cell would be empty: 'none' wins every edge from its inputs; use another --rule"
     value = min(_highest_threshold(values, ops, rule) for values in weights.values())
     return f"--threshold {threshold:g}: leaves the {kind} cell empty; {np.floor(value * 1e6) / 1e6:.12g} would not"

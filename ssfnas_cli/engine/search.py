@@ -1,4 +1,4 @@
-"""The whole of a search: find the data, open the run folder, loop over epochs, derive."""
+"""Search: open the data set and the run folder, train the supernet and derive a genotype."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from ssfnas_cli.data.embedded import open_embedded
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.search_phase import SearchPhase
-from ssfnas_cli.engine.session import RunPlan, close, plan_run, session
+from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.settings import SearchSettings
 
 
 def run_search(settings: SearchSettings, output: Path | None, force: bool) -> dict[str, Any]:
-    """Search, or go on with a half-done search, or find it done.
+    """Run a search, resume it, or return its result if it is done.
 
     Args:
-        settings: not yet resolved.
-        output: the run folder; None names one after the settings, under `runs/`.
+        settings: unresolved settings.
+        output: the run folder; None means a folder in `runs/` that is named after the settings.
         force: move an old folder aside and start over.
 
     Returns:
-        What `search` prints: `kind`, `path`, `state` and the run's figures.
+        The output of `search`: `kind`, `path`, `state` and the figures of the run.
     """
     plan = plan_search(settings, output)
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
         return result
     device, phase = build_search(plan)
-    with session(plan, device, force) as (run, loop):
+    with open_run(plan, device, force) as (run, loop):
         weight_half, alpha_half = phase.halves
         log.info(
             "split of 'train' (seed %d, per class): %d images for the weights, %d for the alphas",
@@ -45,15 +45,15 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
         loop.run_phase(0, phase)
         _write_genotype(run)
         facts = {"relax": phase.settings.relax.name, "loss": phase.settings.loss.name}
-        return close(run, loop, phase.settings, facts)
+        return finish(run, loop, phase.settings, facts)
 
 
 def plan_search(settings: SearchSettings, output: Path | None) -> RunPlan:
-    """Resolve the settings, open the data set (the embedded one is made on its first use) and name the run folder."""
+    """Resolve the settings, open the data set (the embedded one is created on first use) and choose the run folder."""
     settings = settings.resolve_plugins()
     data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
-    searched_with = [] if settings.strategy.name == "gradient" else [settings.strategy.name]
-    names = [*searched_with, settings.relax.name, settings.loss.name]
+    strategy = [] if settings.strategy.name == "gradient" else [settings.strategy.name]
+    names = [*strategy, settings.relax.name, settings.loss.name]
     return plan_run("search", settings, data, {}, names, output)
 
 
@@ -62,12 +62,12 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     settings = plan.settings
     assert isinstance(settings, SearchSettings)
     plan.data.verify()
-    device = Device.of(settings)
+    device = Device.from_settings(settings)
     return device, SearchPhase(settings, plan.data, device)
 
 
 def _write_genotype(run: RunFolder) -> None:
-    """Derive by the strategy's own rule; a search whose alphas give no network by it is done all the same."""
+    """Derive a genotype by the strategy's default rule. A search is done even if that rule yields no network."""
     run.check_lock()
     try:
         write_bytes(run.path / "genotype.json", derive_run(run).to_json())

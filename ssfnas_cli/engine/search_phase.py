@@ -1,4 +1,4 @@
-"""The bilevel search as the loop sees it: the strategy learns from the alpha half, then the weights take a step."""
+"""The phase of a search. In each step the strategy updates the architecture, and then the weights take a step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ssfnas_cli.data.batches import (
     Subset,
     TrainingBatches,
     cut_batches,
-    load_from,
+    load_batches,
     normaliser,
     num_batches,
     plain_batches,
@@ -49,13 +49,14 @@ from ssfnas_cli.settings import PluginSection, SearchSettings, build_plugin
 
 
 class SearchPhase:
-    """A search.
+    """Trains a supernet and lets a strategy search it.
 
     Args:
-        settings: resolved.
-        data: its `train` split is halved, class by class.
-        device: where it runs.
-        halves: weight and alpha rows of the training split; by default the stratified, seeded halves.
+        settings: resolved settings.
+        data: the data set, whose `train` split is divided into two halves, class by class.
+        device: where to compute.
+        halves: the rows of the training split for the weights and for the alphas; by default stratified halves that
+            depend on the seed.
     """
 
     name = "search"
@@ -109,9 +110,9 @@ class SearchPhase:
         self.model = self.device.place(model)
 
     def _head_sections(self) -> tuple[PluginSection, PluginSection | None]:
-        """The head of either loss; None for the alpha step's if it is to share the other one.
+        """The heads of the weights' loss and of the alphas' loss; None for the latter if both share one.
 
-        Heads are shared only if they would be built equal.
+        They share a head only if both heads would be identical.
         """
         head = resolve_head(self.settings.head, self.weight_loss)
         if self.settings.alpha_loss.name == "none":
@@ -137,15 +138,15 @@ class SearchPhase:
         weights = self._subset(weight_half, "search weights", self.weight_loss, self.mix)
         order = self.sampler.order(self.split.labels[weight_half], weights.seed, epoch, epoch / self.epochs)
         size = self.settings.batch_size
-        apart = None
-        if self.model.alpha_head is not None:  # it is trained in the weight step, on the views of its own loss
-            apart = self._subset(weight_half, "search apart", self.alpha_loss)
+        head_views = None
+        if self.model.alpha_head is not None:  # the weight step trains it on the views of its own loss
+            head_views = self._subset(weight_half, "search alpha head", self.alpha_loss)
         alphas = self._subset(alpha_half, "search alphas", self.alpha_loss, self.alpha_mix)
         alpha_order = None
         if not isinstance(self.alpha_sampler, Instance):
             labels = self.split.labels[alpha_half]
             alpha_order = self.alpha_sampler.order(labels, alphas.seed, epoch, epoch / self.epochs)
-        return BilevelBatches(TrainingBatches(weights, order, size, epoch), alphas, size, apart, alpha_order)
+        return BilevelBatches(TrainingBatches(weights, order, size, epoch), alphas, size, head_views, alpha_order)
 
     def _subset(self, rows: np.ndarray, stream: str, loss: Objective, mix: Mix | None = None) -> Subset:
         compiled = self.device.compiled_views
@@ -157,19 +158,19 @@ class SearchPhase:
         return num_batches(self.sampler.length(epoch / self.epochs), self.settings.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[SearchBatch]:
-        """What the epoch's steps see, from `start` on."""
-        for weights, alphas, apart in load_from(self._epoch(epoch), start, self.settings.workers):
+        """Yield the batches of the epoch's steps from `start` on."""
+        for weights, alphas, head_views in load_batches(self._epoch(epoch), start, self.settings.workers):
             move = self.device.move
-            yield SearchBatch(move(weights), move(alphas), None if apart is None else move(apart))
+            yield SearchBatch(move(weights), move(alphas), None if head_views is None else move(head_views))
 
     # Steps
 
     def step(self, epoch: int, step: int, batch: SearchBatch) -> dict[str, float]:
-        """The strategy's step, then the weight step (DARTS, Algorithm 1)."""
+        """Update the architecture, then take a weight step (DARTS, Algorithm 1)."""
         progress = (epoch + step / self.num_steps(epoch)) / self.epochs
         set_lr(self.optimizer, cosine(self.settings.lr, self.settings.lr_min, progress))
         self.model.train()
-        values = self.strategy.update(StepBench(self, batch, epoch, progress))
+        values = self.strategy.update(CurrentStep(self, batch, epoch, progress))
         return values | self._weight_step(batch, progress)
 
     def _weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:
@@ -197,29 +198,31 @@ class SearchPhase:
     # Objectives
 
     def weight_objective(
-        self, batch: SearchBatch, mixing: Mixing, progress: float, exact: bool = False
+        self, batch: SearchBatch, mixing: Mixing, progress: float, full_precision: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """L_train and the first view's features. The views go through the encoder one after the other.
+        """L_train and the features of the first view. The encoder processes one view at a time.
 
-        A head of the alpha step's own is trained beside it, on its own views and on features that it does not change:
-        neither the encoder's weights nor its running statistics learn from them.
+        A separate head of the alpha step is trained in the same step, on its own views and on detached features: it
+        changes neither the weights of the encoder nor its running statistics.
         """
-        model, weights, apart = self.model, batch.weights, batch.apart
-        with self._precision(exact):
+        model, weights, head_views = self.model, batch.weights, batch.alpha_head
+        with self._precision(full_precision):
             features = [model.encoder(view, mixing) for view in weights.views]
             loss = self.weight_loss([model.head(feature) for feature in features], weights.labels, progress)
             loss = loss + self._mixed(self.mix, weights, mixing, progress)
-            if model.alpha_head is not None and apart is not None:
+            if model.alpha_head is not None and head_views is not None:
                 with torch.no_grad(), held_statistics(model.encoder):
-                    detached = [model.encoder(view, mixing) for view in apart.views]
+                    detached = [model.encoder(view, mixing) for view in head_views.views]
                 outputs = [model.alpha_head(feature) for feature in detached]
-                loss = loss + self.alpha_loss(outputs, apart.labels, progress)
+                loss = loss + self.alpha_loss(outputs, head_views.labels, progress)
         return loss, features[0].float()
 
-    def alpha_objective(self, batch: SearchBatch, mixing: Mixing, progress: float, exact: bool = False) -> Tensor:
-        """L_val, the loss of the architecture's step."""
+    def alpha_objective(
+        self, batch: SearchBatch, mixing: Mixing, progress: float, full_precision: bool = False
+    ) -> Tensor:
+        """L_val, the loss that the architecture is to minimise."""
         head = self.model.head if self.model.alpha_head is None else self.model.alpha_head
-        with self._precision(exact):
+        with self._precision(full_precision):
             outputs = [head(self.model.encoder(view, mixing)) for view in batch.alphas.views]
             mixed = self._mixed(self.alpha_mix, batch.alphas, mixing, progress)
         return self.alpha_loss(outputs, batch.alphas.labels, progress) + mixed
@@ -232,36 +235,36 @@ class SearchPhase:
         assert head is not None
         return mix.loss(encoder, lambda images: encoder(images, mixing), head, batch.beside, progress)
 
-    def _precision(self, exact: bool) -> contextlib.AbstractContextManager[Any]:
-        return self.device.exact() if exact else self.device.autocast()
+    def _precision(self, full_precision: bool) -> contextlib.AbstractContextManager[Any]:
+        return self.device.full_precision() if full_precision else self.device.autocast()
 
     # Epochs
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Record the architecture; evaluate the supernet on the alpha half, and on the held-out splits if asked."""
+        """Record the architecture. Evaluate the supernet on the alpha half and, if configured, on held-out splits."""
         facts = self.strategy.end_epoch()
         name = "accuracy" if self.model.probe is None else "probe_accuracy"
         mixing = self.strategy.mixing((epoch + 1) / self.epochs)
         with self.estimated_statistics(mixing):
             accuracies = {
                 f"{name}_{place}": self.accuracy(split, rows, mixing)
-                for place, (split, rows) in self.evaluated().items()
+                for place, (split, rows) in self.evaluation_rows().items()
             }
         return accuracies | facts
 
-    def evaluated(self) -> dict[str, tuple[Split, np.ndarray]]:
-        """What the end of an epoch evaluates: splits, and which rows of them."""
-        # `val` belongs to the retraining: the search has the alpha half.
+    def evaluation_rows(self) -> dict[str, tuple[Split, np.ndarray]]:
+        """The splits, and the rows of them, that the end of an epoch evaluates."""
+        # `val` is reserved for the retraining; the search has the alpha half.
         names = [name for name in self.data.held_out if name != "val"] if self.settings.track_test else []
         held_out = {name: self.data.split(name) for name in names}
-        whole = {name: (split, np.arange(len(split))) for name, split in held_out.items()}
-        return {"alpha_half": (self.split, self.halves[1]), **whole}
+        all_rows = {name: (split, np.arange(len(split))) for name, split in held_out.items()}
+        return {"alpha_half": (self.split, self.halves[1]), **all_rows}
 
     def estimated_statistics(self, mixing: Mixing) -> contextlib.AbstractContextManager[None]:
-        """Within: batch normalisation uses statistics of some images of the weight half, not its running averages.
+        """A context in which batch normalisation uses statistics of some images of the weight half.
 
-        The images are those of `statistics_batches` batches, not augmented, always the same ones. Training's own
-        state is as before afterwards.
+        The images are those of `statistics_batches` batches, without augmentation, and always the same. The running
+        averages are restored at the end of the context.
         """
         half, size = self.halves[0], self.settings.batch_size
         order = np.random.Generator(np.random.Philox(key=[self.seed, 3])).permutation(len(half))
@@ -275,60 +278,60 @@ class SearchPhase:
         return estimated_statistics(self.model, (partial(run, rows) for rows in chosen))
 
     def accuracy(self, split: Split, rows: np.ndarray, mixing: Mixing) -> float:
-        """Top-1 of the head, or of the linear probe (which uses labels), in percent."""
+        """Top-1 accuracy in percent of the head, or of the linear probe if the loss is self-supervised."""
         score = lambda images: self.model.classifier()(self.model.encoder(images, mixing))
         return accuracy(*predict(self.model, split, normaliser(self.data), self.device, rows, score))
 
     # State
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and buffers, the strategy's tensors, the optimizers' states."""
+        """The weights and buffers, the tensors of the strategy and the states of the optimizers."""
         named = module_tensors("model", self.model) | self.strategy.tensors()
         for name, optimizer in self.optimizers.items():
             named |= optimizer_tensors(f"optimizer.{name}", optimizer)
         return named
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         load_module("model", self.model, tensors)
         self.strategy.load(tensors)
         for name, optimizer in self.optimizers.items():
             load_optimizer(f"optimizer.{name}", optimizer, tensors)
 
     def publish(self, folder: Path) -> None:
-        """Write the record of every epoch."""
+        """Write the strategy's record of all epochs."""
         save_tensors(folder / ALPHAS, self.strategy.record())
 
 
 @dataclass
-class StepBench:
-    """The supernet at one step of a search: what a strategy sees of it (`registry.strategies.base.Bench`)."""
+class CurrentStep:
+    """One step of a search phase, as a strategy sees it (see `registry.strategies.base.SearchStep`)."""
 
     phase: SearchPhase
     batch: SearchBatch
     epoch: int
     progress: float
-    _exact: bool = False
+    _full_precision: bool = False
 
     @property
     def weight_groups(self) -> list[list[nn.Parameter]]:
-        """The lower level's parameters, in groups whose gradients are clipped apart."""
+        """The parameters of the lower level, in groups whose gradients are clipped separately."""
         return self.phase.weight_groups
 
     def generator(self) -> torch.Generator:
-        """This step's random numbers from their beginning."""
+        """A new generator with the seed of this step."""
         return step_generator()
 
     def train_loss(self, mixing: Mixing) -> Tensor:
-        """The weights' loss on this step's batch of the weight half."""
-        return self.phase.weight_objective(self.batch, mixing, self.progress, self._exact)[0]
+        """L_train, the weights' loss on this step's batch of the weight half."""
+        return self.phase.weight_objective(self.batch, mixing, self.progress, self._full_precision)[0]
 
     def val_loss(self, mixing: Mixing) -> Tensor:
-        """The architecture's loss on this step's batch of the alpha half."""
-        return self.phase.alpha_objective(self.batch, mixing, self.progress, self._exact)
+        """L_val, the architecture's loss on this step's batch of the alpha half."""
+        return self.phase.alpha_objective(self.batch, mixing, self.progress, self._full_precision)
 
     def accuracy(self, mixing: Mixing) -> float:
-        """Top-1 in percent over the alpha half; the model is back in training mode afterwards."""
+        """Top-1 accuracy in percent on the alpha half. Afterwards the model is in training mode again."""
         phase = self.phase
         with phase.estimated_statistics(mixing):
             value = phase.accuracy(phase.split, phase.halves[1], mixing)
@@ -336,26 +339,26 @@ class StepBench:
         return value
 
     def weight_step(self) -> WeightStep:
-        """The SGD step that follows."""
+        """The SGD step that the weights take after the strategy's update."""
         settings, optimizer = self.phase.settings, self.phase.optimizer
         momenta = [optimizer.state.get(weight, {}).get("momentum_buffer") for weight in self.phase.weights]
         lr = optimizer.param_groups[0]["lr"]
         return WeightStep(lr, settings.momentum, settings.weight_decay, settings.clip, momenta)
 
     def held_statistics(self) -> contextlib.AbstractContextManager[None]:
-        """Within: running statistics stay as they are."""
+        """A context in which forward passes do not change the running statistics."""
         return held_statistics(self.phase.model)
 
     @contextlib.contextmanager
-    def exact(self) -> Iterator[None]:
-        """Within: losses are computed in float32."""
-        self._exact = True
+    def full_precision(self) -> Iterator[None]:
+        """Compute losses in float32 within this context."""
+        self._full_precision = True
         try:
             yield
         finally:
-            self._exact = False
+            self._full_precision = False
 
 
 def step_generator() -> torch.Generator:
-    """Random numbers that follow from the seed of the step, the same at every call within it."""
+    """A generator with the seed of the current step, so that every call within the step draws the same numbers."""
     return torch.Generator().manual_seed(torch.initial_seed() % 2**63)

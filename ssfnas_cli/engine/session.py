@@ -1,4 +1,4 @@
-"""What a search and a retraining do around their training: find the run's folder, hold it, close it with a result."""
+"""What search and retraining share around the training: choosing, opening and finishing the run folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.artifacts.run import RunFolder, finished, move_aside, warn_of_differences, writing
+from ssfnas_cli.artifacts.run import RunFolder, finished_result, open_for_writing, set_run_aside, warn_of_differences
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
@@ -18,19 +18,20 @@ from ssfnas_cli.errors import InputError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.settings import Training, identity_hash
 
-RECIPE = 2  # is raised when the same settings come to train differently; config.json records it
+RECIPE = 2  # increase it when the same settings lead to a different training; config.json records it
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run that is decided on and not begun.
+    """A run that is planned and not yet started.
 
     Attributes:
         kind: `search` or `retrain`.
-        settings: resolved.
-        identity: what makes another run the same.
-        path: of its folder.
-        config: what config.json holds beyond settings, data and environment.
+        settings: resolved settings.
+        data: the data set.
+        identity: the values that must be equal for another run to count as the same run.
+        path: the run folder.
+        config: additional values for config.json.
     """
 
     kind: str
@@ -41,58 +42,61 @@ class RunPlan:
     config: dict[str, Any]
 
     def result(self, force: bool) -> dict[str, Any] | None:
-        """What the run printed when it was done, or None: it has to be begun, continued, or `force`d from the start.
+        """The result of the run if it is done, or None if it must be started, resumed, or (with `force`) repeated.
 
         Raises:
-            OutputExistsError: the folder holds another run, or something else.
+            OutputExistsError: the folder holds another run or something else.
         """
-        return None if force else finished(self.path, self.kind, self.identity, self.identify)
+        return None if force else finished_result(self.path, self.kind, self.identity, self.identify)
 
     def identify(self, run: RunFolder) -> dict[str, Any]:
-        """The identity of a run that is there: settings that were added since it was made count at their defaults."""
+        """The identity of an existing run. Settings that ssfnas gained since it was made have their default values."""
         try:
             settings = run.settings(type(self.settings)).resolve_plugins()
-        except ValueError as error:  # settings that no longer exist, or a plugin that is gone: another run
+        except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run
             log.debug("%s: %s", run.path, error)
             return dict(run.config["identity"])
-        beside = {key: value for key, value in run.config["identity"].items() if key in BESIDE_SETTINGS}
-        return settings.identity() | beside
+        extra = {key: value for key, value in run.config["identity"].items() if key in EXTRA_IDENTITY}
+        return settings.identity() | extra
 
 
-BESIDE_SETTINGS = ("data_sha256", "genotype")  # keys of an identity that are no settings
+EXTRA_IDENTITY = ("data_sha256", "genotype")  # the keys of an identity that are not settings
 
 
 def plan_run(
     kind: str,
     settings: Training,
     data: DataSet,
-    beside: Mapping[str, Any],
+    extra_identity: Mapping[str, Any],
     names: Sequence[str],
     output: Path | None,
     config: Mapping[str, Any] | None = None,
 ) -> RunPlan:
-    """The plan of a run.
+    """Plan a run.
 
     Args:
-        settings: resolved.
-        beside: what belongs to the identity beyond the settings and the data set.
-        names: what a folder's default name shows of the settings.
-        output: the run folder; None means `runs/KIND-DATA-NAMES-sSEED-HASH`. The hash covers the settings that differ
-            from the defaults, so a setting that is added renames no run.
+        kind: `search` or `retrain`.
+        settings: resolved settings.
+        data: the data set.
+        extra_identity: the part of the identity that is neither settings nor data set.
+        names: the values of settings that appear in the default name of the folder.
+        output: the run folder; None means `runs/KIND-DATA-NAMES-sSEED-HASH`. The hash covers only settings that differ
+            from the defaults, so the name does not change if ssfnas gains a setting.
+        config: additional values for config.json.
     """
-    beside = {"data_sha256": data.sha256, **beside}
-    identity = settings.identity() | beside
+    extra = {"data_sha256": data.sha256, **extra_identity}
+    identity = settings.identity() | extra
     stem = "-".join([kind, data.path.name, *names, f"s{settings.seed}"])
-    path = output or Path("runs") / f"{stem}-{identity_hash(settings.changed_identity() | beside)}"
+    path = output or Path("runs") / f"{stem}-{identity_hash(settings.changed_identity() | extra)}"
     plan = RunPlan(kind, settings, data, identity, path, dict(config or {}))
-    if output is None and not path.exists() and (older := _under_another_name(plan, stem)) is not None:
+    if output is None and not path.exists() and (older := _find_under_old_name(plan, stem)) is not None:
         log.info("%s is this run, under the name that an earlier ssfnas gave it", older)
         return RunPlan(kind, settings, data, identity, older, dict(config or {}))
     return plan
 
 
-def _under_another_name(plan: RunPlan, stem: str) -> Path | None:
-    """A folder of the same run whose name ends in another hash."""
+def _find_under_old_name(plan: RunPlan, stem: str) -> Path | None:
+    """A folder of the same run whose name ends in another hash, as earlier versions of ssfnas computed it."""
     for path in sorted(plan.path.parent.glob(f"{glob.escape(stem)}-????????")):
         with contextlib.suppress(InputError):
             run = RunFolder.open(path, plan.kind)
@@ -102,25 +106,25 @@ def _under_another_name(plan: RunPlan, stem: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def session(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFolder, Loop]]:
-    """The run's folder, new or half done, held while training, and the loop that trains.
+def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFolder, Loop]]:
+    """Create or reopen the run folder, hold its lock within the context, and yield it with the training loop.
 
-    Everything that can be refused is built before, so that what is refused leaves no folder behind.
+    Build everything that can fail beforehand, so that a failure leaves no folder behind.
     """
     if force:
-        move_aside(plan.path)
-    surroundings = environment() | device.facts()
+        set_run_aside(plan.path)
+    current = environment() | device.facts()
     config = {
         "settings": plan.settings.model_dump(mode="json"),
         "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
-        "environment": surroundings,
+        "environment": current,
         "recipe": RECIPE,
         "command": command_line(),
         **plan.config,
     }
-    with writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
+    with open_for_writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
         _warn_of_another_recipe(run)
-        warn_of_differences(run.config["environment"], surroundings)
+        warn_of_differences(run.config["environment"], current)
         yield run, Loop(run, plan.settings)
 
 
@@ -135,8 +139,8 @@ def _warn_of_another_recipe(run: RunFolder) -> None:
         )
 
 
-def close(run: RunFolder, loop: Loop, settings: Training, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Mark a run as done; what the command prints, the same however often it is asked."""
+def finish(run: RunFolder, loop: Loop, settings: Training, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Mark a run as done and return its result, which the command prints now and whenever it is repeated."""
     last = loop.cursor.metrics[-1]
     result = {
         "kind": f"{run.kind}-run",

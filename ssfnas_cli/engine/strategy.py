@@ -1,4 +1,4 @@
-"""From a search's settings to its strategy."""
+"""Construction of the strategy of a search from its settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssfnas_cli.settings import SearchSettings, build_plugin
 
 
 def build_strategy(settings: SearchSettings, device: torch.device | str = "cpu") -> Strategy:
-    """The strategy at the start of a search. Settings of the alphas that are `auto` are the relaxation's own."""
+    """Build the strategy of a search. `auto` in the settings of the alphas means the relaxation's default."""
     relaxation: Relaxation = build_plugin(RELAXATIONS, settings.relax)
     decay = settings.alpha_weight_decay
     context = SearchContext(

@@ -1,4 +1,4 @@
-"""Training a network: a self-supervised pretraining or a supervised (fine-)training, as the loop sees it."""
+"""The phase of a self-supervised pretraining or of a supervised training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from registry.networks import Encoder
 from registry.samplers import Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from ssfnas_cli.artifacts.dataset import DataSet, Split
-from ssfnas_cli.data.batches import Batch, TrainingBatches, load_from, normaliser, num_batches, training_subset
+from ssfnas_cli.data.batches import Batch, TrainingBatches, load_batches, normaliser, num_batches, training_subset
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, set_lr
 from ssfnas_cli.engine.mix import Mix
@@ -29,8 +29,8 @@ from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
 INSTANCE = PluginSection(name="instance")
 
 
-class Pretrained(nn.Module):
-    """An encoder with a self-supervised objective's head."""
+class PretrainingModel(nn.Module):
+    """An encoder with the head of a self-supervised objective."""
 
     aux: nn.Module | None = None
 
@@ -41,7 +41,10 @@ class Pretrained(nn.Module):
 
 @dataclass(frozen=True)
 class Schedule:
-    """What differs between pretraining and training. `regularised` says whether the encoder's schedule runs."""
+    """The settings that differ between pretraining and training.
+
+    `regularised` says whether the encoder is told its progress, on which the probability of drop path depends.
+    """
 
     name: str
     epochs: int
@@ -52,11 +55,11 @@ class Schedule:
 
 
 class TrainPhase:
-    """Trains `model.encoder` and `model.head` (and `model.aux`) on the training split.
+    """Trains `model.encoder`, `model.head` and `model.aux` (if it exists) on the training split.
 
-    A self-supervised loss beside the supervised one has a head of its own, `ssl_head`. It is part of the checkpoints
-    and not of the model that the run makes. A self-supervised phase shows every image once an epoch, as a sampler
-    would use labels.
+    A self-supervised loss beside the supervised one has a separate head, `ssl_head`, which is part of the checkpoints
+    but not of the trained model. A self-supervised phase visits each image once per epoch, because a sampler would use
+    labels.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class TrainPhase:
         settings: RetrainSettings,
         data: DataSet,
         device: Device,
-        model: Classifier | Pretrained,
+        model: Classifier | PretrainingModel,
         objective: Objective,
         mix: Mix | None = None,
     ):
@@ -99,30 +102,30 @@ class TrainPhase:
         return num_batches(self.sampler.length(epoch / self.epochs), self.settings.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The epoch's batches from `start` on."""
-        for batch in load_from(self._epoch(epoch), start, self.settings.workers):
+        """Yield the batches of the epoch from `start` on."""
+        for batch in load_batches(self._epoch(epoch), start, self.settings.workers):
             yield self.device.move(batch)
 
     def step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:
-        """One SGD step. The rate falls along a cosine; the encoder's own schedule moves from epoch to epoch."""
+        """Take one SGD step. The learning rate changes with every step, the encoder's progress with every epoch."""
         progress = (epoch + step / self.num_steps(epoch)) / self.epochs
         lr = cosine(self.schedule.lr, self.settings.lr_min, progress)
         set_lr(self.optimizer, lr)
         self.model.train()
         self.model.encoder.set_progress(epoch / self.epochs if self.schedule.regularised else 0.0)
-        loss, right = self._loss(batch, progress)
+        loss, train_accuracy = self._loss(batch, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
         self.optimizer.step()
-        return {"loss": loss.item(), "lr": lr} | right
+        return {"loss": loss.item(), "lr": lr} | train_accuracy
 
     def _loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """The objective plus the auxiliary head's share, and the batch's training accuracy if supervised."""
+        """The loss, including the auxiliary head's, and the accuracy on the batch if the objective is supervised."""
         objective, model = self.objective, self.model
         with self.device.autocast():
             encoded = [model.encoder(view) for view in batch.views]
-            outputs = [model.head(one.features) for one in encoded]
+            outputs = [model.head(view.features) for view in encoded]
             loss = objective(outputs, batch.labels, progress)
             if model.aux is not None:
                 aux = model.aux(encoded[0].aux_map)
@@ -132,35 +135,37 @@ class TrainPhase:
                 loss = loss + self.mix.loss(model.encoder, features, self.ssl_head, batch.beside, progress)
         if not objective.supervised:
             return loss, {}
-        right = (outputs[0].detach().argmax(1) == batch.labels).float().mean().item()
-        return loss, {"train_accuracy": 100 * right}
+        correct = (outputs[0].detach().argmax(1) == batch.labels).float().mean().item()
+        return loss, {"train_accuracy": 100 * correct}
 
-    def evaluated(self) -> dict[str, tuple[Split, np.ndarray]]:
-        """What the end of an epoch evaluates: splits, and which rows of them."""
+    def evaluation_rows(self) -> dict[str, tuple[Split, np.ndarray]]:
+        """The splits, and the rows of them, that the end of an epoch evaluates."""
         if not self.settings.track_test or not self.objective.supervised:
             return {}
         splits = {name: self.data.split(name) for name in self.data.held_out}
         return {name: (split, np.arange(len(split))) for name, split in splits.items()}
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Accuracy on the held-out splits, if asked."""
-        return {f"accuracy_{name}": self.accuracy(split, rows) for name, (split, rows) in self.evaluated().items()}
+        """Compute the accuracy on the held-out splits, if configured."""
+        return {
+            f"accuracy_{name}": self.accuracy(split, rows) for name, (split, rows) in self.evaluation_rows().items()
+        }
 
     def accuracy(self, split: Split, rows: np.ndarray) -> float:
-        """Top-1 in percent."""
+        """Top-1 accuracy in percent."""
         return accuracy(*predict(self.model, split, normaliser(self.data), self.device, rows))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and buffers, and the optimizer's state."""
+        """The weights and buffers, and the state of the optimizer."""
         named = module_tensors("model", self.model) | optimizer_tensors("optimizer", self.optimizer)
         return named if self.ssl_head is None else named | module_tensors("ssl_head", self.ssl_head)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load what `tensors` gave."""
+        """Restore the state that `tensors` returned."""
         load_module("model", self.model, tensors)
         if self.ssl_head is not None:
             load_module("ssl_head", self.ssl_head, tensors)
         load_optimizer("optimizer", self.optimizer, tensors)
 
     def publish(self, folder: Path) -> None:
-        """Nothing: the model is written when training is done."""
+        """Write nothing: the model is written at the end of the training."""

@@ -20,7 +20,7 @@ import stat
 import subprocess
 from pathlib import Path
 
-from ssfnas_cli.artifacts.cache import cache_folder, make_private, temporary_folder, why_not_ours
+from ssfnas_cli.artifacts.cache import cache_folder, make_private_folder, temporary_folder, why_untrusted
 from ssfnas_cli.artifacts.files import atomic_path, read_bytes, sha256_file, umask_mode, write_bytes
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import SsfnasError
@@ -84,14 +84,14 @@ def _key(source: Path, words: list[str]) -> str:
 def _folder(cache: Path) -> Path:
     """Where the libraries are: in the cache, unless others could put theirs there."""
     folder = cache / "kernels"
-    make_private(folder)
-    if why_not_ours(folder) is not None:
+    make_private_folder(folder)
+    if why_untrusted(folder) is not None:
         with contextlib.suppress(OSError):
             folder.chmod(0o700)  # one of ours from before, when folders got the permissions of the umask
-    if (why := why_not_ours(folder)) is None:
+    if (why := why_untrusted(folder)) is None:
         return folder
     private = temporary_folder() / "kernels"
-    make_private(private)
+    make_private_folder(private)
     log.warning("compiled kernels are kept in %s: %s, which could put other code there", private, why)
     return private
 
@@ -101,7 +101,7 @@ def _cached(target: Path) -> ctypes.CDLL | None:
     if not os.path.lexists(target):
         return None
     try:
-        if not stat.S_ISREG(target.lstat().st_mode) or why_not_ours(target) is not None:
+        if not stat.S_ISREG(target.lstat().st_mode) or why_untrusted(target) is not None:
             raise OSError("it could be somebody else's")
         if read_bytes(_digest_file(target)) != sha256_file(target).encode():
             raise OSError("it has not the sha256 that it was compiled with")

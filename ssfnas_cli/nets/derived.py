@@ -76,7 +76,7 @@ class DerivedCell(AnyCell):
 
     def __init__(self, genotype: Genotype, spec: CellSpec):
         super().__init__()
-        live = (genotype.reduce if spec.reduction else genotype.normal).live()
+        live = (genotype.reduce if spec.reduction else genotype.normal).pruned()
         self.reduction = spec.reduction
         self.drop_node = genotype.drop_path == "node"
         self.nodes, self.concat = live.nodes, live.concat

@@ -28,7 +28,7 @@ class CellGraph:
     """The cell as items in columns and the links between neighbouring columns."""
 
     def __init__(self, cell: Cell):
-        live = cell.live()
+        live = cell.pruned()
         self.edges = [edge for edge in cell.edges if edge.op != "none"]
         self.nodes = sorted([*live.nodes, *live.dead_nodes])
         self.dead = set(live.dead_nodes)

@@ -34,6 +34,12 @@ CELLS = ("normal", "reduce")
 FORMATS = ("svg", "png", "pdf", "dot")
 TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 TITLE_HEIGHT, TITLE_SIZE, MAX_NAME = 0.34, 11.0, 60
+CAPTION_PITCH = 0.17
+CAPTION = (
+    "$c_{k-2}$ and $c_{k-1}$ are the outputs of the two cells before this one, $c_k$ is its own.",
+    "The network is a stack of normal cells, with a reduction cell, which halves the image, at one third and at two "
+    "thirds of its depth.",
+)
 PNG_DPI, MAX_PNG_PIXELS, MAX_PNG_SIDE = 200, 50_000_000, 60_000
 
 INK, CONCAT, FAINT, FAINT_INK, WARNING = "#1f2933", "#76818d", "#858e98", "#5b6570", "#9c3d10"
@@ -110,7 +116,8 @@ def draw(name: str, cells: Mapping[str, Cell]) -> Figure:
     name_x = {kind: 3 * MARGIN + text_width(TITLES[kind], TITLE_SIZE, "bold") for kind in cells}
     width = max(one.width for one in layouts.values())
     width = max(width, max(name_x.values()) + text_width(name, FONT_SIZE) + MARGIN)
-    height = sum(TITLE_HEIGHT + one.height for one in layouts.values())
+    caption = _wrapped(CAPTION, 0.92 * (width - 2 * MARGIN))  # a screen's letters are a little wider
+    height = sum(TITLE_HEIGHT + one.height for one in layouts.values()) + CAPTION_PITCH * len(caption) + MARGIN
     figure = Figure(figsize=(width, height), facecolor="white")
     top = 0.0
     for kind, one in layouts.items():
@@ -125,7 +132,22 @@ def draw(name: str, cells: Mapping[str, Cell]) -> Figure:
         for box in one.boxes:
             _draw_box(figure, box, place)
         top += one.height
+    for number, text in enumerate(caption, start=1):
+        y = height - top - CAPTION_PITCH * number
+        figure.text(MARGIN, y, text, size=NOTE_SIZE, color=FAINT_INK, transform=figure.dpi_scale_trans, va="baseline")
     return figure
+
+
+def _wrapped(sentences: Sequence[str], width: float) -> list[str]:
+    """Lines no wider than `width` inches, if words allow that."""
+    lines: list[str] = []
+    for word in " ".join(sentences).split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_width(longer.replace("$", ""), NOTE_SIZE) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _draw_wires(figure: Figure, one: Layout, place: Transform) -> None:
@@ -198,7 +220,8 @@ def _dot(name: str, cells: Mapping[str, Cell]) -> str:
             *_dot_cell(kind, cell),
             "  }",
         ]
-    return "\n".join([*lines, "}", ""])
+    caption = " ".join(CAPTION).replace("$", "")
+    return "\n".join([*lines, f'  label={_quoted(caption)}; labelloc=b; fontname="Helvetica"; fontsize=10;', "}", ""])
 
 
 def _dot_cell(kind: str, cell: Cell) -> list[str]:

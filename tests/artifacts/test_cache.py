@@ -86,7 +86,7 @@ def test_where_the_cache_cannot_be_it_is_in_a_temporary_folder_and_that_is_said_
     words = prepare(monkeypatch, tmp_path)
     folder = cache.cache_folder()
     assert cache.cache_folder() == folder == tmp_path / "tmp" / f"ssfnas-cache-{os.getuid()}"
-    assert mode(folder) == 0o700 and cache.why_not_ours(folder) is None
+    assert mode(folder) == 0o700 and cache.why_untrusted(folder) is None
     (message,) = caplog.messages
     assert words in message and "XDG_CACHE_HOME" in message and str(folder) in message
 
@@ -136,7 +136,7 @@ def test_who_could_put_something_there(tmp_path, change, words):
     path = tmp_path / "above" / "folder"
     path.mkdir(parents=True)
     change(path)
-    why = cache.why_not_ours(path)
+    why = cache.why_untrusted(path)
     assert (why is None) == (words is None) and (words is None or words in why)
 
 
@@ -145,6 +145,6 @@ def test_what_another_user_owns_is_not_ours(tmp_path):
     path = tmp_path / "above" / "folder"
     path.mkdir(parents=True)
     os.chown(path.parent, 65534, -1)
-    assert cache.why_not_ours(path) == f"{path.parent} is another user's"
+    assert cache.why_untrusted(path) == f"{path.parent} is another user's"
     os.chown(path, 65534, -1)
-    assert cache.why_not_ours(path) == f"{path} is another user's"
+    assert cache.why_untrusted(path) == f"{path} is another user's"

@@ -159,7 +159,7 @@ def test_sweeping_takes_our_temporary_folders_only(tmp_path):
     for name in ("x", ".hidden", "z.tmp", ".y.2.tmp", ".backup.tmp"):
         (tmp_path / name).mkdir()
     left = {path.name for path in tmp_path.iterdir()} - {ours}
-    files.sweep_temporaries(tmp_path)
+    files.delete_temporaries(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == left
     assert (tmp_path / "elsewhere" / "mine").exists()
 
@@ -213,10 +213,10 @@ def test_a_huge_file_with_nothing_in_it_is_refused_and_one_with_something_is_not
 def test_a_file_with_another_name_gets_a_content_of_its_own(tmp_path):
     (tmp_path / "log").write_text("old\n")
     os.link(tmp_path / "log", tmp_path / "other")
-    files.unshare(tmp_path / "log")
+    files.break_hard_links(tmp_path / "log")
     (tmp_path / "log").open("a").write("new\n")
     assert (tmp_path / "other").read_text() == "old\n" and (tmp_path / "log").read_text() == "old\nnew\n"
     inode = (tmp_path / "log").stat().st_ino
-    files.unshare(tmp_path / "log")
-    files.unshare(tmp_path / "nowhere")
+    files.break_hard_links(tmp_path / "log")
+    files.break_hard_links(tmp_path / "nowhere")
     assert (tmp_path / "log").stat().st_ino == inode

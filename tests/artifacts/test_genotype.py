@@ -93,7 +93,7 @@ def test_live_is_what_can_be_reached_from_the_inputs(cell):
     while grew:
         more = {edge.target for edge in real if edge.source in reached} - reached
         reached, grew = reached | more, bool(more)
-    live = cell.live()
+    live = cell.pruned()
     assert live.nodes == sorted(reached - {0, 1})
     assert sorted(map(repr, live.edges)) == sorted(repr(edge) for edge in real if edge.source in reached)
     assert live.concat == [node for node in cell.concat if node in reached]
@@ -111,7 +111,7 @@ def test_chains_of_dead_nodes_are_pruned_to_the_end_and_reported():
         ("none", 1, 3),
     ]
     cell = Cell(edges=tuple(Edge(op=op, source=a, target=b) for op, a, b in edges), concat=(2, 3, 4, 5))
-    live = cell.live()
+    live = cell.pruned()
     assert live.nodes == live.concat == [2, 5] and live.dead_nodes == [3, 4]
     assert [(edge.source, edge.target) for edge in live.dead_edges] == [(3, 4), (4, 5)]
 

@@ -13,7 +13,8 @@ from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
 
 def write(folder, age=0.0, **changes):
-    content = {**module._place(), "pid": os.getpid(), "started": module.process_start(os.getpid()), "token": "theirs"}
+    mine = {"pid": os.getpid(), "started": module.process_start(os.getpid()), "token": "theirs"}
+    content = {**module._pid_scope(), **mine}
     path = folder / "lock.json"
     path.write_text(json.dumps({**content, **changes}))
     os.utime(path, (time.time() - age,) * 2)
@@ -170,7 +171,7 @@ def test_sweeping_takes_the_half_written_locks_of_the_dead_only(tmp_path):
     write(tmp_path, pid=2**22 + 1)
     (tmp_path / "lock.json").rename(tmp_path / f".lock.{'b' * 32}.stale.tmp")
     (tmp_path / ".lock.mine.tmp").write_text("{}")
-    module.sweep_lock_temporaries(tmp_path)
+    module.delete_lock_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, ".lock.mine.tmp"]
 
 

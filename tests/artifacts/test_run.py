@@ -6,12 +6,12 @@ from ssfnas_cli.artifacts.lock import FolderLock
 from ssfnas_cli.artifacts.run import (
     DamagedRun,
     RunFolder,
-    age,
     find_runs,
-    finished,
-    move_aside,
+    finished_result,
+    open_for_writing,
+    seconds_since_update,
+    set_run_aside,
     warn_of_differences,
-    writing,
 )
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import InputError, OutputExistsError
@@ -21,7 +21,7 @@ CONFIG = {"settings": {}, "data": {"path": "/data", "sha256": "ab"}, "environmen
 
 
 def make(path, state="done", kind="search", **facts):
-    with writing(path, kind, CONFIG, IDENTITY) as run:
+    with open_for_writing(path, kind, CONFIG, IDENTITY) as run:
         if state:
             run.write_status(state, **facts)
     return path
@@ -29,35 +29,38 @@ def make(path, state="done", kind="search", **facts):
 
 def test_a_done_run_is_finished_and_another_identity_is_refused(tmp_path):
     path = make(tmp_path / "run", result={"kind": "search-run"})
-    assert finished(path, "search", IDENTITY) == {"kind": "search-run"}
+    assert finished_result(path, "search", IDENTITY) == {"kind": "search-run"}
     with pytest.raises(OutputExistsError, match=r"seed \(0 there, 1 here\), new \(unset there, 2 here\)"):
-        finished(path, "search", IDENTITY | {"seed": 1, "new": 2})
+        finished_result(path, "search", IDENTITY | {"seed": 1, "new": 2})
     with pytest.raises(OutputExistsError, match="holds a search run"):
-        finished(path, "retrain", IDENTITY)
-    assert finished(tmp_path / "nowhere", "search", IDENTITY) is None
+        finished_result(path, "retrain", IDENTITY)
+    assert finished_result(tmp_path / "nowhere", "search", IDENTITY) is None
 
 
 @pytest.mark.parametrize("state", ["running", "stopped", "diverged", None])
 def test_a_run_that_is_not_done_has_no_result(tmp_path, state):
-    assert finished(make(tmp_path / "run", state), "search", IDENTITY) is None
+    assert finished_result(make(tmp_path / "run", state), "search", IDENTITY) is None
 
 
 def test_writing_holds_the_lock_keeps_a_log_and_lets_go_on_errors(tmp_path):
     path = tmp_path / "run"
     log.setLevel(logging.INFO)
-    with pytest.raises(ZeroDivisionError), writing(path, "search", CONFIG, IDENTITY) as run:
-        assert run.is_being_written()
-        with pytest.raises(OutputExistsError, match="is writing here"), writing(path, "search", CONFIG, IDENTITY):
+    with pytest.raises(ZeroDivisionError), open_for_writing(path, "search", CONFIG, IDENTITY) as run:
+        assert run.is_locked()
+        with (
+            pytest.raises(OutputExistsError, match="is writing here"),
+            open_for_writing(path, "search", CONFIG, IDENTITY),
+        ):
             pass
         log.info("said")
         raise ZeroDivisionError
-    assert not RunFolder.open(path).is_being_written()
+    assert not RunFolder.open(path).is_locked()
     assert "INFO said" in (path / "log.txt").read_text()
     assert not [handler for handler in log.handlers if isinstance(handler, logging.FileHandler)]
 
 
 def test_every_write_checks_the_lock(tmp_path):
-    with writing(tmp_path / "run", "search", CONFIG, IDENTITY) as run:
+    with open_for_writing(tmp_path / "run", "search", CONFIG, IDENTITY) as run:
         run.lock.path.write_text('{"token": "theirs"}')
         for write in (lambda: run.write_status("done"), lambda: run.write_metrics([{}])):
             with pytest.raises(OutputExistsError, match="took this folder over"):
@@ -91,11 +94,11 @@ def test_a_newer_schema_asks_for_an_upgrade(tmp_path):
 
 def test_moving_aside_keeps_the_run_and_takes_no_lock_along(tmp_path):
     path = make(tmp_path / "run")
-    move_aside(path)
+    set_run_aside(path)
     assert not path.exists()
     assert RunFolder.open(tmp_path / "run.old-1").status()["state"] == "done"
     assert not (tmp_path / "run.old-1" / "lock.json").exists()
-    move_aside(path)  # nothing there: nothing to do
+    set_run_aside(path)  # nothing there: nothing to do
 
 
 def test_moving_aside_refuses_while_somebody_writes(tmp_path):
@@ -103,7 +106,7 @@ def test_moving_aside_refuses_while_somebody_writes(tmp_path):
     lock = FolderLock(path)
     lock.acquire()
     with pytest.raises(OutputExistsError, match="is writing here"):
-        move_aside(path)
+        set_run_aside(path)
     lock.release()
     assert path.exists()
 
@@ -114,14 +117,14 @@ def test_runs_are_found_by_name_the_damaged_too_without_the_set_aside(tmp_path):
     make(tmp_path / "a")
     (tmp_path / "c" / "config.json").write_text("junk")
     (tmp_path / "notes").mkdir()
-    move_aside(tmp_path / "b")
+    set_run_aside(tmp_path / "b")
     make(tmp_path / "b")
     assert [run.path.name for run in find_runs(tmp_path)] == ["a", "b", "c"]
     assert [run.why for run in find_runs(tmp_path) if isinstance(run, DamagedRun)] == [
         f"{tmp_path}/c/config.json: is not whole JSON: Expecting value at line 1, column 1"
     ]
     assert [run.path.name for run in find_runs(tmp_path / "b.old-1")] == ["b.old-1"]
-    assert 0 <= age(RunFolder.open(tmp_path / "a")) < 60
+    assert 0 <= seconds_since_update(RunFolder.open(tmp_path / "a")) < 60
 
 
 def test_differences_of_the_environment_are_one_warning(caplog):

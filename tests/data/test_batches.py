@@ -12,7 +12,7 @@ from ssfnas_cli.data.batches import (
     Subset,
     TrainingBatches,
     cut_batches,
-    load_from,
+    load_batches,
     normaliser,
     num_batches,
     plain_batches,
@@ -115,7 +115,7 @@ def test_training_batches_stay_within_their_subset(tiny_digits):
     rows = np.array([5, 17, 40, 41, 99, 120, 130])
     dataset = training(subset(tiny_digits, rows), 3, epoch=0)
     assert len(dataset) == 3
-    labels = torch.cat([batch.labels for batch in load_from(dataset, 0, 0)])
+    labels = torch.cat([batch.labels for batch in load_batches(dataset, 0, 0)])
     assert sorted(labels.tolist()) == sorted(tiny_digits.split("train").labels[rows].tolist())
 
 
@@ -152,16 +152,16 @@ def test_the_halves_may_need_different_numbers_of_views(tiny_digits):
 @pytest.mark.parametrize("start", [0, 2])
 def test_loader_processes_give_the_same_batches_in_the_same_order(tiny_digits, start):
     dataset = bilevel(tiny_digits, epoch=1)
-    alone, together = list(load_from(dataset, start, 0)), list(load_from(dataset, start, 2))
+    alone, together = list(load_batches(dataset, start, 0)), list(load_batches(dataset, start, 2))
     assert len(alone) == len(together) == len(dataset) - start
     assert all(equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
 def test_starting_in_the_middle_of_an_epoch_gives_what_would_have_come(tiny_digits):
     for dataset in (bilevel(tiny_digits, epoch=2), training(subset(tiny_digits), 16, 2)):
-        whole = list(load_from(dataset, 0, 0))
+        whole = list(load_batches(dataset, 0, 0))
         for start in (1, 3, len(dataset)):
-            rest = list(load_from(dataset, start, 0))
+            rest = list(load_batches(dataset, start, 0))
             assert len(rest) == len(whole) - start
             assert all(equal(one, other) for one, other in zip(whole[start:], rest, strict=True))
 

@@ -105,7 +105,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(make_folder):
     assert (source.class_names, source.channels, source.image_size) == (["a", "b"], 3, 9)
     assert source.mirrorable and list(source.splits) == ["train", "val", "test"]
     assert source.splits["train"].labels.tolist() == [0, 0, 1, 1, 1]
-    assert source.splits["train"].names[0] == "train/a/0000.png"
+    assert source.splits["train"].name(0) == "train/a/0000.png"
     expected = np.asarray(Image.open(root / "train" / "b" / "0002.png"))
     assert np.array_equal(source.splits["train"].read(4), expected)
 

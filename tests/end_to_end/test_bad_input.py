@@ -143,7 +143,7 @@ def test_published_genotype_that_is_none(ssfnas, tmp_path):
     "what, words, argv",
     [
         ("a search run for a genotype", ["search: is a folder", "ssfnas derive"], ["retrain", "{search}"]),
-        ("a retrain run for a genotype", ["retrain: is a folder", "genotype.json"], ["describe", "{retrain}"]),
+        ("a retrain run for a genotype", ["retrain: is a folder", "genotype.json"], ["retrain", "{retrain}"]),
         (
             "a data set for a genotype",
             ["data: is a folder", "not a genotype"],
@@ -353,10 +353,10 @@ def test_evaluation_of_a_split_that_is_not_there(ssfnas, world, tmp_path):
 # An ASCII locale, where boxes and umlauts cannot be shown
 
 
-def on_a_terminal(ssfnas, cwd: Path, *argv: str) -> str:
+def on_a_terminal(ssfnas, cwd: Path, *argv: str, **more: str) -> str:
     """What `ssfnas ARGV` prints on a terminal of 100 columns in an ASCII locale."""
     ours, theirs = pty.openpty()
-    environ = ssfnas.environ | ASCII | {"COLUMNS": "100", "TERM": "xterm"}
+    environ = ssfnas.environ | ASCII | {"COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"} | more
     script = str(Path(sys.executable).with_name("ssfnas"))
     process = subprocess.Popen(
         [script, *argv], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE
@@ -382,6 +382,37 @@ def test_tables_in_an_ascii_locale(ssfnas, world, images, tmp_path):
     assert "balanced accuracy" in on_a_terminal(ssfnas, tmp_path, "evaluate", str(world / "retrain"), "--threads", "1")
     argv = ["make-dataset", "--source", "folder", "--root", "images", "--dist", "natural", "--set", "on_bad=skip"]
     assert "training profile" in on_a_terminal(ssfnas, tmp_path, *argv, "-o", "data")
+
+
+def test_names_on_a_terminal_are_no_markup_and_do_not_reach_it_raw(ssfnas, world, tmp_path):
+    """Class names and paths in brackets are shown as they are; what a terminal would obey is escaped."""
+    names = ["[red]cat", "dog [/]", ":car:", "\x1b[31mred"]
+    for split in ("train", "test"):
+        for number, name in enumerate(names):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for index in range(4):
+                Image.new("L", (9, 9), 50 * number + index).save(folder / f"{index}.png")
+    argv = ["make-dataset", "--source", "folder", "--root", "images", "--dist", "natural", "-o", "x[/y]"]
+    shown = on_a_terminal(ssfnas, tmp_path, *argv)
+    assert all(name in shown for name in ("[red]cat", "dog [/]", ":car:", "\\x1b[31mred", "x[/y]"))
+    assert "\x1b[31m" not in shown
+    argv = ["search", "--data", "x[/y]", *ssfnas.tiny, *ssfnas.ops, "--batch-size", "4", "-o", "r[/un]"]
+    assert "r[/un] (not written)" in on_a_terminal(ssfnas, tmp_path, *argv, "--dry-run")
+    ssfnas.ok(*argv, cwd=tmp_path)
+    shown = on_a_terminal(ssfnas, tmp_path, "runs", ".")
+    assert "r[/un]" in shown and "ssfnas derive 'r[/un]'" in shown
+
+
+def test_an_error_does_not_reach_the_terminal_raw(ssfnas, tmp_path):
+    result = ssfnas.run("derive", "no\x1b]0;title\x07\u202ewhere", cwd=tmp_path)
+    assert result.err == "ssfnas: no\\x1b]0;title\\x07\\u202ewhere: no such run folder\n"
+
+
+def test_runs_fit_80_columns_and_commands_stay_whole(ssfnas, world):
+    shown = on_a_terminal(ssfnas, world, "runs", ".", COLUMNS="80")
+    assert "    next: ssfnas evaluate retrain" in shown and "    next: ssfnas derive search" in shown
+    assert max(map(len, shown.splitlines())) <= 80 and "2 runs" in shown
 
 
 def test_errors_in_an_ascii_locale(ssfnas, tmp_path):

@@ -46,6 +46,7 @@ def test_published_random_and_plain_networks_are_described_by_their_names(ssfnas
     facts = ssfnas.ok("describe", "resnet20", cwd=tmp_path).json
     assert (facts["num_params"], facts["num_macs"], facts["network"]) == (269_722, 40_551_040, "resnet20")
     ssfnas.refuses(2, ["--layers", "'resnet20' has its own"], "describe", "resnet20", "--layers", "3", cwd=tmp_path)
+    ssfnas.refuses(2, ["--aux", "no auxiliary head"], "describe", "resnet20", "--aux", cwd=tmp_path)
     ssfnas.refuses(2, ["squeezenet1_1", "linear layer"], "describe", "squeezenet1_1", cwd=tmp_path)
     ssfnas.refuses(2, ["random-x", "seed"], "describe", "random-x", cwd=tmp_path)
 

@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
 
 import pytest
+
+from ssfnas_cli.artifacts.files import write_sealed_json
 
 DARTS_V2 = """DARTS_V2 = Genotype(
     normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1),
@@ -67,7 +70,7 @@ def test_derive(ssfnas, world, tmp_path):
     assert provenance["run"] == str(world / "search") and provenance["data"] == str(world / "data")
     assert set(provenance["versions"]) == {"ssfnas", "torch", "python"}
     first = ssfnas.ok("derive", world / "search", "--epoch", "0", "--rule", "argmax", "-o", "first.json", cwd=tmp_path)
-    assert first.out == b""
+    assert first.out == b"" and first.err.splitlines()[-1] == "next: ssfnas retrain first.json"
     initial = json.loads((tmp_path / "first.json").read_text())["provenance"]
     assert (initial["epoch"], initial["rule"]) == (0, "argmax")
     assert initial["alphas_sha256"] != provenance["alphas_sha256"]
@@ -163,6 +166,52 @@ def test_import_and_describe_a_published_genotype(ssfnas, tmp_path):
     assert with_aux["num_params"] == 3_825_768
 
 
+def test_describe_of_a_run_is_of_its_own_network(ssfnas, world, tmp_path):
+    """Its width, depth, classes and image size, not those of the papers; a flag wins."""
+    trained = ssfnas.ok("describe", world / "retrain", cwd=tmp_path)
+    assert trained.err == ""
+    facts = trained.json
+    assert facts["run"] == str(world / "retrain")
+    assert {"channels": 2, "layers": 3, "num_classes": 10, "image_size": 8, "in_channels": 1}.items() <= facts.items()
+    said = (world / "retrain" / "log.txt").read_text()
+    assert f"derived network: {facts['num_params']:,} weights" in said
+    for argument, how in ((world / "search", {}), ("-", {"stdin": (world / "retrain.stdout").read_bytes()})):
+        facts = ssfnas.ok("describe", argument, "--layers", "6", cwd=world, **how).json
+        assert (facts["channels"], facts["layers"], facts["in_channels"]) == (2, 6, 1)
+    plain = ssfnas.ok("describe", world / "genotype.json", cwd=tmp_path).json
+    assert (plain["channels"], plain["layers"], plain["num_classes"], plain["image_size"]) == (36, 20, 10, 32)
+
+
+def test_a_run_whose_data_set_has_gone_is_described_with_a_word(ssfnas, world, tmp_path):
+    shutil.copytree(world / "search", tmp_path / "search")
+    (tmp_path / "data").mkdir()
+    config = json.loads((tmp_path / "search" / "config.json").read_text())
+    config.pop("sha256")
+    config["data"]["path"] = str(tmp_path / "gone")
+    write_sealed_json(tmp_path / "search" / "config.json", config)
+    result = ssfnas.ok("describe", "search", "--num-classes", "7", cwd=tmp_path)
+    assert "gone: no such data set" in result.err and "counting with --image-size 32, --in-channels 3" in result.err
+    assert (result.json["channels"], result.json["num_classes"]) == (2, 7)
+
+
+def test_plot_of_a_run_is_that_of_its_genotype(ssfnas, world, tmp_path):
+    expected = ssfnas.ok("plot-genotype", world / "genotype.json", "-o", "-", cwd=tmp_path).out
+    for argument, how in {
+        world / "search": {},
+        world / "retrain": {},
+        "-": {"stdin": (world / "search.stdout").read_bytes()},
+    }.items():
+        assert ssfnas.ok("plot-genotype", argument, "-o", "-", cwd=world, **how).out == expected
+
+
+def test_a_run_without_a_genotype_names_derive(ssfnas, world, tmp_path):
+    ssfnas.run(
+        "search", "--data", world / "data", *ssfnas.tiny, *ssfnas.ops, "--max-time", "0", "-o", "run", cwd=tmp_path
+    )
+    for command in (["describe", "run"], ["plot-genotype", "run", "-o", "x.svg"]):
+        ssfnas.refuses(3, ["run: has no genotype yet", "'ssfnas derive run'"], *command, cwd=tmp_path)
+
+
 def test_sparse_imported_genotype_is_pretrained_retrained_and_drawn(ssfnas, world, tmp_path):
     genotype = ssfnas.ok("import-genotype", "-", stdin=SPARSE.encode(), cwd=tmp_path).out
     assert json.loads(genotype)["normal"]["concat"] == [2, 5], "nodes without input leave the concat"
@@ -238,3 +287,19 @@ def test_runs(ssfnas, world):
         ("search", "search", "done"),
     ]
     assert [run["next"] for run in listed] == ["ssfnas evaluate retrain", "ssfnas derive search"]
+
+
+def test_runs_counts_the_damaged_and_shows_the_whole_command(ssfnas, world, tmp_path):
+    argv = ["search", "--data", world / "data", *ssfnas.tiny, *ssfnas.ops, "--max-time", "0", "-o", "my run"]
+    assert ssfnas.run(*argv, cwd=tmp_path).code == 75
+    shutil.copytree(world / "retrain", tmp_path / "broken")
+    with (tmp_path / "broken" / "config.json").open("a") as stream:
+        stream.write("x")
+    config = json.loads((tmp_path / "my run" / "config.json").read_text())
+    config.pop("sha256")
+    config["command"] = "ssfnas search -o 'my run'"
+    write_sealed_json(tmp_path / "my run" / "config.json", config)
+    listed = ssfnas.ok("runs", ".", cwd=tmp_path)
+    assert listed.json["damaged"] == ["broken"] and "broken/config.json" in listed.err
+    (run,) = listed.json["runs"]
+    assert (run["state"], run["command"], run["next"]) == ("stopped", config["command"], config["command"])

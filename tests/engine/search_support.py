@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import seed_step
+from ssfnas_cli.engine.loop import seed_for_step
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.settings import SearchSettings, load_settings
 
@@ -35,7 +35,7 @@ def run(phase, steps, epoch=0, start=0):
     for step, batch in enumerate(phase.batches(epoch, start), start=start):
         if step == start + steps:
             break
-        seed_step(phase.seed, epoch, step)
+        seed_for_step(phase.seed, epoch, step)
         values.append(phase.step(epoch, step, batch))
     return values
 

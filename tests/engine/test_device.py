@@ -17,16 +17,16 @@ needs_compiler = pytest.mark.skipif(library.compiler() is None, reason="no C++ c
 @pytest.mark.parametrize("kernels", ["auto", "compiled"])
 def test_the_shortest_run_uses_compiled_kernels_unless_torch_is_asked_for(kind, kernels):
     short = {"epochs": 1, "channels": 2, "layers": 3, "threads": 1, "device": "cpu"}
-    device = Device.of(load_settings(kind, flags={**short, "kernels": kernels}))
+    device = Device.from_settings(load_settings(kind, flags={**short, "kernels": kernels}))
     assert device.cells is not None and device.compiled_views and device.facts()["kernels"].startswith("compiled")
-    device = Device.of(load_settings(kind, flags={**short, "kernels": "torch"}))
+    device = Device.from_settings(load_settings(kind, flags={**short, "kernels": "torch"}))
     assert device.cells is None and not device.compiled_views and device.facts()["kernels"].startswith("torch")
 
 
 @needs_compiler
 def test_cells_in_bf16_are_left_to_torch():
     settings = load_settings(SearchSettings, flags={"precision": "bf16", "threads": 1, "device": "cpu"})
-    assert Device.of(settings).cells is None
+    assert Device.from_settings(settings).cells is None
 
 
 @needs_compiler

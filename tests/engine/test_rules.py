@@ -89,7 +89,7 @@ def test_argmax_may_starve_nodes_which_then_leave_the_concat():
     cell = derive({"normal": weights, "reduce": weights}, REAL, "argmax").genotype.normal
     assert [(e.op, e.source, e.target) for e in cell.edges] == [("sep_conv_3x3", 1, 2), ("max_pool_3x3", 3, 4)]
     assert cell.concat == (2,)
-    live = cell.live()
+    live = cell.pruned()
     assert live.nodes == [2] and [(e.source, e.target) for e in live.dead_edges] == [(3, 4)]
 
 
@@ -132,7 +132,7 @@ def test_nodes_fed_only_by_missing_ones_are_kept_as_edges_but_not_in_the_concat(
     weights = matrix(e0_2_conv=0.9, e3_4_conv=0.95, e4_5_skip=0.95)
     cell = derive({"normal": weights, "reduce": weights}, REAL, "fairdarts", 0.85).genotype.normal
     assert [(e.source, e.target) for e in cell.edges] == [(0, 2), (3, 4), (4, 5)]
-    assert cell.concat == (2,) and cell.live().dead_nodes == [3, 4, 5]
+    assert cell.concat == (2,) and cell.pruned().dead_nodes == [3, 4, 5]
 
 
 # Thresholds
@@ -285,4 +285,4 @@ def test_auto_feeds_every_node(normal, reduce, rule):
     got = derive({"normal": normal, "reduce": reduce}, REAL, rule)
     assert got.threshold <= 0.85
     for cell in got.genotype.cells().values():
-        assert cell.live().nodes == [2, 3, 4, 5] and not cell.live().dead_edges
+        assert cell.pruned().nodes == [2, 3, 4, 5] and not cell.pruned().dead_edges

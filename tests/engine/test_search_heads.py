@@ -26,7 +26,7 @@ def test_a_loss_beside_another_changes_neither_its_views_nor_its_statistics(sear
     alone, beside = search(warmup_epochs=1), search(alpha_loss="barlow", warmup_epochs=1)
     for one, other in zip(alone.batches(0, 0), beside.batches(0, 0), strict=True):
         assert torch.equal(one.weights.views[0], other.weights.views[0]) and len(other.weights.views) == 1
-        assert len(other.apart.views) == 2
+        assert len(other.alpha_head.views) == 2
     run(alone, 3), run(beside, 3)
     assert same(state(alone, "encoder.", "head."), state(beside, "encoder.", "head.")), "running statistics included"
 

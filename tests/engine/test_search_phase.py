@@ -166,7 +166,7 @@ def test_the_second_order_of_a_supernet_agrees_with_autograd(search):
 
 def test_the_alpha_step_comes_before_the_weight_step(search, monkeypatch):
     phase, calls = search(), []
-    monkeypatch.setattr(phase.strategy, "update", lambda bench: calls.append("alpha") or {})
+    monkeypatch.setattr(phase.strategy, "update", lambda search_step: calls.append("alpha") or {})
     monkeypatch.setattr(phase, "_weight_step", lambda *args: calls.append("weight") or {})
     run(phase, 2)
     assert calls == ["alpha", "weight"] * 2

@@ -10,9 +10,9 @@ from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.data.augment import to_float
 from ssfnas_cli.data.batches import normaliser
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import seed_step
+from ssfnas_cli.engine.loop import seed_for_step
 from ssfnas_cli.engine.predict import predict
-from ssfnas_cli.engine.train_phase import Pretrained, Schedule, TrainPhase
+from ssfnas_cli.engine.train_phase import PretrainingModel, Schedule, TrainPhase
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import RetrainSettings, build_plugin, load_settings
 
@@ -42,7 +42,7 @@ def train(tiny_digits):
             LOSSES, resolved.loss.model_copy(update={"name": loss}), num_classes=10, class_counts=counts
         )
         if loss == "barlow":
-            net = Pretrained(net.encoder, objective.build_head(net.encoder.num_features))
+            net = PretrainingModel(net.encoder, objective.build_head(net.encoder.num_features))
         given = dict(schedule or {})
         net.encoder.max_drop_path = given.pop("drop_path", 0.0)
         facts = {
@@ -61,7 +61,7 @@ def run(phase, steps, epoch=0, start=0):
     for step, batch in enumerate(phase.batches(epoch, start), start=start):
         if step == start + steps:
             break
-        seed_step(phase.seed, epoch, step)
+        seed_for_step(phase.seed, epoch, step)
         values.append(phase.step(epoch, step, batch))
     return values
 
@@ -206,7 +206,7 @@ def test_training_learns(train):
     for epoch in range(10):
         losses += [np.mean([value["loss"] for value in run(phase, 100, epoch)])]
     assert losses[-1] < 0.6 * losses[0]
-    assert phase.accuracy(*phase.evaluated()["test"]) > 40  # a tenth by chance
+    assert phase.accuracy(*phase.evaluation_rows()["test"]) > 40  # a tenth by chance
 
 
 @pytest.mark.parametrize("loss", ["ce", "barlow"])

@@ -99,7 +99,7 @@ libc.pthread_mutex_lock(mutex)
 threading.Thread(target=lambda: (sys.stdin.readline(), libc.pthread_mutex_unlock(mutex)), daemon=True).start()
 print("begun", flush=True)
 libc.pthread_mutex_lock(mutex)  # sleeps, and no signal ends it, only the thread
-print(stop.request(None))
+print(stop.requested_by(None))
 """
 
 
@@ -191,8 +191,9 @@ def test_a_run_is_listed_as_running_again_as_soon_as_it_goes_on(zygote, place):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_request_after_a_wait_is_over_is_left_to_the_loop_which_saves(name):
     code = (
-        "import os, signal\nfrom ssfnas_cli import stop\nstop.install_handlers()\nwith stop.waiting():\n    pass\n"
-        f"os.kill(os.getpid(), signal.{name})\nprint(stop.request(None))"
+        "import os, signal\nfrom ssfnas_cli import stop\nstop.install_handlers()\n"
+        "with stop.interruptible():\n    pass\n"
+        f"os.kill(os.getpid(), signal.{name})\nprint(stop.requested_by(None))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, name), done.stderr
@@ -202,7 +203,7 @@ def test_a_hangup_that_was_ignored_at_the_start_stays_ignored():
     """As under nohup."""
     code = (
         "import os, signal\nfrom ssfnas_cli import stop\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
-        "stop.install_handlers()\nos.kill(os.getpid(), signal.SIGHUP)\nprint(stop.request(None))"
+        "stop.install_handlers()\nos.kill(os.getpid(), signal.SIGHUP)\nprint(stop.requested_by(None))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.strip()) == (0, "None"), done.stderr

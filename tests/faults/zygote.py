@@ -164,7 +164,7 @@ def fault_wait_for_a_request_at_file_event(value) -> None:
             from ssfnas_cli import stop
 
             Path(file).touch()
-            while stop.request(None) is None:
+            while stop.requested_by(None) is None:
                 time.sleep(0.01)
 
     sys.addaudithook(hook)

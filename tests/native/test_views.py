@@ -6,7 +6,7 @@ import torch
 
 from ssfnas_cli.data import augment
 from ssfnas_cli.data.augment import Augmentation, Normalise
-from ssfnas_cli.data.batches import Subset, TrainingBatches, load_from
+from ssfnas_cli.data.batches import Subset, TrainingBatches, load_batches
 from ssfnas_cli.native import library
 from ssfnas_cli.native.views import load
 from ssfnas_cli.settings import Views
@@ -56,7 +56,7 @@ def test_loader_processes_make_the_same_views(tiny_digits, workers):
     split = tiny_digits.split("train")
     subset = Subset(split, np.arange(len(split)), augmentation(1), seed=0)
     dataset = TrainingBatches(subset, np.arange(len(subset)), 16, epoch=1)
-    alone, together = list(load_from(dataset, 0, 0)), list(load_from(dataset, 0, workers))
+    alone, together = list(load_batches(dataset, 0, 0)), list(load_batches(dataset, 0, workers))
     assert len(alone) == len(together) == len(dataset)
     for one, other in zip(alone, together, strict=True):
         assert all(map(torch.equal, one.views, other.views))

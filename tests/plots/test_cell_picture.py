@@ -141,8 +141,8 @@ def test_each_text_fits_its_box_and_is_no_smaller_than_8_points(name: str) -> No
     picture = picture_of(name)
     figure = draw("", {"normal": ALL[name]})
     renderer = FigureCanvasAgg(figure).get_renderer()
-    drawn = figure.texts[2:]  # after the titles
     lines = [(box, line) for box in picture.boxes for line in box.text.split("\n")]
+    drawn = figure.texts[2 : 2 + len(lines)]  # after the titles and before the caption
     assert [text.get_text() for text in drawn] == [line for _, line in lines]
     extents = []
     for text, (box, _) in zip(drawn, lines, strict=True):
@@ -191,7 +191,7 @@ def test_the_concatenated_live_nodes_and_no_others_lead_to_the_output(name: str)
                 x, y = onwards[near((x, y))]
             assert x == pytest.approx(output[0]) and output[1] < y < output[3]
             reached.add(node)
-    assert reached == set(ALL[name].live().concat)
+    assert reached == set(ALL[name].pruned().concat)
 
 
 def states(drawn: Cell) -> dict[str, str]:
@@ -213,6 +213,22 @@ def test_edges_from_dead_nodes_are_dead_and_those_to_unused_nodes_unused() -> No
         assert edge is not None
         expected = "dead" if edge.source in (3, 7) else "unused" if edge.target == 6 else "live"
         assert state == expected, edge
+
+
+@on_every_cell
+def test_a_caption_below_says_what_the_inputs_are_and_how_cells_stack(name: str) -> None:
+    figure = draw("", {"normal": ALL[name]})
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    titles_and_boxes = 2 + sum(len(box.text.split("\n")) for box in picture_of(name).boxes)
+    above, caption = figure.texts[:titles_and_boxes], figure.texts[titles_and_boxes:]
+    text = " ".join(line.get_text() for line in caption)
+    assert text == " ".join(cell_picture.CAPTION) and "two cells before" in text and "a stack of normal cells" in text
+    lowest = min(line.get_window_extent(renderer).y0 for line in above if line.get_text())
+    for line in caption:
+        found = line.get_window_extent(renderer)
+        assert found.y1 <= lowest + 1 and found.y0 >= 0, f"'{line.get_text()}' is not below all else"
+        assert found.x0 >= 0 and found.x1 <= figure.bbox.width, f"'{line.get_text()}' leaves the picture"
+        lowest = found.y0 + 2
 
 
 def svg_texts(data: bytes) -> Counter[str]:
@@ -269,7 +285,7 @@ def test_dot_has_every_edge_in_a_cluster_per_cell(genotype: Genotype) -> None:
     assert re.findall(r"subgraph (cluster_\w+)", text) == ["cluster_normal", "cluster_reduce"]
     found = re.findall(r'^ +(\w+)_(\d+) -> \1_(\d+) \[label="(\w+)", (.*)\];$', text, re.MULTILINE)
     expected = [
-        (kind, edge.source, edge.target, edge.op, edge in drawn.live().dead_edges)
+        (kind, edge.source, edge.target, edge.op, edge in drawn.pruned().dead_edges)
         for kind, drawn in genotype.cells().items()
         for edge in drawn.edges
         if edge.op != "none"
@@ -278,7 +294,8 @@ def test_dot_has_every_edge_in_a_cluster_per_cell(genotype: Genotype) -> None:
     dashed = {(kind, int(a), int(b), op) for kind, a, b, op, looks in found if "dashed" in looks}
     assert {edge[:4] for edge in expected if edge[4]} <= dashed
     concat = re.findall(r"(\w+)_(\d+) -> \1_out", text)
-    assert concat == [(kind, str(n)) for kind, drawn in genotype.cells().items() for n in drawn.live().concat]
+    assert concat == [(kind, str(n)) for kind, drawn in genotype.cells().items() for n in drawn.pruned().concat]
+    assert 'label="c_{k-2} and c_{k-1} are the outputs of the two cells before this one' in text
     declared = set(re.findall(r"^ +(\w+_\w+) \[label", text, re.MULTILINE))
     assert {end for pair in re.findall(r"(\w+) -> (\w+)", text) for end in pair} <= declared
     assert 'reduce_3 [label="3 (no input)", style="rounded,dashed"' in text

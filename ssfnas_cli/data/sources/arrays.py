@@ -28,19 +28,19 @@ CHUNK_BYTES = 1 << 16
 
 @SOURCES.register("digits", facts=SourceFacts(root="", imbalanced=False))
 def open_digits(options: Options, settings: MakeDatasetSettings) -> Source:
-    """scikit-learn's 1,797 handwritten digits, 8x8 and grey, in one set."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 and grey, without a test split."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, :, :, None]
     size, _ = choose_size(settings.image_size, {(8, 8)})
     split = ArraySplit(images, digits.target.astype(np.int64), size)
-    # A mirrored 2 or 5 is no digit, or another one.
+    # A mirrored 2 or 5 is not a digit of the same class.
     return Source("digits", [str(label) for label in range(10)], 1, size, False, {"train": split})
 
 
 class DownloadOptions(Options):
-    """When a download is given up."""
+    """Time limits of a download."""
 
     silence: float = Field(20.0, gt=0, description="seconds without a byte after which a download is given up")
     limit: float = Field(1800.0, gt=0, description="seconds after which a download is given up, however it goes")
@@ -66,9 +66,9 @@ def open_cifar100(options: DownloadOptions, settings: MakeDatasetSettings) -> So
 
 
 def _open_cifar(name: str, reader: Any, folder: str, options: DownloadOptions, settings: MakeDatasetSettings) -> Source:
-    """CIFAR through torchvision's reader, which checks the published md5 sums.
+    """Open CIFAR with torchvision's reader, which checks the published md5 sums.
 
-    The reader unpickles: this is the one exception to "no pickle", and it holds only for files of those sums.
+    The reader unpickles. This is the only exception to the rule against pickles, and only for files with those sums.
     """
     size, _ = choose_size(settings.image_size, {(32, 32)})
     root = Path(settings.root)
@@ -89,16 +89,16 @@ def _open_cifar(name: str, reader: Any, folder: str, options: DownloadOptions, s
 
 
 def _read_cifar(root: Path, reader: Any, options: DownloadOptions) -> dict[str, Any]:
-    # torchvision prints on stdout, which is for data.
+    # torchvision prints to stdout, which is reserved for data.
     with contextlib.redirect_stdout(sys.stderr):
         try:
             return {part: reader(str(root), train=part == "train", download=False) for part in ("train", "test")}
-        except RuntimeError:  # that is how torchvision says that files are missing or damaged
+        except RuntimeError:  # torchvision raises it if files are missing or damaged
             pass
         archive = root / reader.filename
         if not _is_whole(archive, reader.tgz_md5):
             _download(reader.url, archive, options)
-        # With the archive in place torchvision checks its sum and unpacks it, and reaches for no network.
+        # If the archive exists, torchvision checks its sum and unpacks it without using the network.
         if not _is_whole(archive, reader.tgz_md5):
             archive.unlink()
             raise ValueError(f"what {reader.url} sent has not the published md5 sum")
@@ -112,10 +112,10 @@ def _is_whole(archive: Path, md5: str) -> bool:
 
 
 def _download(url: str, target: Path, options: DownloadOptions) -> None:
-    """Fetch a file whole or not at all.
+    """Download a file atomically.
 
     Raises:
-        OSError: no connection, `options.silence` seconds without a byte, or `options.limit` seconds in all.
+        OSError: there is no connection, or a time limit of `options` has passed.
     """
     log.info(
         "downloading %s to %s; given up after %g s of silence, or %g s in all",
@@ -125,7 +125,7 @@ def _download(url: str, target: Path, options: DownloadOptions) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     request = urllib.request.Request(url, headers={"User-Agent": "ssfnas"})
     try:
-        # a fresh opener: the default one remembers the proxies of its first use
+        # a new opener, because the default one keeps the proxies of its first use
         opener = urllib.request.build_opener()
         with opener.open(request, timeout=min(options.silence, options.limit)) as answer, partial.open("wb") as file:
             while piece := answer.read1(CHUNK_BYTES):

@@ -1,4 +1,4 @@
-"""What a source is: splits with labels that are known at once, and images that are read one by one."""
+"""The interface of sources: splits whose labels are known in advance and whose images are read one by one."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ SPLITS = ("train", "val", "test")
 
 
 class SourceSplit:
-    """Labels int64 [n] in the source's order, and images on demand.
+    """A split, with labels int64 [n] in the order of the source and images on demand.
 
-    `source_index` int64 [n] is each image's place in the source. It stays the same when a split is divided.
+    `source_index` int64 [n] is the position of each image in the source, even if the split was divided.
     """
 
     def __init__(self, labels: NDArray[np.int64], source_index: NDArray[np.int64] | None = None):
@@ -34,19 +34,20 @@ class SourceSplit:
         return len(self.labels)
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """One image, uint8 [H, W, C] of the source's size and channels.
+        """Read an image, uint8 [H, W, C], with the size and channels of the source.
 
         Raises:
-            BadImage: it cannot be read. InputError: the source as a whole cannot.
+            BadImage: the image cannot be read.
+            InputError: the source cannot be read.
         """
         raise NotImplementedError
 
     def release(self) -> None:
-        """Give back memory; the split can still be read."""
+        """Free memory. Images can still be read afterwards."""
 
 
 class ArraySplit(SourceSplit):
-    """Images in memory, uint8 [n, H, W, C], resized to `size` when they are read."""
+    """Images in memory, uint8 [n, H, W, C], which are resized to `size` when they are read."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class ArraySplit(SourceSplit):
 
 
 class PartOfSplit(SourceSplit):
-    """Those images of a split whose places are given, int64 [m]."""
+    """The images of a split at the given positions, int64 [m]."""
 
     def __init__(self, whole: SourceSplit, places: NDArray[np.int64]):
         super().__init__(whole.labels[places], whole.source_index[places])
@@ -81,10 +82,14 @@ class Source:
     """A source whose layout has been read and checked.
 
     Attributes:
-        splits: `train`, perhaps `test` (which is otherwise cut from train) and perhaps `val`.
-        channels: 1 or 3. image_size: the side of the square images, in pixels.
-        mirrorable: whether a mirrored image is still one of its class.
-        notes: lines for the user. bad: images that cannot be read, which are in no split.
+        name: the name of the source.
+        class_names: the names of the classes, in the order of the labels.
+        channels: 1 or 3.
+        image_size: the side of the square images, in pixels.
+        mirrorable: whether a mirrored image belongs to the same class.
+        splits: `train`, optionally `test` (which is otherwise cut from train), and optionally `val`.
+        notes: lines for the user.
+        bad: images that cannot be read, which are in no split.
     """
 
     name: str
@@ -98,12 +103,12 @@ class Source:
 
 
 def open_source(settings: MakeDatasetSettings) -> Source:
-    """Read the layout of the source that the settings name, and check it.
+    """Read and check the layout of the source that the settings name.
 
     Raises:
-        UsageError: no --root where one is needed, or one where none is read.
-        InputError: the root is missing or not laid out as the source wants.
-        PluginError: an unknown source, an option that it does not take, or a plugin that breaks its promises.
+        UsageError: --root is missing although the source needs it, or given although it needs none.
+        InputError: the root is missing or does not have the layout that the source expects.
+        PluginError: the source is unknown, does not take an option, or returns invalid splits.
     """
     name, root = settings.source.name, settings.root
     plugin = SOURCES.get(name)
@@ -114,37 +119,37 @@ def open_source(settings: MakeDatasetSettings) -> Source:
     if root and not Path(root).exists():
         raise InputError(f"--root: {root} does not exist")
     source = plugin.factory(plugin.parse_options(settings.source.options()), settings)
-    _check_promises(plugin, source)
+    _check_source(plugin, source)
     _check_names(source.class_names, where(settings))
     return source
 
 
 def where(settings: MakeDatasetSettings) -> str:
-    """How messages name the source."""
+    """The name of the source in messages."""
     return f"--root {settings.root}" if settings.root else f"--source {settings.source.name}"
 
 
-def _check_promises(plugin: Plugin[Source], source: Source) -> None:
-    """A source may come from a stranger: what the build relies on is checked here."""
-    wrong = None
+def _check_source(plugin: Plugin[Source], source: Source) -> None:
+    """Check what a third-party source returned, because the build relies on it."""
+    fault = None
     if "train" not in source.splits or set(source.splits) - set(SPLITS):
-        wrong = f"its splits are {', '.join(source.splits)}: 'train', and perhaps 'val' and 'test', are wanted"
+        fault = f"its splits are {', '.join(source.splits)}: 'train', and perhaps 'val' and 'test', are wanted"
     elif source.channels not in (1, 3):
-        wrong = f"its images have {source.channels} channels: 1 or 3 are wanted"
+        fault = f"its images have {source.channels} channels: 1 or 3 are wanted"
     elif any(
         len(split) and not 0 <= split.labels.min() <= split.labels.max() < len(source.class_names)
         for split in source.splits.values()
     ):
-        wrong = f"it has labels outside 0 to {len(source.class_names) - 1}, its classes"
-    if wrong:
-        raise PluginError(f"source '{plugin.name}' of {plugin.origin} cannot be used: {wrong}")
+        fault = f"it has labels outside 0 to {len(source.class_names) - 1}, its classes"
+    if fault:
+        raise PluginError(f"source '{plugin.name}' of {plugin.origin} cannot be used: {fault}")
 
 
 def _check_names(class_names: list[str], place: str) -> None:
-    """Class names go into tables, file names and JSON, so they have to be text of one line.
+    """Check that class names are text of one line, because they go into tables, file names and JSON.
 
     Raises:
-        InputError: a name is not UTF-8, is empty or stands twice, or holds control characters.
+        InputError: a name is not UTF-8, is empty, occurs twice, or contains control characters.
     """
     for name in class_names:
         if any("\ud800" <= character <= "\udfff" for character in name):

@@ -1,4 +1,4 @@
-"""The source `npz`: one file with MedMNIST's keys."""
+"""The source `npz`: a file with the keys of MedMNIST."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def open_npz(options: Options, settings: MakeDatasetSettings) -> Source:
 
 
 def _num_classes(path: Path, labels: dict[str, NDArray[np.int64]]) -> int:
-    """One more than the largest label; labels that clearly do not count classes from 0 are refused."""
+    """The number of classes, which is the largest label plus 1. Labels that do not begin at 0 raise an InputError."""
     values = np.concatenate(list(labels.values()))
     lowest, highest = int(values.min()), int(values.max())
     if lowest > 0:
@@ -55,7 +55,7 @@ def _num_classes(path: Path, labels: dict[str, NDArray[np.int64]]) -> int:
 
 
 class NpzSplit(SourceSplit):
-    """Images of one npz split, in memory from the first read until they are released."""
+    """A split of an npz file. Its images are in memory from the first read until `release`."""
 
     def __init__(self, file: NpzFile, name: str, labels: NDArray[np.int64], size: int):
         super().__init__(labels)

@@ -1,4 +1,4 @@
-"""An npz file read with care: headers first, arrays one at a time, and never a pickle."""
+"""Careful reading of npz files: headers come first, arrays are read one at a time, and pickles never."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from ssfnas_cli.artifacts.files import reason
 from ssfnas_cli.errors import InputError
 
 MAX_HEADER_BYTES = 1 << 16
-MAX_INFLATION = 1100  # deflate makes no more than 1,032 bytes of one
+MAX_INFLATION = 1100  # deflate expands a byte to at most 1,032 bytes
 
 
 class NpzFile:
-    """An npz file's arrays by key. `keys` are the names of its arrays.
+    """The arrays of an npz file. `keys` are their names.
 
-    Every method raises InputError, one line that names the file and the key.
+    Every method may raise an InputError of one line that names the file and the key.
     """
 
     def __init__(self, path: Path):
@@ -42,7 +42,7 @@ class NpzFile:
             raise
         except MemoryError:
             raise InputError(f"{self.path}: {what} does not fit in memory") from None
-        # RuntimeError and NotImplementedError: an encrypted or oddly compressed member.
+        # zipfile raises a RuntimeError or NotImplementedError for an encrypted member or an unknown compression.
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
             why = " ".join(reason(error).split())
             raise InputError(f"{self.path}: {what} cannot be read, is it a whole npz file? {why}") from error
@@ -66,7 +66,7 @@ class NpzFile:
             width = 2 if version == (1, 0) else 4
             start = stream.tell()
             length = int.from_bytes(stream.read(width), "little")
-            if length > MAX_HEADER_BYTES:  # numpy would allocate it before it looks
+            if length > MAX_HEADER_BYTES:  # numpy would allocate it before checking
                 raise ValueError(f"its header claims {length:,} bytes")
             stream.seek(start)
             if version == (1, 0):
@@ -82,20 +82,20 @@ class NpzFile:
             if info.file_size < wanted:
                 raise ValueError(f"its header wants {wanted:,} bytes, and it has {info.file_size:,}")
             array = npy.read_array(stream, allow_pickle=False)
-            # Only at the member's end does zipfile compare the checksum.
+            # zipfile checks the checksum only at the end of the member.
             if stream.read(1):
                 raise ValueError("bytes follow the array")
         return array
 
     def has_split(self, split: str) -> bool:
-        """Whether the file has a part of a split: its images, its labels or both."""
+        """Whether the file has the images or the labels of a split."""
         return bool({f"{split}_images", f"{split}_labels"} & self.keys)
 
     def image_shape(self, split: str) -> tuple[int, int, int, int]:
-        """(N, H, W, C) of a split's images, from the header; N may be 0."""
+        """The shape (N, H, W, C) of the images of a split, from the header. N may be 0."""
         key = f"{split}_images"
         shape, dtype = self._header(key)
-        if shape[:1] == (0,):  # an empty list has no more shape than this, and no type that was chosen
+        if shape[:1] == (0,):  # an array from an empty list has no other dimensions and an arbitrary type
             return 0, 0, 0, 1
         if dtype != np.uint8:
             raise InputError(f"{self.path}: '{key}' holds {dtype}, not uint8: scale the images to 0 to 255")
@@ -105,11 +105,11 @@ class NpzFile:
         return whole[0], whole[1], whole[2], whole[3]
 
     def images(self, split: str) -> NDArray[np.uint8]:
-        """uint8 [N, H, W, C] of a split."""
+        """The images of a split, uint8 [N, H, W, C]."""
         return self._array(f"{split}_images").reshape(self.image_shape(split))
 
     def labels(self, split: str, num_images: int) -> NDArray[np.int64]:
-        """int64 [N] of a split, from [N] or [N, 1]."""
+        """The labels of a split, int64 [N], from an array [N] or [N, 1]."""
         key = f"{split}_labels"
         shape, dtype = self._header(key)
         if num_images == 0 and shape[:1] == (0,):

@@ -1,4 +1,4 @@
-"""What lies in an image folder: which folders are splits, which are classes, and what is neither image nor class."""
+"""The layout of an image folder: which folders are splits or classes, and which files are neither."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ SIDE_FOLDERS = {
     *("@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "__macosx"),
     *("lost+found", "system volume information", "__pycache__"),
 }
-# A file of such a name is taken for an image: a damaged one, or one of a foreign format, is not lost in silence.
+# A file with such a suffix counts as an image, so that damaged images and unsupported formats are reported.
 IMAGE_SUFFIXES = {
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif", ".ppm"),
     *(".pgm", ".pbm", ".pnm", ".heic", ".heif", ".avif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".eps", ".ico"),
     *(".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raw", ".dcm", ".exr", ".hdr", ".pcx"),
 }
-# A file of such a name never is an image, whatever its first bytes look like.
+# A file with such a suffix is never an image, whatever its first bytes are.
 SIDE_SUFFIXES = {
     *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".toml", ".md", ".html", ".log", ".db"),
     *(".ini", ".md5", ".sha1", ".sha256", ".npy", ".npz", ".mat", ".pkl", ".zip", ".gz", ".tar", ".py", ".mp4"),
 }
 
 
-class PassedOver:
-    """Counts what is neither an image nor a class, by suffix or name."""
+class IgnoredFiles:
+    """Counts files and folders that are neither images nor classes, by suffix or name."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        self.num_nested = 0  # images in folders inside class folders, which are read
+        self.num_nested = 0  # images in subfolders of class folders, which are used
 
     def add(self, name: str) -> None:
         """Count a file or folder."""
@@ -47,7 +47,7 @@ class PassedOver:
         self._counts[printable(suffix if suffix and not name.startswith(".") else name)] += 1
 
     def add_beside(self, folder: Path) -> None:
-        """Count what lies beside the class folders, or the splits, in `folder`."""
+        """Count the files in `folder`, which should contain only folders of classes or splits."""
         for name in _listing(folder, self)[1]:
             if is_named_as_image(name):
                 self._counts["images outside class folders"] += 1
@@ -55,7 +55,7 @@ class PassedOver:
                 self.add(name)
 
     def lines(self) -> list[str]:
-        """What to tell the user, a line for each kind of thing."""
+        """Lines for the user about what was counted."""
         lines = []
         if self._counts:
             kinds = self._counts.most_common(6)
@@ -73,7 +73,7 @@ class PassedOver:
 
 @dataclass
 class Layout:
-    """The splits' folders below the root (`""` for the root itself), and the classes in the order of their names."""
+    """The folder of each split below the root (`""` for the root itself), and the sorted names of the classes."""
 
     folders: dict[str, str]
     class_names: list[str]
@@ -85,13 +85,13 @@ class Layout:
 
 
 def read_layout(root: Path) -> Layout:
-    """Which folders are splits and which are classes.
+    """Determine which folders are splits and which are classes.
 
-    A folder is a split if its name says so (`train`, `Training`, `valid`, `test`, …) and there are folders in it. With
-    none the root's own folders are the classes.
+    A folder is a split if it has the name of one (`train`, `Training`, `valid`, `test`, …) and contains folders. If
+    there are no splits, the folders of the root are the classes.
 
     Raises:
-        InputError: the folder has no classes, or is laid out so that it could be misread.
+        InputError: there are no classes, or the layout is ambiguous.
     """
     if not root.is_dir():
         raise InputError(f"--root: {root} is not a folder: {WANTED}")
@@ -144,7 +144,7 @@ def _with_splits(root: Path, folders: list[str], inside: dict[str, list[str]]) -
 
 
 def visible_folders(folder: Path) -> list[str]:
-    """Sorted names of a folder's folders, without hidden ones and those that computers leave behind.
+    """The sorted names of the subfolders, without hidden folders and those that operating systems create.
 
     Raises:
         InputError: the folder cannot be read.
@@ -152,49 +152,49 @@ def visible_folders(folder: Path) -> list[str]:
     return _listing(folder)[0]
 
 
-def list_images(folder: Path, passed: PassedOver) -> list[str]:
-    """Paths below a class folder of what may be an image, sorted; folders in it are gone through, each one once."""
+def list_images(folder: Path, ignored: IgnoredFiles) -> list[str]:
+    """The sorted relative paths of possible images in a class folder. Subfolders are searched, each only once."""
     found: list[tuple[str, ...]] = []
-    waiting: list[tuple[str, ...]] = [()]
+    pending: list[tuple[str, ...]] = [()]
     seen: set[tuple[int, int]] = set()
-    while waiting:
-        place = waiting.pop()
+    while pending:
+        place = pending.pop()
         here = folder.joinpath(*place)
         status = here.stat()
-        if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was searched
             continue
         seen.add((status.st_dev, status.st_ino))
-        folders, files = _listing(here, passed)
-        waiting += [(*place, name) for name in folders]
+        folders, files = _listing(here, ignored)
+        pending += [(*place, name) for name in folders]
         for name in files:
             if Path(name).suffix.lower() in SIDE_SUFFIXES:
-                passed.add(name)
+                ignored.add(name)
             else:
                 found.append((*place, name))
     return ["/".join(place) for place in sorted(found)]
 
 
 def is_named_as_image(name: str) -> bool:
-    """Whether a file's name says that it is an image."""
+    """Whether a file has the name of an image."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
-def _listing(folder: Path, passed: PassedOver | None = None) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and files in a folder. Hidden ones, pipes and devices are passed over and counted."""
+def _listing(folder: Path, ignored: IgnoredFiles | None = None) -> tuple[list[str], list[str]]:
+    """The sorted names of the folders and of the files in a folder. Hidden ones, pipes and devices are only counted."""
     folders, files = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or entry.name.lower() in SIDE_FOLDERS:
-                    if passed is not None:
-                        passed.add(entry.name)
+                    if ignored is not None:
+                        ignored.add(entry.name)
                 elif entry.is_dir():
                     folders.append(entry.name)
-                # A dangling link is listed, so that it is reported like any other file that cannot be read.
+                # A dangling link is included, so that it is reported like any other unreadable file.
                 elif entry.is_file() or entry.is_symlink():
                     files.append(entry.name)
-                elif passed is not None:
-                    passed.add(entry.name)
+                elif ignored is not None:
+                    ignored.add(entry.name)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {reason(error)}") from error
     return sorted(folders), sorted(files)

@@ -19,9 +19,9 @@ def command(
         str,
         typer.Argument(
             metavar="GENOTYPE",
-            help="Genotype file (a search leaves one in its run folder), - for a pipe, or the name of a plain network "
-            "such as resnet32.",
-            autocompletion=common.names_of("network"),
+            help="Genotype file (a search leaves one in its run folder), - for a pipe, or a name: resnet32, mobilenet_v2, "
+            "DARTS_V2, random-3, …",
+            autocompletion=references.network_names,
         ),
     ],
     data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the genotype's")] = None,

@@ -40,8 +40,8 @@ def command(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="Training objective: ce (cross-entropy, supervised), barlow (Barlow Twins, self-supervised: it needs "
-            "no labels), or a plugin's.",
+            help="Training objective: ce (cross-entropy), ldam, … (supervised), barlow (Barlow Twins), vicreg, … "
+            "(self-supervised: they need no labels); see 'ssfnas plugins'.",
             autocompletion=common.names_of("loss"),
             show_default="ce",
         ),

@@ -15,6 +15,7 @@ from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.closing import say_training_figure
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.mix import build_mix
 from ssfnas_cli.engine.network import build_model, build_objective, make_card
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.engine.train_phase import PretrainingModel, Schedule, TrainPhase
@@ -99,6 +100,7 @@ def build_phases(
     loss = build_objective(settings.loss, card)
     if not loss.supervised:
         raise UsageError(f"--loss {settings.loss.name}: retraining ends supervised; use it as --pretrain")
+    mix = build_mix(settings, loss, "--loss", card.train_counts)
     torch.manual_seed(settings.seed)
     model = build_model(card, settings.drop_path)
     phases = []
@@ -112,7 +114,7 @@ def build_phases(
         schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr)
         phases.append(TrainPhase(schedule, settings, data, device, PretrainingModel(model.encoder, head), pretext))
     schedule = Schedule("train", settings.epochs, settings.lr, True, settings.cutout, settings.aux_weight)
-    phases.append(TrainPhase(schedule, settings, data, device, model, loss))
+    phases.append(TrainPhase(schedule, settings, data, device, model, loss, mix))
     return phases, model
 
 

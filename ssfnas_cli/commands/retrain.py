@@ -19,8 +19,8 @@ def command(
         str,
         typer.Argument(
             metavar="GENOTYPE",
-            help="Genotype file (a search leaves one in its run folder), - for a pipe, or a name: resnet32, mobilenet_v2, "
-            "DARTS_V2, random-3, …",
+            help="Genotype file (a search leaves one in its run folder), - for a pipe, or a name: resnet32, "
+            "mobilenet_v2, DARTS_V2, random-3, …",
             autocompletion=references.network_names,
         ),
     ],

@@ -45,6 +45,18 @@ class OpFacts:
 
 
 @dataclass(frozen=True)
+class HeadFacts:
+    """What must be known of a head before it is built.
+
+    Attributes:
+        gives: `scores` [N, num_classes] of classes, `projections` [N, D], or `pairs` of a projection and a prediction,
+            each [N, D]. A loss says which of them it reads.
+    """
+
+    gives: str = "scores"
+
+
+@dataclass(frozen=True)
 class SourceFacts:
     """What must be known about a source of images before it is opened.
 
@@ -131,7 +143,7 @@ class Registry(Generic[T]):
             module = factory.__module__
             builtin = module == self._builtin_module.get(name)
             if name in self._builtin_module and not builtin:
-                raise PluginError(f"{self.kind} '{name}' of {module} clashes with the built-in of that name")
+                return factory  # the built-in stays, and what else the module registers works; see `clashes`
             if name in self._plugins and self._plugins[name].factory.__module__ != module:
                 other = self._plugins[name].origin
                 raise PluginError(f"{self.kind} '{name}' of {module} clashes with that of {other}")
@@ -228,10 +240,53 @@ OPS: Registry[Any] = Registry(
 RELAXATIONS: Registry[Any] = Registry(
     "relaxation", "ssfnas.relaxations", {"registry.relaxations": ("softmax", "sigmoid")}
 )
-LOSSES: Registry[Any] = Registry("loss", "ssfnas.losses", {"registry.losses": ("ce", "barlow")})
-HEADS: Registry[Any] = Registry("head", "ssfnas.heads", {"registry.heads": ("linear", "projector")})
-SAMPLERS: Registry[Any] = Registry("sampler", "ssfnas.samplers", {"registry.samplers": ("instance",)})
-NETWORKS: Registry[Any] = Registry("network", "ssfnas.networks", {"registry.networks": ("resnet32",)})
+LOSSES: Registry[Any] = Registry(
+    "loss",
+    "ssfnas.losses",
+    {
+        "registry.losses": ("ce", "barlow"),
+        "registry.reweighting": ("inverse_frequency", "class_balanced", "focal", "ghm"),
+        "registry.margins": ("ldam", "logit_adjusted", "balanced_softmax", "label_aware_smoothing"),
+        "registry.self_supervised": ("vicreg", "simsiam"),
+    },
+)
+HEADS: Registry[Any] = Registry(
+    "head",
+    "ssfnas.heads",
+    {"registry.heads": ("linear", "cosine", "etf", "projector", "predictor")},
+    default_facts=HeadFacts(),
+)
+SAMPLERS: Registry[Any] = Registry(
+    "sampler",
+    "ssfnas.samplers",
+    {"registry.samplers": ("instance", "square_root", "class_balanced", "progressive", "over", "under")},
+)
+# The names that torchvision gives its classifiers; those that cannot be trained here say why.
+# fmt: off
+TORCHVISION_NAMES = (
+    "alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "densenet121",
+    "densenet161", "densenet169", "densenet201", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2",
+    "efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7",
+    "efficientnet_v2_l", "efficientnet_v2_m", "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t",
+    "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large",
+    "mobilenet_v3_small", "regnet_x_16gf", "regnet_x_1_6gf", "regnet_x_32gf", "regnet_x_3_2gf",
+    "regnet_x_400mf", "regnet_x_800mf", "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf",
+    "regnet_y_32gf", "regnet_y_3_2gf", "regnet_y_400mf", "regnet_y_800mf", "regnet_y_8gf", "resnet101",
+    "resnet152", "resnet18", "resnet34", "resnet50", "resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d",
+    "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0",
+    "squeezenet1_1", "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t", "vgg11", "vgg11_bn",
+    "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14",
+    "vit_l_16", "vit_l_32", "wide_resnet101_2", "wide_resnet50_2",
+)
+# fmt: on
+NETWORKS: Registry[Any] = Registry(
+    "network",
+    "ssfnas.networks",
+    {
+        "registry.networks": ("resnet20", "resnet32", "resnet56"),
+        "registry.torchvision_networks": TORCHVISION_NAMES,
+    },
+)
 STRATEGIES: Registry[Any] = Registry("strategy", "ssfnas.strategies", {"registry.strategies.gradient": ("gradient",)})
 # The modules of the built-in sources belong to the application. They are only named here, and imported on first use.
 SOURCES: Registry[Any] = Registry(

@@ -2,6 +2,9 @@
 
 It is built with its options, the number of classes and the class counts of the images that it trains on. A supervised
 objective receives one view and the labels; a self-supervised one receives two views and no labels.
+
+This module defines the base class and the two losses of the paper. The modules `reweighting` and `margins` define the
+losses for long-tailed data, `self_supervised` the other self-supervised ones.
 """
 
 from __future__ import annotations
@@ -35,6 +38,15 @@ class Objective(abc.ABC):
     def supervised(self) -> bool:
         """Whether the loss uses labels. If so, the outputs of its head are class scores."""
         return self.num_views == 1
+
+    @property
+    def reads(self) -> str:
+        """What its head has to give (see `HeadFacts`)."""
+        return "scores" if self.supervised else "projections"
+
+    def refuses_head(self, name: str, options: Mapping[str, Any]) -> str | None:
+        """Why it cannot be computed on this head, which gives what it `reads`; None if it can."""
+        return None
 
     def head_options(self) -> Mapping[str, Any]:
         """Options for the default head, derived from the options of this objective."""
@@ -127,6 +139,18 @@ class BarlowTwins(Objective):
     num_views = 2
     head = "projector"
     options: BarlowOptions
+
+    @property
+    def reads(self) -> str:
+        """What its head has to give (see `HeadFacts`)."""
+        return "scores" if self.supervised else "projections"
+
+    def check_head(self, name: str, options: Mapping[str, Any]) -> None:
+        """Refuse a head that it cannot be computed on; a head that does not give what it `reads` is refused before.
+
+        Raises:
+            PluginError: says which heads it takes.
+        """
 
     def head_options(self) -> Mapping[str, Any]:
         return {"width": self.options.projector_dim}

@@ -1,7 +1,7 @@
 """Hand-designed networks, to compare with a derived network that is trained with the same budget.
 
-A network's factory takes `(options, in_channels)` and returns an `Encoder`, which maps images [N, C, H, W] to
-`Encoded`.
+A network's factory takes `(options, in_channels, image_size)` and returns an `Encoder`, which maps images [N, C, H, W]
+to `Encoded`. The image size is the side of the images in pixels.
 """
 
 from __future__ import annotations
@@ -89,7 +89,19 @@ class CifarResNet(Encoder):
         return Encoded(self.blocks(self.stem(images)).mean(dim=(2, 3)), None)
 
 
+@NETWORKS.register("resnet20")
+def resnet20(options: Options, in_channels: int, image_size: int) -> Encoder:
+    """ResNet-20 for small images (He et al., 2016, section 4.2): 269,722 weights."""
+    return CifarResNet(in_channels, blocks_per_stage=3)
+
+
 @NETWORKS.register("resnet32")
-def resnet32(options: Options, in_channels: int) -> Encoder:
+def resnet32(options: Options, in_channels: int, image_size: int) -> Encoder:
     """ResNet-32 for small images, the standard network of the long-tailed CIFAR literature, with 464,154 weights."""
     return CifarResNet(in_channels, blocks_per_stage=5)
+
+
+@NETWORKS.register("resnet56")
+def resnet56(options: Options, in_channels: int, image_size: int) -> Encoder:
+    """ResNet-56 for small images (He et al., 2016, section 4.2): 853,018 weights."""
+    return CifarResNet(in_channels, blocks_per_stage=9)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ssfnas_cli.errors import InputError
+from ssfnas_cli.json_text import layout_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,7 +141,7 @@ def box_style() -> Any:
 def emit(payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], None] | None = None) -> None:
     """Print a result: as JSON on request and off a terminal, else as `show` draws it (by default, a line per entry)."""
     if as_json or not stdout().isatty():
-        write_text(json.dumps(payload, indent=2, ensure_ascii=False) + "\n")
+        write_text(layout_json(payload) + "\n")
         return
     console = plain_console(stdout())
     if show is not None:

@@ -33,6 +33,22 @@ from ssfnas_cli.errors import SsfnasError, out_of_memory
 SPIN_LIMIT = ("GOMP_SPINCOUNT", "2000")
 
 
+# Six words of the field. A blank line keeps each on a line of its own.
+GLOSSARY = """Words:
+
+supernet: a network whose every edge holds all candidate operations at once, mixed by weights.
+
+alpha: the numbers that those mixing weights are made of; a search learns them.
+
+relaxation: how alphas become weights: softmax (candidates compete) or sigmoid (each stands for itself).
+
+genotype: the operations that are kept, as text: the result of a search.
+
+derive: to read the genotype off the alphas; 'retrain' then trains its network from scratch.
+
+imbalance factor (mu): images of the smallest class over those of the largest; 0.1 is one to ten."""
+
+
 class _Command(TyperCommand):
     """A subcommand. After its flags are parsed only foreign code prints, so its prints are redirected to stderr."""
 
@@ -46,6 +62,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=GLOSSARY,
 )
 for name, module in {
     "make-dataset": make_dataset,
@@ -89,11 +106,11 @@ def _app(
 ) -> None:
     """Search network architectures on long-tailed images: DARTS and FairDARTS, supervised or with Barlow Twins.
 
-    From images to an evaluated network:
+    From a folder of photos, one folder a class in it, to an evaluated network:
 
-    ssfnas make-dataset -o data/lt
+    ssfnas make-dataset --source folder --root photos -o data/photos
 
-    ssfnas search --data data/lt --relax sigmoid --loss barlow | ssfnas derive - | ssfnas retrain - | ssfnas evaluate -
+    ssfnas search --data data/photos | ssfnas derive - | ssfnas retrain - | ssfnas evaluate -
     """
 
 

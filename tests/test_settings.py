@@ -198,7 +198,10 @@ def test_a_wrong_value_of_a_flag_is_told_by_the_flag():
 
 
 def test_presets_that_do_not_exist_are_told(toml):
-    assert refused(preset="quik") == "--preset: unknown preset 'quik'. Did you mean 'quick'? Available: paper, quick"
+    assert (
+        refused(preset="quik")
+        == "--preset: unknown preset 'quik'. Did you mean 'quick'? Available: quick, standard, paper"
+    )
 
 
 def test_every_preset_is_valid():
@@ -310,3 +313,44 @@ def test_checking_settings_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
+
+
+def test_a_loss_within_a_section_is_a_plugin_like_the_others(toml):
+    for sets in (("ssl.loss=barlow", "ssl.loss.lambda=0.1"), ("ssl.loss.lambda=0.1", "ssl.loss=barlow")):
+        settings = load(*sets, "ssl.weight=0.5").resolve_plugins()
+        assert settings.ssl.weight == 0.5 and settings.ssl.loss.options()["lambda"] == 0.1
+        assert load(config=toml(to_toml(settings))).resolve_plugins() == settings
+    assert settings.changed_identity() == {"ssl.loss.name": "barlow", "ssl.loss.lambda": 0.1, "ssl.weight": 0.5}
+    assert load(config=toml('[ssl]\nloss = "barlow"\n'), ssl={"loss": "vicreg"}).ssl.loss.name == "vicreg"
+    forgotten = load("ssl.loss=vicreg", config=toml('[ssl.loss]\nname = "barlow"\nlambda = 0.1\n'))
+    assert forgotten.ssl.loss.options() == {}, "another plugin's options are forgotten"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("ssl.loss=barlo", "setting 'ssl.loss': unknown loss 'barlo'. Did you mean 'barlow'"),
+        ("ssl.loss.lambda=1", "options without a plugin: name one with '--set ssl.loss=NAME'"),
+        ("ssl.weight=0.5", "'ssl.weight' without a loss"),
+        ("ssl.weight=0", "setting 'ssl.weight'"),
+        ("alpha_sampler=undr", "Did you mean 'under'"),
+    ],
+)
+def test_wrong_settings_of_a_mix_and_of_samplers_are_told(given, words):
+    with pytest.raises(UsageError, match=words):
+        load(given)
+
+
+def test_a_plugin_whose_name_became_a_builtins_is_a_warning_when_that_name_is_used(monkeypatch, caplog):
+    from ssfnas_cli.settings import models
+
+    models._warn_of_clash.cache_clear()
+    clash = {"class_balanced": "acme 1.2 also brings the built-in loss 'class_balanced'; the built-in is used"}
+    monkeypatch.setattr(models.REGISTRIES["loss"], "clashes", lambda: clash)
+    with caplog.at_level("WARNING", logger="ssfnas"):
+        load(loss="ce").resolve_plugins()
+        assert not caplog.messages
+        for _ in range(2):
+            load(loss="class_balanced").resolve_plugins()
+    assert caplog.messages == [clash["class_balanced"]]
+    models._warn_of_clash.cache_clear()

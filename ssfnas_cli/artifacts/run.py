@@ -12,13 +12,13 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from ssfnas_cli.artifacts.dataset import SPLITS
 from ssfnas_cli.artifacts.files import (
     delete_temporaries,
-    is_set_aside,
     parse_json,
     read_bytes,
     read_sealed_json,
@@ -33,6 +33,7 @@ from ssfnas_cli.artifacts.files import (
 )
 from ssfnas_cli.artifacts.lock import FolderLock, delete_lock_temporaries, is_held, is_lock
 from ssfnas_cli.artifacts.log_file import logging_to
+from ssfnas_cli.artifacts.metrics import table_path, write_metrics_file
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
@@ -45,7 +46,7 @@ ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation
 STATES = ("running", "stopped", "done", "diverged")
 FILES = (  # the files that a run writes
     *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),
-    *(ALPHAS, METRICS, EVALUATION),
+    *(ALPHAS, METRICS, EVALUATION, *(table_path(Path(EVALUATION), split).name for split in SPLITS)),
 )
 _MISSING = object()
 
@@ -201,7 +202,7 @@ class RunFolder:
             before = (self.evaluation() or {}).get("splits", {})
         except InputError:
             before = {}
-        write_sealed_json(self.path / EVALUATION, {**metrics, "splits": {**before, **metrics["splits"]}})
+        write_metrics_file(self.path / EVALUATION, metrics, before)
 
 
 Identify = Callable[[RunFolder], Mapping[str, Any]]
@@ -371,36 +372,3 @@ def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> 
     ]
     if changed:
         log.warning("the run goes on, but its last bits may differ from an undisturbed one's: %s", ", ".join(changed))
-
-
-class DamagedRun(NamedTuple):
-    """A run folder that cannot be read."""
-
-    path: Path
-    why: str
-
-
-def find_runs(folder: Path) -> list[RunFolder | DamagedRun]:
-    """All runs in a folder (or the folder itself if it is one), by name, except those that --force moved aside."""
-    candidates = [folder] if (folder / "config.json").exists() else sorted(folder.iterdir())
-    candidates = [path for path in candidates if path == folder or not is_set_aside(path)]
-    found: list[RunFolder | DamagedRun] = []
-    for path in candidates:
-        try:
-            if path.is_dir() and (path / "config.json").lstat():
-                found.append(RunFolder.open(path))
-        except FileNotFoundError:
-            continue  # it is not a run folder
-        except InputError as error:
-            found.append(DamagedRun(path, str(error)))
-        except OSError as error:  # it belongs to another user, or was just deleted
-            found.append(DamagedRun(path, f"{path}: cannot be read: {reason(error)}"))
-    return found
-
-
-def seconds_since_update(run: RunFolder) -> float:
-    """Seconds since the run last wrote its status."""
-    for name in ("status.json", "config.json"):
-        with contextlib.suppress(OSError):
-            return max(0.0, time.time() - (run.path / name).stat().st_mtime)
-    return 0.0

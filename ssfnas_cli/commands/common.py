@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,9 +37,10 @@ def by_preset(model: type[Settings], name: str, text: str) -> Any:
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="A named set of settings: paper, or quick.",
+        help="A named set of settings: quick (a trial of a minute or two), standard (minutes to an hour), or paper "
+        "(the paper's: days on two cores).",
         rich_help_panel=SETTINGS_PANEL,
-        show_default="quick on the embedded digits, paper with --data",
+        show_default="quick on the embedded digits, standard on other data",
     ),
 ]
 Config = Annotated[
@@ -96,9 +98,13 @@ def flags_of(model: type[Settings], arguments: dict[str, Any]) -> dict[str, Any]
     return {name: value for name, value in arguments.items() if name in model.model_fields}
 
 
-def show_settings(settings: Settings) -> None:
-    """--show-settings."""
-    write_text(to_toml(settings.resolve_plugins()))
+def show_settings(settings: Settings, comments: Mapping[str, str] | None = None) -> None:
+    """--show-settings. A comment stands behind the setting that it is about."""
+    lines = to_toml(settings.resolve_plugins()).splitlines(keepends=True)
+    for name, comment in (comments or {}).items():
+        place = next(number for number, line in enumerate(lines) if line.startswith(f"{name} = "))
+        lines[place] = f"{lines[place].rstrip()}  # {comment}\n"
+    write_text("".join(lines))
 
 
 def warn_of_busy_cores(threads: int) -> None:

@@ -24,8 +24,8 @@ def command(
         str,
         typer.Argument(
             metavar="GENOTYPE",
-            help="Genotype file, run folder, - for a pipe that brings either, or the name of a plain network.",
-            autocompletion=common.names_of("network"),
+            help="Genotype file, run folder, - for a pipe that brings either, or a name: resnet32, DARTS_V2, …",
+            autocompletion=references.network_names,
         ),
     ],
     channels: Annotated[
@@ -53,6 +53,8 @@ def command(
     for name in ("channels", "layers") if named is not None else ():
         if name in given:
             raise UsageError(f"--{name}: '{named}' has its own; leave it out")
+    if named is not None and aux:
+        raise UsageError(f"--aux: '{named}' has no auxiliary head; leave it out")
     size = {**DEFAULTS, **(_size_of(run, given) if run is not None else {}), **given}
     import torch
 

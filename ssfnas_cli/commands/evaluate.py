@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ssfnas_cli.artifacts.files import dump_json
-from ssfnas_cli.commands import common, references
-from ssfnas_cli.console import box_style, emit, is_stream, set_verbosity
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from ssfnas_cli.artifacts.metrics import split_off_tables
+from ssfnas_cli.commands import closing, common, references
+from ssfnas_cli.commands.metrics_table import show_metrics
+from ssfnas_cli.console import emit, is_stream, log, set_verbosity
+from ssfnas_cli.json_text import layout_json
 
 
 def command(
@@ -22,7 +19,8 @@ def command(
     data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the run's")] = None,
     other_data: common.OtherData = False,
     split: Annotated[
-        list[str] | None, typer.Option(help="val, test, test_longtail; repeatable.", show_default="all")
+        list[str] | None,
+        typer.Option(help="train, val, test or test_longtail; repeatable.", show_default="all but train"),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Metrics file; default: stdout.")] = None,
     device: common.DeviceName = None,
@@ -32,7 +30,10 @@ def command(
     verbose: common.Verbose = False,
     json: common.Json = False,
 ) -> None:
-    """Evaluate a retrained network: accuracy by class and group, balanced accuracy, F1, calibration, confusion."""
+    """Evaluate a retrained network: accuracy by class and group, balanced accuracy, F1, calibration, confusion.
+
+    The confusion matrix of more than 100 classes goes into a CSV file of its own, in the run folder and beside -o FILE.
+    """
     set_verbosity(quiet, verbose)
     references.refuse_existing(output, force)
     folder = references.run(run, "retrain")
@@ -41,44 +42,20 @@ def command(
 
     metrics = evaluate_run(folder, data or "", split or [], Device(device or "auto", threads or 0), other_data)
     if output is not None and not is_stream(output):
-        references.write_output(output, dump_json(metrics), force)
+        _write(metrics, output, force)
     else:
-        emit(metrics, json or output is not None, _show(metrics))
+        kept, _ = split_off_tables(metrics, Path(metrics["kept_in"]) if "kept_in" in metrics else None)
+        if any(facts.get("confusion_file", "") is None for facts in kept["splits"].values()):
+            log.warning("the confusion matrix of so many classes is not printed: -o FILE writes it beside FILE")
+        emit(kept, json or output is not None, show_metrics(metrics))
+    closing.say_what_metrics_mean(metrics)
 
 
-def _show(metrics: dict[str, Any]) -> Callable[[Console], None]:
-    def show(console: Console) -> None:
-        from rich.table import Table
-
-        table = Table(title=metrics["run"], box=box_style(), title_justify="left")
-        table.add_column("percent")
-        splits = metrics["splits"]
-        for name in splits:
-            table.add_column(name, justify="right")
-
-        def row(label: str, pick: Callable[[dict[str, Any]], float | None], style: str = "") -> None:
-            values = [pick(split) for split in splits.values()]
-            table.add_row(label, *("-" if value is None else f"{value:.2f}" for value in values), style=style)
-
-        row("top-1", lambda split: split["top1"], "bold")
-        row("balanced accuracy", lambda split: split["balanced_accuracy"])
-        row("macro F1", lambda split: 100 * split["macro_f1"])
-        row("calibration error", lambda split: 100 * split["ece"])
-        first = next(iter(splits.values()))
-        for kind in ("groups_by_count", "groups_by_thirds"):
-            for group, facts in first[kind].items():
-                if facts["classes"]:
-                    row(f"{group} ({len(facts['classes'])} classes)", partial(_group, kind, group))
-        for name in first["per_class"]:
-            row(f"  {name}", partial(_class, name), "dim")
-        console.print(table)
-
-    return show
-
-
-def _group(kind: str, group: str, split: dict[str, Any]) -> float | None:
-    return split[kind][group]["accuracy"]
-
-
-def _class(name: str, split: dict[str, Any]) -> float | None:
-    return split["per_class"][name]
+def _write(metrics: dict[str, Any], output: Path, force: bool) -> None:
+    """The metrics into a file, and large confusion matrices beside it."""
+    kept, tables = split_off_tables(metrics, output)
+    for table in tables:
+        references.refuse_existing(table, force)
+    for table, data in tables.items():
+        references.write_output(table, data, force)
+    references.write_output(output, f"{layout_json(kept)}\n".encode(), force)

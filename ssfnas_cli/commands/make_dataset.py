@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssfnas_cli.commands import common
+from ssfnas_cli.commands import closing, common
 from ssfnas_cli.console import box_style, emit, log, set_verbosity
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.settings import MakeDatasetSettings, load_settings
@@ -31,17 +31,24 @@ def command(
     root: Annotated[
         Path | None,
         typer.Option(
-            help="What the source reads: a torchvision root, an image folder, an .npz file.",
+            help="What the source reads: a folder with one folder of images a class, an .npz file, a torchvision root.",
             show_default=False,
         ),
     ] = None,
     dist: Annotated[
         str | None,
         typer.Option(
-            help="balance, step, exp or natural.", show_default="natural for folder and npz, exp for digits and CIFAR"
+            help="Class sizes: natural (as they are), balance (all alike), step or exp (made long-tailed by --mu).",
+            show_default="natural for folder and npz, exp for digits and CIFAR",
         ),
     ] = None,
-    mu: Annotated[float | None, typer.Option(help="Imbalance factor, in (0, 1].", show_default="0.1")] = None,
+    mu: Annotated[
+        float | None,
+        typer.Option(
+            help="Imbalance factor of exp and step: images of the smallest class over those of the largest.",
+            show_default="0.1",
+        ),
+    ] = None,
     max_per_class: Annotated[int | None, typer.Option(help="Images of the largest class.", show_default="all")] = None,
     test_share: Annotated[
         float | None, typer.Option(help="Share cut for test, if the source has no test split.", show_default="0.2")
@@ -49,7 +56,13 @@ def command(
     val_share: Annotated[
         float | None, typer.Option(help="Share of the long-tailed train split cut for val.", show_default="0")
     ] = None,
-    image_size: Annotated[str | None, typer.Option(help="Side in pixels, or auto.", show_default="auto")] = None,
+    image_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Side of the square images in pixels, or auto: their own if all are alike, otherwise 64.",
+            show_default="auto",
+        ),
+    ] = None,
     seed: common.Seed = None,
     output: Annotated[
         Path | None,
@@ -82,6 +95,8 @@ def command(
 
     data = build_dataset(settings, path, _report, force)
     emit(describe(data), json, show_counts(data))
+    closing.say_next("search", "--data", str(data.path))
+    log.info("      add --preset quick for a trial of a few minutes")
 
 
 def _report(line: str) -> None:

@@ -1,4 +1,4 @@
-"""`ssfnas plugins`: what can be named in --relax, --loss and --set ops, with its options."""
+"""`ssfnas plugins`: what can be named in flags and settings, with its options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    kind: Annotated[str | None, typer.Option(help="op, relaxation or loss.", show_default="all")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="op, relaxation, loss, head, sampler, network, …", show_default="all")
+    ] = None,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
     json: common.Json = False,

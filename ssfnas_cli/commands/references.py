@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from registry import NETWORKS
-from registry.core import did_you_mean
+from registry.core import TORCHVISION_NAMES, did_you_mean
 from ssfnas_cli.artifacts.files import parse_json, set_aside
 from ssfnas_cli.artifacts.files import write_bytes as write_file
 from ssfnas_cli.artifacts.genotype import Genotype, parse_genotype, read_genotype
+from ssfnas_cli.artifacts.named import named_genotype, published_names
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import is_stream, log, read_stdin, write_bytes
 from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
@@ -39,24 +40,36 @@ def genotype(argument: str) -> Genotype:
 
 
 def network(argument: str) -> tuple[Genotype | None, str | None]:
-    """What a command that takes a network is given: `-`, an existing path, or the name of a plain network.
+    """What a command that takes a network is given: `-`, an existing path, or a name.
+
+    A name is that of a plain network, of a published genotype, or `random-SEED`.
 
     Returns:
         A genotype, or a name from the registry of networks.
 
     Raises:
-        InputError: a path that is not there. UsageError: no network of that name.
+        InputError: a path that is not there. UsageError: nothing has that name.
     """
     if is_stream(argument) or Path(argument).exists():
         return genotype(argument), None
     if argument in NETWORKS.names():
         return None, argument
+    if (named := named_genotype(argument)) is not None:
+        return named, None
     if "/" in argument or Path(argument).suffix:
         raise InputError(f"{argument}: no such file")
-    hint = did_you_mean(argument, NETWORKS.names())
+    hint = did_you_mean(argument, network_names())
+    plain = [name for name in NETWORKS.names() if name not in TORCHVISION_NAMES]
     raise UsageError(
-        f"{argument}: no such file, and no network has that name.{hint} Networks: {', '.join(NETWORKS.names())}"
+        f"{argument}: no such file, and no network has that name.{hint} Networks: {', '.join(plain)}, torchvision's; "
+        f"genotypes: {', '.join(published_names())}, random-SEED"
     )
+
+
+def network_names(incomplete: str = "") -> list[str]:
+    """What can be named in the place of a genotype and begins with these letters: for completion."""
+    names = [*NETWORKS.names(), *published_names(), "random-0"]
+    return [name for name in names if name.startswith(incomplete)]
 
 
 def network_or_run(argument: str) -> tuple[Genotype | None, str | None, RunFolder | None]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from ssfnas_cli import stop
-from ssfnas_cli.commands import common, references
+from ssfnas_cli.commands import closing, common, references
 from ssfnas_cli.commands.training import Flags, with_training_flags
 from ssfnas_cli.settings import RetrainSettings
 
@@ -18,20 +19,25 @@ def command(
         str,
         typer.Argument(
             metavar="GENOTYPE",
-            help="Genotype file, - for a pipe, or the name of a plain network such as resnet32.",
-            autocompletion=common.names_of("network"),
+            help="Genotype file (a search leaves one in its run folder), - for a pipe, or a name: resnet32, "
+            "mobilenet_v2, DARTS_V2, random-3, …",
+            autocompletion=references.network_names,
         ),
     ],
     data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the genotype's")] = None,
     other_data: common.OtherData = False,
     loss: Annotated[
         str | None,
-        typer.Option(help="Supervised objective.", autocompletion=common.names_of("loss"), show_default="ce"),
+        typer.Option(
+            help="Supervised objective: ce (cross-entropy), or a plugin's.",
+            autocompletion=common.names_of("loss"),
+            show_default="ce",
+        ),
     ] = None,
     pretrain: Annotated[
         str | None,
         typer.Option(
-            help="Self-supervised objective to pretrain with, e.g. barlow.",
+            help="Self-supervised objective (learned without labels) to pretrain with, e.g. barlow.",
             autocompletion=common.names_of("loss"),
             show_default="none",
         ),
@@ -44,7 +50,7 @@ def command(
 ) -> None:
     """Retrain the network of a genotype, or train a plain one, after a self-supervised pretraining if asked.
 
-    The preset is 'quick' on the embedded digits, otherwise 'paper'.
+    The preset is 'quick' on the embedded digits, otherwise 'standard'.
     """
     with stop.interruptible():
         genotype, name = references.network(network)
@@ -53,8 +59,8 @@ def command(
     recorded = None if genotype is None else genotype.provenance.data
     fixed = {} if name is None else {key: f"'{name}' has its own; leave it out" for key in ("channels", "layers")}
     own = {"data": data, "network": name, "loss": loss, "pretrain": pretrain, "pretrain_epochs": pretrain_epochs}
-    settings = flags.load(
-        RetrainSettings, own, lambda named: "quick" if is_embedded(named, recorded) else "paper", fixed=fixed
+    settings, preset = flags.load(
+        RetrainSettings, own, lambda named: "quick" if is_embedded(named, recorded) else "standard", fixed=fixed
     )
 
     def retrain() -> dict[str, Any]:
@@ -67,4 +73,5 @@ def command(
             from ssfnas_cli.engine.dry_run import predict_retrain
         return predict_retrain(genotype, settings, flags.output, flags.force, other_data)
 
-    flags.run(settings, retrain, predict)
+    close = partial(closing.say_retraining_is_done, preset)
+    flags.run(settings, settings.data or recorded, retrain, predict, close)

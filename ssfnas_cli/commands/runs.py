@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssfnas_cli.artifacts.run import DamagedRun, RunFolder, find_runs, seconds_since_update
+from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_update
 from ssfnas_cli.commands import common
 from ssfnas_cli.console import emit, next_step, printable, set_verbosity
 from ssfnas_cli.errors import InputError

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from ssfnas_cli import stop
-from ssfnas_cli.commands import common
+from ssfnas_cli.commands import closing, common
 from ssfnas_cli.commands.training import Flags, with_training_flags
 from ssfnas_cli.settings import SearchSettings
 
@@ -15,7 +16,10 @@ from ssfnas_cli.settings import SearchSettings
 @with_training_flags(SearchSettings)
 def command(
     data: Annotated[
-        str | None, typer.Option(help="Data set folder; without it the embedded digits.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Data set folder that make-dataset made; without it the embedded digits.", show_default=False
+        ),
     ] = None,
     strategy: Annotated[
         str | None,
@@ -28,7 +32,7 @@ def command(
     relax: Annotated[
         str | None,
         typer.Option(
-            help="Relaxation of the architecture: softmax (DARTS), sigmoid (FairDARTS), or a plugin's.",
+            help="How alphas become mixing weights: softmax (DARTS), sigmoid (FairDARTS), or a plugin's.",
             autocompletion=common.names_of("relaxation"),
             show_default="softmax",
         ),
@@ -36,7 +40,8 @@ def command(
     loss: Annotated[
         str | None,
         typer.Option(
-            help="Training objective: ce (supervised), barlow (self-supervised), or a plugin's.",
+            help="Training objective: ce (cross-entropy), ldam, … (supervised), barlow (Barlow Twins), vicreg, … "
+            "(self-supervised: they need no labels); see 'ssfnas plugins'.",
             autocompletion=common.names_of("loss"),
             show_default="ce",
         ),
@@ -47,10 +52,10 @@ def command(
 ) -> None:
     """Search an architecture: the same command on the same folder goes on where it stopped.
 
-    With --data the preset is 'paper', without it 'quick'.
+    With --data the preset is 'standard', without it 'quick'. 'ssfnas --help' explains the words.
     """
     own = {"data": data, "strategy": strategy, "relax": relax, "loss": loss, "order": order}
-    settings = flags.load(SearchSettings, own, lambda named: "paper" if named else "quick")
+    settings, preset = flags.load(SearchSettings, own, lambda named: "standard" if named else "quick")
 
     def search() -> dict[str, Any]:
         from ssfnas_cli.engine.search import run_search
@@ -62,4 +67,4 @@ def command(
             from ssfnas_cli.engine.dry_run import predict_search
         return predict_search(settings, flags.output, flags.force)
 
-    flags.run(settings, search, predict)
+    flags.run(settings, settings.data, search, predict, partial(closing.say_search_is_done, preset))

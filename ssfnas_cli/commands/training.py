@@ -13,7 +13,8 @@ import typer
 
 from ssfnas_cli import stop
 from ssfnas_cli.commands import common
-from ssfnas_cli.console import box_style, emit, set_verbosity
+from ssfnas_cli.console import box_style, emit, printable, set_verbosity
+from ssfnas_cli.errors import InputError
 from ssfnas_cli.settings import Training, load_settings
 
 if TYPE_CHECKING:
@@ -72,8 +73,10 @@ class Flags:
     force: bool
     json: bool
 
-    def load(self, model: type[Model], own: dict[str, Any], default_preset: Callable[[str], str], **more: Any) -> Model:
-        """The settings of a command.
+    def load(
+        self, model: type[Model], own: dict[str, Any], default_preset: Callable[[str], str], **more: Any
+    ) -> tuple[Model, str]:
+        """The settings of a command, and the name of the preset below them.
 
         Args:
             own: the command's own flags that are settings, None if not given.
@@ -82,16 +85,30 @@ class Flags:
         """
         layers = {"config": self.config, "sets": self.sets or (), "flags": {**self.settings, **own}, **more}
         preset = self.preset or default_preset(load_settings(model, **layers).data)
-        return load_settings(model, preset=preset, **layers)
+        return load_settings(model, preset=preset, **layers), preset
 
-    def run(self, settings: Training, real: Callable[[], dict[str, Any]], dry: Callable[[], dict[str, Any]]) -> None:
-        """Show the settings, predict the run, or make it: whichever was asked for."""
+    def run(
+        self,
+        settings: Training,
+        data: str | None,
+        real: Callable[[], dict[str, Any]],
+        dry: Callable[[], dict[str, Any]],
+        close: Callable[[Path], None],
+    ) -> None:
+        """Show the settings, predict the run, or make it: whichever was asked for.
+
+        Args:
+            data: the folder of the data set; None or empty: the embedded one.
+            close: says what to do with the run in that folder once its result is printed.
+        """
         if self.show_settings:
-            common.show_settings(settings)
+            common.show_settings(settings, _comments(settings, data))
             return
         common.warn_of_busy_cores(settings.threads)
         if not self.dry_run:
-            emit(real(), self.json)
+            result = real()
+            emit(result, self.json)
+            close(Path(result["path"]))
             return
         facts = dry()
         emit(facts, self.json, lambda console: _show_prediction(console, facts))
@@ -121,6 +138,21 @@ def with_training_flags(model: type[Training]) -> Callable[[Callable[..., None]]
         return wrapper
 
     return decorate
+
+
+def _comments(settings: Training, data: str | None) -> dict[str, str]:
+    """What a setting that is `auto` means on this data set, if it is there."""
+    from ssfnas_cli.artifacts.dataset import DataSet
+    from ssfnas_cli.data.batches import mirroring
+    from ssfnas_cli.data.embedded import embedded_path
+
+    if settings.flip != "auto":
+        return {}
+    try:
+        flip, why = mirroring(DataSet.open(data or embedded_path()), settings)
+    except InputError:
+        return {}
+    return {"flip": printable(f"{str(flip).lower()} here: {why}")}
 
 
 def _show_prediction(console: Console, facts: dict[str, Any]) -> None:

@@ -23,10 +23,14 @@ from ssfnas_cli.settings import Training
 
 
 class Batch(NamedTuple):
-    """`views` are normalised images [N, C, H, W], one tensor per view; `labels` [N]."""
+    """`views` are normalised images [N, C, H, W], one tensor per view; `labels` [N].
+
+    `beside` are further views of the same images, for a self-supervised loss that stands beside the supervised one.
+    """
 
     views: tuple[Tensor, ...]
     labels: Tensor
+    beside: tuple[Tensor, ...] = ()
 
 
 class SearchBatch(NamedTuple):
@@ -42,12 +46,16 @@ class SearchBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Subset:
-    """Some rows of a split and their augmentation. `seed` is the seed of a stream."""
+    """Some rows of a split and their augmentation. `seed` is the seed of a stream.
+
+    `beside` has the same rows and makes further views of the same images.
+    """
 
     split: Split
     indices: np.ndarray
     augment: Augmentation
     seed: int
+    beside: Subset | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -63,16 +71,36 @@ class Subset:
         rows = self.indices[places]
         draws = np.arange(first_draw, first_draw + len(rows))
         views = self.augment(self.split.rows(rows), self.seed, epoch, draws)
-        return Batch(views, torch.from_numpy(self.split.labels[rows]))
+        beside = () if self.beside is None else self.beside.batch(places, first_draw, epoch).views
+        return Batch(views, torch.from_numpy(self.split.labels[rows]), beside)
 
 
-STREAMS = {"search weights": 0, "search alphas": 1, "search alpha head": 2, "pretrain": 3, "train": 4}
+STREAMS = {
+    "search weights": 0,
+    "search alphas": 1,
+    "search alpha head": 2,
+    "pretrain": 3,
+    "train": 4,
+    "search weights beside": 5,
+    "search alphas beside": 6,
+    "train beside": 7,
+}
 
 
 def stream_seed(seed: int, stream: str) -> int:
     """The seed of one of STREAMS. Different streams have independent random numbers."""
     mixed = np.random.SeedSequence([seed, STREAMS[stream]]).generate_state(1, np.uint64)
     return int(mixed[0] >> np.uint64(1))
+
+
+def mirroring(data: DataSet, settings: Training) -> tuple[bool, str]:
+    """Whether training mirrors images at random, and why."""
+    if settings.flip != "auto":
+        return settings.flip, "the setting 'flip' says so"
+    source = data.manifest.source
+    if data.manifest.mirrorable:
+        return True, f"of source {source} a mirrored image keeps its class; if not here (text, signs): --set flip=false"
+    return False, f"of source {source} a mirrored image may be of another class or of none; otherwise: --set flip=true"
 
 
 def training_subset(
@@ -84,11 +112,12 @@ def training_subset(
     num_views: int,
     cutout: float = 0.0,
     compiled: bool = False,
+    beside: Subset | None = None,
 ) -> Subset:
     """Rows of the training split with the augmentation of the settings. `stream` is one of STREAMS."""
-    flip = data.manifest.mirrorable if settings.flip == "auto" else settings.flip
+    flip, _ = mirroring(data, settings)
     augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views, compiled)
-    return Subset(split, rows, augment, stream_seed(settings.seed, stream))
+    return Subset(split, rows, augment, stream_seed(settings.seed, stream), beside)
 
 
 def cut_batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -132,25 +161,40 @@ class BilevelBatches(Dataset):
         batch_size: images per batch of the alpha half.
         alpha_head: the weight half with the views of a separate head of the alphas' loss, which is trained on detached
             features; None if there is no such head.
+        alpha_order: places in the alpha half in the order of a sampler. The steps go through it, and start over at its
+            end. None means that every step draws from the whole half without repeats.
     """
 
-    def __init__(self, weights: TrainingBatches, alpha_half: Subset, batch_size: int, alpha_head: Subset | None = None):
-        self.weights, self.alpha_half, self.alpha_head = weights, alpha_half, alpha_head
-        self.batch_size = min(batch_size, len(alpha_half))
+    def __init__(
+        self,
+        weights: TrainingBatches,
+        alpha_half: Subset,
+        batch_size: int,
+        alpha_head: Subset | None = None,
+        alpha_order: np.ndarray | None = None,
+    ):
+        self.weights, self.alpha_half, self.alpha_head, self.alpha_order = weights, alpha_half, alpha_head, alpha_order
+        self.batch_size = min(batch_size, len(alpha_half) if alpha_order is None else len(alpha_order))
 
     def __len__(self) -> int:
         return len(self.weights)
 
     def __getitem__(self, number: int) -> SearchBatch:
         half, epoch = self.alpha_half, self.weights.epoch
-        draw = np.random.Generator(np.random.Philox(key=[half.seed, epoch], counter=[0, 0, number, 1]))
-        places = draw.choice(len(half), self.batch_size, replace=False)
-        alphas = half.batch(places, number * self.batch_size, epoch)
+        alphas = half.batch(self._alpha_places(number), number * self.batch_size, epoch)
         alpha_head = None
         if self.alpha_head is not None:
             first = int(self.weights.first_draws[number])
             alpha_head = self.alpha_head.batch(self.weights.batches[number], first, epoch)
         return SearchBatch(self.weights[number], alphas, alpha_head)
+
+    def _alpha_places(self, number: int) -> np.ndarray:
+        half, epoch = self.alpha_half, self.weights.epoch
+        if self.alpha_order is not None:
+            draws = number * self.batch_size + np.arange(self.batch_size)
+            return self.alpha_order[draws % len(self.alpha_order)]
+        draw = np.random.Generator(np.random.Philox(key=[half.seed, epoch], counter=[0, 0, number, 1]))
+        return draw.choice(len(half), self.batch_size, replace=False)
 
 
 def load_batches(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from registry.space import edge_list
 from ssfnas_cli.artifacts.files import sha256_bytes
-from ssfnas_cli.artifacts.genotype import Genotype, Provenance
+from ssfnas_cli.artifacts.genotype import Genotype, Provenance, read_genotype
 from ssfnas_cli.artifacts.run import ALPHAS, RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.rules import derive
@@ -47,13 +48,23 @@ def derive_run(
         raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
     rule = rule or strategy.default_rule
     derived = derive(strategy.weights_at(record, epoch), settings.ops, rule, threshold)
-    for note in derived.notes:
-        log.warning("%s: %s", run.path, note)
     used = {edge.op for cell in derived.genotype.cells().values() for edge in cell.edges}
     options = {name: values for name, values in settings.op_options.items() if name in used}
     sources = [record[name][epoch].double() for name in strategy.record_names]
     provenance = _provenance(run, settings, epoch, rule, derived.threshold, sources)
-    return derived.genotype.model_copy(update={"op_options": options, "provenance": provenance})
+    genotype = derived.genotype.model_copy(update={"op_options": options, "provenance": provenance})
+    said_before = _recorded_provenance(run) == provenance
+    for note in derived.notes:
+        log.log(logging.DEBUG if said_before else logging.WARNING, "%s: %s", run.path, note)
+    return genotype
+
+
+def _recorded_provenance(run: RunFolder) -> Provenance | None:
+    """The provenance of the genotype that the search itself has derived at its end."""
+    try:
+        return read_genotype(run.path / "genotype.json").provenance
+    except InputError:
+        return None
 
 
 def _provenance(

@@ -65,8 +65,11 @@ class Device:
 
     def move(self, batch: Batch) -> Batch:
         """Move a batch to this device."""
-        views = tuple(view.to(self.torch, memory_format=torch.channels_last) for view in batch.views)
-        return Batch(views, batch.labels.to(self.torch))
+        views, beside = (
+            tuple(view.to(self.torch, memory_format=torch.channels_last) for view in one)
+            for one in (batch.views, batch.beside)
+        )
+        return Batch(views, batch.labels.to(self.torch), beside)
 
     @contextlib.contextmanager
     def full_precision(self) -> Iterator[None]:

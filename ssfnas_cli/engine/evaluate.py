@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.artifacts.model import load_model
-from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.artifacts.run import EVALUATION, RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.augment import Normalise
 from ssfnas_cli.data.embedded import find_data
@@ -20,6 +21,7 @@ from ssfnas_cli.errors import DiskError, InputError, UsageError
 
 MANY, FEW = 100, 20  # ImageNet-LT: "many" is more than 100 training images, "few" is fewer than 20
 NUM_BINS = 15
+NUM_CONFUSIONS = 10
 
 
 def evaluate_run(
@@ -36,6 +38,10 @@ def evaluate_run(
         device: where to compute.
         other_data: allow another data set that has the same classes. Its images are standardised with the statistics
             of the network's training images.
+
+    Returns:
+        What `evaluate` prints, with whole confusion matrices. `kept_in` names the file in the run folder, if one holds
+        them.
 
     Raises:
         InputError: the run is unfinished, or the data set does not match it.
@@ -55,16 +61,75 @@ def evaluate_run(
         raise UsageError(f"--split {unknown[0]}: {data.path} has no such split. Available: {', '.join(data.splits)}")
     model = device.place(load_classifier(tensors, card, path / "model.safetensors"))
     normalise = Normalise(tuple(card.mean), tuple(card.std))
-    metrics: dict[str, Any] = {"kind": "metrics", "run": str(path), "data_sha256": data.sha256, "splits": {}}
-    for name in splits or data.held_out:
-        scores, labels = predict(model, data.split(name), normalise, device)
-        metrics["splits"][name] = split_metrics(scores, labels, card.class_names, card.train_counts)
+    metrics: dict[str, Any] = {
+        "kind": "metrics",
+        "run": str(path),
+        "data_sha256": data.sha256,
+        "class_names": card.class_names,
+        "train_counts": card.train_counts,
+        "splits": {},
+    }
+    names = splits or data.held_out
+    predicted, metrics["same_images"] = predict_splits(
+        data, names, lambda split: predict(model, split, normalise, device)
+    )
+    for name in names:
+        metrics["splits"][name] = split_metrics(*predicted[name], card.class_names, card.train_counts)
     if data.sha256 == card.data_sha256:
         try:
             run.write_evaluation(metrics)
+            metrics["kept_in"] = str(run.path / EVALUATION)
         except DiskError as error:
             log.warning("the metrics are not kept in the run folder: %s", error)
     return metrics
+
+
+Scores = tuple[np.ndarray, np.ndarray]
+
+
+def predict_splits(
+    data: DataSet, names: Sequence[str], score: Callable[[Split], Scores]
+) -> tuple[dict[str, Scores], list[list[str]]]:
+    """Class scores and labels of some splits. The network sees no image twice: a split may be a part of another.
+
+    Args:
+        score: from a split to its scores [N, C] and labels [N].
+
+    Returns:
+        Scores and labels of each split, and the pairs of splits that hold the same images.
+    """
+    splits = {name: data.split(name) for name in names}
+    done: dict[str, Scores] = {}
+    same: list[list[str]] = []
+    for name in sorted(splits, key=lambda name: -len(splits[name])):  # stable: `test` comes before its equal
+        split = splits[name]
+        for whole in done:
+            rows = _rows_within(split, splits[whole])
+            if rows is not None:
+                done[name] = done[whole][0][rows], split.labels
+                if len(rows) == len(splits[whole]):
+                    same.append([whole, name])
+                break
+        else:
+            done[name] = score(split)
+    return done, same
+
+
+def _rows_within(part: Split, whole: Split, chunk: int = 1024) -> np.ndarray | None:
+    """The places of a split's images in another one [len(part)], or None if one of them is not there."""
+    order = np.argsort(whole.source_index, kind="stable")
+    found = np.searchsorted(whole.source_index, part.source_index, sorter=order)
+    if found.size == 0 or found.max() >= len(whole):
+        return None
+    rows = order[found]
+    same = np.array_equal(whole.source_index[rows], part.source_index)
+    if not same or not np.array_equal(whole.labels[rows], part.labels):
+        return None
+    for start in range(0, len(rows), chunk):  # a place in the source means nothing between splits of different origin
+        places = np.arange(start, min(start + chunk, len(rows)))
+        if not np.array_equal(part.rows(places), whole.rows(rows[places])):
+            return None
+    return rows
 
 
 def split_metrics(
@@ -79,8 +144,9 @@ def split_metrics(
         train_counts: training images per class, which define the head and the tail.
 
     Returns:
-        Accuracies in percent; F1 and calibration error as fractions. For a class without images in the split, the
-        accuracy is null and means over classes exclude it.
+        Accuracies in percent; F1 and calibration error as fractions. `confusion` has a row for each true class and a
+        column for each predicted one. For a class without images in the split, the accuracy is null and means over
+        classes exclude it.
     """
     from sklearn.metrics import confusion_matrix, f1_score
 
@@ -100,8 +166,10 @@ def split_metrics(
         ),
         "ece": calibration_error(probabilities, labels),
         "per_class": {name: 100 * float(recall[c]) if present[c] else None for c, name in enumerate(class_names)},
-        "groups_by_count": _group_accuracies(confusion, groups_by_count(train_counts)),
-        "groups_by_thirds": _group_accuracies(confusion, groups_by_thirds(train_counts)),
+        "class_counts": confusion.sum(1).tolist(),
+        "groups_by_count": _group_accuracies(confusion, groups_by_count(train_counts), class_names),
+        "groups_by_thirds": _group_accuracies(confusion, groups_by_thirds(train_counts), class_names),
+        "worst_confusions": worst_confusions(confusion, class_names),
         "confusion": confusion.tolist(),
     }
 
@@ -136,12 +204,40 @@ def groups_by_thirds(train_counts: Sequence[int]) -> dict[str, list[int]]:
     return {name: part.tolist() for name, part in zip(("head", "medium", "tail"), parts, strict=True)}
 
 
-def _group_accuracies(confusion: np.ndarray, groups: dict[str, list[int]]) -> dict[str, Any]:
-    """For each group, its classes and the mean of their accuracies (null for an empty group)."""
+def worst_confusions(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """The classes that are most often taken for another one, the most images first; at most NUM_CONFUSIONS.
+
+    Args:
+        confusion: images [C, C], a row for each true class.
+    """
+    wrong = confusion - np.diag(np.diag(confusion))
+    worst = np.argsort(-wrong, axis=None, kind="stable")[:NUM_CONFUSIONS]
+    pairs = [divmod(int(place), len(class_names)) for place in worst]
+    totals = confusion.sum(1)
+    return [
+        {
+            "true": class_names[true],
+            "predicted": class_names[predicted],
+            "images": int(wrong[true, predicted]),
+            "of": int(totals[true]),
+        }
+        for true, predicted in pairs
+        if wrong[true, predicted]
+    ]
+
+
+def _group_accuracies(
+    confusion: np.ndarray, groups: dict[str, list[int]], class_names: Sequence[str]
+) -> dict[str, Any]:
+    """For each group, its classes, its images and the mean of its classes' accuracies (null without images)."""
     totals = confusion.sum(1)
     correct = np.diag(confusion)
     out = {}
     for name, classes in groups.items():
-        accuracies = [100 * correct[c] / totals[c] for c in classes if totals[c]]
-        out[name] = {"classes": classes, "accuracy": float(np.mean(accuracies)) if accuracies else None}
+        shares = [100 * correct[c] / totals[c] for c in classes if totals[c]]
+        out[name] = {
+            "classes": [class_names[c] for c in classes],
+            "num_images": int(totals[classes].sum()) if classes else 0,
+            "accuracy": float(np.mean(shares)) if shares else None,
+        }
     return out

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from registry import HEADS, LOSSES, NETWORKS
+from registry import HEADS, LOSSES, NETWORKS, PluginError
 from registry.losses import Objective
 from registry.networks import Encoder
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part
-from ssfnas_cli.errors import InputError
+from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.nets.derived import DerivedEncoder
 from ssfnas_cli.nets.heads import AuxiliaryHead, Classifier
 from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
@@ -70,15 +70,14 @@ def build_encoder(card: ModelCard, drop_path: float = 0.0) -> Encoder:
     if isinstance(card.network, DerivedNetwork):
         network = card.network
         return DerivedEncoder(network.genotype, card.in_channels, network.channels, network.layers, drop_path)
-    return build_plugin(NETWORKS, _to_section(card.network), in_channels=card.in_channels)
+    return build_plugin(NETWORKS, _to_section(card.network), in_channels=card.in_channels, image_size=card.image_size)
 
 
 def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
     """Build the network of a card: the encoder, the head, and the auxiliary head if it has one."""
     encoder = build_encoder(card, drop_path)
-    num_classes = len(card.class_names)
-    aux = AuxiliaryHead(encoder.aux_channels, num_classes) if card.aux and encoder.aux_channels else None
     head = head_builder(_to_section(card.head), build_objective(_to_section(card.loss), card))
+    aux = AuxiliaryHead(encoder.aux_channels, head) if card.aux and encoder.aux_channels else None
     return Classifier(encoder, head(encoder.num_features), aux)
 
 
@@ -123,13 +122,34 @@ def head_builder(section: PluginSection, objective: Objective) -> Callable[[int]
 
 
 def resolve_head(section: PluginSection, objective: Objective) -> PluginSection:
-    """Resolve `auto` and the options of a head. It stays `auto` if the objective overrides `build_head`."""
+    """Resolve `auto` and the options of a head. It stays `auto` if the objective overrides `build_head`.
+
+    Raises:
+        UsageError: the objective cannot be computed on that head.
+    """
     if section.name == "auto":
         if type(objective).build_head is not Objective.build_head:
             return section
         section = PluginSection(name=objective.default_head, **objective.head_options())
-    options = HEADS.get(section.name).parse_options(section.options())
-    return PluginSection(name=section.name, **options.model_dump(by_alias=True, mode="json"))
+    plugin = HEADS.get(section.name)
+    options = plugin.parse_options(section.options()).model_dump(by_alias=True, mode="json")
+    if plugin.facts.gives != objective.reads:
+        fitting = [name for name in HEADS.names() if _gives(name) == objective.reads]
+        raise UsageError(
+            f"--set head={section.name}: gives {plugin.facts.gives}, and the loss reads {objective.reads}: "
+            f"take {', '.join(fitting)}, or auto for the loss's own"
+        )
+    if reason := objective.refuses_head(section.name, options):
+        raise UsageError(f"--set head={section.name}: {reason}")
+    return PluginSection(name=section.name, **options)
+
+
+def _gives(head: str) -> str | None:
+    """What a head gives; None if it is a plugin that cannot be loaded."""
+    try:
+        return HEADS.get(head).facts.gives
+    except PluginError:
+        return None
 
 
 def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Classifier:
@@ -141,10 +161,13 @@ def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Cl
         where: its path, for messages.
 
     Raises:
-        InputError: the tensors do not fit the network that the card describes.
+        InputError: the tensors do not fit the network that the card describes, or the card describes none.
     """
-    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
-        model = build_model(card)
+    try:
+        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
+            model = build_model(card)
+    except PluginError as error:
+        raise InputError(f"{where}: {error}") from None
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -11,6 +11,9 @@ from typing import Any, Protocol
 from ssfnas_cli.console import error_console, log
 from ssfnas_cli.machine import memory_bytes
 
+FORECAST_STEPS, FORECAST_SECONDS = 20, 5.0  # until the pace is known well enough to foretell the end
+MIN_BAR = 8  # columns
+
 
 class _Named(Protocol):
     name: str
@@ -24,6 +27,8 @@ class Progress:
         self.phase, self.log_seconds = phase, log_seconds
         self._logged_at = time.monotonic()
         self._first_update: tuple[float, float] | None = None
+        self._steps, self._forecast = 0, False
+        self._last: dict[str, str] = {}  # accuracies of the epoch before
         self._bar: Any = None
         self._task: Any = None
 
@@ -53,40 +58,77 @@ class Progress:
         """Show the progress after a step."""
         share = (epoch + step / num_steps) / self.phase.epochs
         now = time.monotonic()
-        if self._first_update is None:
+        if self._first_update is None:  # the first step also warms up, so the pace is that of the steps after it
             self._first_update = (now, share)
+        self._steps += 1
+        if not self._forecast and (self._steps > FORECAST_STEPS or now - self._first_update[0] > FORECAST_SECONDS):
+            self._say_forecast(now, share)
         if self._bar is None and now - self._logged_at < self.log_seconds:
             return
         means = {name: f"{name} {total / step:.4g}" for name, total in sums.items()}
-        position = f"epoch {epoch + 1}/{self.phase.epochs} step {step}/{num_steps}"
-        timing = [*self._remaining(now, share), *_memory()]
-        if self._bar is not None:  # a narrow terminal cuts off the end, so the remaining time comes first
-            quality = [text for name, text in means.items() if name.endswith(("loss", "accuracy"))]
-            self._bar.update(self._task, completed=share, facts=", ".join([*timing, position, *quality]))
+        place = f"epoch {epoch + 1}/{self.phase.epochs} step {step}/{num_steps}"
+        left = self._remaining(now, share)
+        if self._bar is not None:
+            self._draw(share, [*left, place], {**self._last, **means})
         else:
-            log.info("%s %s: %s", self.phase.name, position, ", ".join([*means.values(), *timing]))
+            log.info("%s %s: %s", self.phase.name, place, ", ".join([*means.values(), *left, *_memory()]))
             self._logged_at = now
+
+    def _draw(self, share: float, always: list[str], means: Mapping[str, str]) -> None:
+        """The bar, with as many facts as the terminal has room for: time and place, accuracies, losses, memory."""
+        room = self._bar.console.width - len(self.phase.name) - MIN_BAR - 2
+        judged = [
+            text
+            for ending in ("accuracy", "accuracy_alpha_half", "loss")
+            for name, text in means.items()
+            if name.endswith(ending)
+        ]
+        facts = ", ".join(always)
+        for text in [*judged, *_memory()]:
+            if len(facts) + len(text) + 2 <= room:
+                facts += f", {text}"
+        self._bar.update(self._task, completed=share, facts=facts)
+
+    def _say_forecast(self, now: float, share: float) -> None:
+        """Once, near the start, also where no bar is drawn: how long it will take."""
+        seconds = self._seconds_left(now, share)
+        if seconds is not None:
+            self._forecast = True
+            epochs = f"{self.phase.epochs} epoch{'' if self.phase.epochs == 1 else 's'}"
+            log.info("%s: about %s left of all %s", self.phase.name, in_words(seconds), epochs)
 
     def end_epoch(self, line: Mapping[str, Any]) -> None:
         """Log the metrics of an epoch."""
         shown = {k: v for k, v in line.items() if isinstance(v, float) and k not in ("step_seconds", "elapsed_seconds")}
         facts = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        self._last = {name: f"{name} {value:.4g}" for name, value in shown.items() if "accuracy" in name}
         pace = f"; {line['step_seconds']} s a step" if "step_seconds" in line else ""
         log.info("%s epoch %d/%d: %s%s", self.phase.name, line["epoch"], self.phase.epochs, facts, pace)
         self._logged_at = time.monotonic()
 
     def _remaining(self, now: float, share: float) -> list[str]:
+        seconds = self._seconds_left(now, share)
+        return [] if seconds is None else [f"{format_duration(seconds)} left"]
+
+    def _seconds_left(self, now: float, share: float) -> float | None:
+        """At the pace since the first step; None if there is no pace yet."""
         assert self._first_update is not None
-        first_time, first_share = self._first_update
-        if share <= first_share:
-            return []
-        seconds = (now - first_time) / (share - first_share) * (1 - share)
-        return [f"{format_duration(seconds)} left"]
+        began, share_then = self._first_update
+        return None if share <= share_then else (now - began) / (share - share_then) * (1 - share)
 
 
 def _memory() -> list[str]:
     held = memory_bytes()
     return [] if held is None else [f"{held / 2**20:.0f} MB"]
+
+
+def in_words(seconds: float) -> str:
+    """`40 seconds`, `4 minutes` or `2.5 hours`."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
 
 
 def format_duration(seconds: float) -> str:

@@ -13,7 +13,9 @@ from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import ModelCard, save_model
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import find_data
+from ssfnas_cli.engine.closing import say_training_figure
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.mix import build_mix
 from ssfnas_cli.engine.network import build_model, build_objective, make_card
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.engine.train_phase import PretrainingModel, Schedule, TrainPhase
@@ -42,6 +44,7 @@ def run_retrain(
     plan, card = plan_retrain(genotype, settings, output, other_data)
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
+        say_training_figure([result], plan.data.counts("train"))
         return result
     device, phases, model = build_retrain(plan, card)
     with open_run(plan, device, force) as (run, loop):
@@ -55,7 +58,9 @@ def run_retrain(
         save_model(run.path / "model.safetensors", model.state_dict(), card)
         network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
         facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name, "num_params": weights}
-        return finish(run, loop, plan.settings, network | facts)
+        result = finish(run, loop, plan.settings, network | facts)
+    say_training_figure(loop.cursor.metrics, plan.data.counts("train"))
+    return result
 
 
 def plan_retrain(
@@ -95,6 +100,7 @@ def build_phases(
     loss = build_objective(settings.loss, card)
     if not loss.supervised:
         raise UsageError(f"--loss {settings.loss.name}: retraining ends supervised; use it as --pretrain")
+    mix = build_mix(settings, loss, "--loss", card.train_counts)
     torch.manual_seed(settings.seed)
     model = build_model(card, settings.drop_path)
     phases = []
@@ -108,7 +114,7 @@ def build_phases(
         schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr)
         phases.append(TrainPhase(schedule, settings, data, device, PretrainingModel(model.encoder, head), pretext))
     schedule = Schedule("train", settings.epochs, settings.lr, True, settings.cutout, settings.aux_weight)
-    phases.append(TrainPhase(schedule, settings, data, device, model, loss))
+    phases.append(TrainPhase(schedule, settings, data, device, model, loss, mix))
     return phases, model
 
 

@@ -85,7 +85,8 @@ def derive(
     if value < FAIRDARTS_THRESHOLD:
         notes.append(
             f"threshold lowered from {FAIRDARTS_THRESHOLD} to {value:.6g}, the best weight of the weakest node, "
-            "so that every node keeps an input"
+            "so that every node keeps an input: the search has not decided there yet; more epochs or a higher alpha_lr "
+            "let the weights reach the threshold"
         )
     return Derivation(_build_genotype(weights, ops, rule, value), value, notes)
 

@@ -10,6 +10,7 @@ from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
+from ssfnas_cli.engine.closing import say_search_figure
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -32,6 +33,7 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     plan = plan_search(settings, output)
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
+        say_search_figure(result, plan.data.counts("train"))
         return result
     device, phase = build_search(plan)
     with open_run(plan, device, force) as (run, loop):
@@ -45,7 +47,9 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
         loop.run_phase(0, phase)
         _write_genotype(run)
         facts = {"relax": phase.settings.relax.name, "loss": phase.settings.loss.name}
-        return finish(run, loop, phase.settings, facts)
+        result = finish(run, loop, phase.settings, facts)
+    say_search_figure(result, plan.data.counts("train"))
+    return result
 
 
 def plan_search(settings: SearchSettings, output: Path | None) -> RunPlan:

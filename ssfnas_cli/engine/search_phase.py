@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from registry import LOSSES, SAMPLERS
 from registry.losses import Objective
 from registry.norm import estimated_statistics, held_statistics
-from registry.samplers import Sampler
+from registry.samplers import Instance, Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from registry.strategies.base import Mixing, WeightStep
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.artifacts.run import ALPHAS
 from ssfnas_cli.artifacts.tensors import save_tensors
 from ssfnas_cli.data.batches import (
+    Batch,
     BilevelBatches,
     SearchBatch,
     Subset,
@@ -38,6 +39,7 @@ from ssfnas_cli.data.batches import (
 )
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, set_lr
+from ssfnas_cli.engine.mix import Mix, build_mix
 from ssfnas_cli.engine.network import head_builder, resolve_head
 from ssfnas_cli.engine.predict import accuracy, predict
 from ssfnas_cli.engine.strategy import build_strategy
@@ -73,14 +75,21 @@ class SearchPhase:
         self.weight_loss = self._objective(settings.loss, self.halves[0])
         own = settings.alpha_loss.name != "none"
         self.alpha_loss = self._objective(settings.alpha_loss if own else settings.loss, self.halves[1])
-        counts = self._counts(self.halves[0])
-        self.sampler: Sampler = build_plugin(SAMPLERS, settings.sampler, class_counts=counts)
+        self.mix = build_mix(settings, self.weight_loss, "--loss", self._counts(self.halves[0]))
+        self.alpha_mix = None if own else self.mix
+        self.sampler, self.alpha_sampler = (
+            self._sampler(section, half)
+            for section, half in zip((settings.sampler, settings.alpha_sampler), self.halves, strict=True)
+        )
         self._build_model()
         self.strategy = build_strategy(settings, device.torch)
         self._build_optimizers()
 
     def _counts(self, half: np.ndarray) -> list[int]:
         return np.bincount(self.split.labels[half], minlength=self.data.num_classes).tolist()
+
+    def _sampler(self, section: PluginSection, half: np.ndarray) -> Sampler:
+        return build_plugin(SAMPLERS, section, class_counts=self._counts(half))
 
     def _objective(self, section: PluginSection, half: np.ndarray) -> Objective:
         return build_plugin(LOSSES, section, num_classes=self.data.num_classes, class_counts=self._counts(half))
@@ -96,6 +105,7 @@ class SearchPhase:
             self.weight_loss,
             head_builder(head, self.weight_loss),
             None if alpha_head is None else head_builder(alpha_head, self.alpha_loss),
+            None if self.mix is None else self.mix.objective.build_head,
         )
         self.model = self.device.place(model)
 
@@ -125,18 +135,24 @@ class SearchPhase:
 
     def _epoch(self, epoch: int) -> BilevelBatches:
         weight_half, alpha_half = self.halves
-        weights = self._subset(weight_half, "search weights", self.weight_loss)
+        weights = self._subset(weight_half, "search weights", self.weight_loss, self.mix)
         order = self.sampler.order(self.split.labels[weight_half], weights.seed, epoch, epoch / self.epochs)
         size = self.settings.batch_size
         head_views = None
         if self.model.alpha_head is not None:  # the weight step trains it on the views of its own loss
             head_views = self._subset(weight_half, "search alpha head", self.alpha_loss)
-        alphas = self._subset(alpha_half, "search alphas", self.alpha_loss)
-        return BilevelBatches(TrainingBatches(weights, order, size, epoch), alphas, size, head_views)
+        alphas = self._subset(alpha_half, "search alphas", self.alpha_loss, self.alpha_mix)
+        alpha_order = None
+        if not isinstance(self.alpha_sampler, Instance):
+            labels = self.split.labels[alpha_half]
+            alpha_order = self.alpha_sampler.order(labels, alphas.seed, epoch, epoch / self.epochs)
+        return BilevelBatches(TrainingBatches(weights, order, size, epoch), alphas, size, head_views, alpha_order)
 
-    def _subset(self, rows: np.ndarray, stream: str, loss: Objective) -> Subset:
+    def _subset(self, rows: np.ndarray, stream: str, loss: Objective, mix: Mix | None = None) -> Subset:
         compiled = self.device.compiled_views
-        return training_subset(self.data, self.split, rows, self.settings, stream, loss.num_views, compiled=compiled)
+        make = partial(training_subset, self.data, self.split, rows, self.settings, compiled=compiled)
+        beside = None if mix is None else make(stream=f"{stream} beside", num_views=mix.objective.num_views)
+        return make(stream=stream, num_views=loss.num_views, beside=beside)
 
     def num_steps(self, epoch: int) -> int:
         return num_batches(self.sampler.length(epoch / self.epochs), self.settings.batch_size)
@@ -193,6 +209,7 @@ class SearchPhase:
         with self._precision(full_precision):
             features = [model.encoder(view, mixing) for view in weights.views]
             loss = self.weight_loss([model.head(feature) for feature in features], weights.labels, progress)
+            loss = loss + self._mixed(self.mix, weights, mixing, progress)
             if model.alpha_head is not None and head_views is not None:
                 with torch.no_grad(), held_statistics(model.encoder):
                     detached = [model.encoder(view, mixing) for view in head_views.views]
@@ -207,7 +224,16 @@ class SearchPhase:
         head = self.model.head if self.model.alpha_head is None else self.model.alpha_head
         with self._precision(full_precision):
             outputs = [head(self.model.encoder(view, mixing)) for view in batch.alphas.views]
-        return self.alpha_loss(outputs, batch.alphas.labels, progress)
+            mixed = self._mixed(self.alpha_mix, batch.alphas, mixing, progress)
+        return self.alpha_loss(outputs, batch.alphas.labels, progress) + mixed
+
+    def _mixed(self, mix: Mix | None, batch: Batch, mixing: Mixing, progress: float) -> Tensor | float:
+        """The share of the self-supervised loss beside the supervised one; 0 if there is none."""
+        if mix is None:
+            return 0.0
+        encoder, head = self.model.encoder, self.model.ssl_head
+        assert head is not None
+        return mix.loss(encoder, lambda images: encoder(images, mixing), head, batch.beside, progress)
 
     def _precision(self, full_precision: bool) -> contextlib.AbstractContextManager[Any]:
         return self.device.full_precision() if full_precision else self.device.autocast()

@@ -12,6 +12,7 @@ from typing import Any
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.run import RunFolder, finished_result, open_for_writing, set_run_aside, warn_of_differences
 from ssfnas_cli.console import command_line, log
+from ssfnas_cli.data.batches import mirroring
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.errors import InputError
@@ -114,10 +115,18 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
     if force:
         set_run_aside(plan.path)
     current = environment() | device.facts()
+    flip, why = mirroring(plan.data, plan.settings)
+    log.info(
+        "images are %s in training (flip=%s: %s)",
+        "mirrored at random" if flip else "not mirrored",
+        plan.settings.flip,
+        why,
+    )
     config = {
         "settings": plan.settings.model_dump(mode="json"),
         "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
         "environment": current,
+        "resolved": {"flip": {"value": flip, "why": why}},
         "recipe": RECIPE,
         "command": command_line(),
         **plan.config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.data.batches import Batch, TrainingBatches, load_batches, normaliser, num_batches, training_subset
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, set_lr
+from ssfnas_cli.engine.mix import Mix
 from ssfnas_cli.engine.predict import accuracy, predict
 from ssfnas_cli.nets.heads import Classifier
-from ssfnas_cli.settings import RetrainSettings, build_plugin
+from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
+
+INSTANCE = PluginSection(name="instance")
 
 
 class PretrainingModel(nn.Module):
@@ -51,7 +55,12 @@ class Schedule:
 
 
 class TrainPhase:
-    """Trains `model.encoder`, `model.head` and `model.aux` (if it exists) on the training split."""
+    """Trains `model.encoder`, `model.head` and `model.aux` (if it exists) on the training split.
+
+    A self-supervised loss beside the supervised one has a separate head, `ssl_head`, which is part of the checkpoints
+    but not of the trained model. A self-supervised phase visits each image once per epoch, because a sampler would use
+    labels.
+    """
 
     def __init__(
         self,
@@ -61,28 +70,31 @@ class TrainPhase:
         device: Device,
         model: Classifier | PretrainingModel,
         objective: Objective,
+        mix: Mix | None = None,
     ):
         self.schedule, self.settings, self.data, self.device = schedule, settings, data, device
         self.name, self.epochs, self.seed = schedule.name, schedule.epochs, settings.seed
-        self.objective = objective
+        self.objective, self.mix = objective, mix
         self.split = data.split("train")
-        self.sampler: Sampler = build_plugin(SAMPLERS, settings.sampler, class_counts=data.counts("train"))
+        section = settings.sampler if objective.supervised else INSTANCE
+        self.sampler: Sampler = build_plugin(SAMPLERS, section, class_counts=data.counts("train"))
         self.model = device.place(model)
+        self.ssl_head = None
+        if mix is not None:
+            self.ssl_head = mix.objective.build_head(model.encoder.num_features).to(device.torch)
+        parts = [part for part in (model, self.ssl_head) if part is not None]
+        self.weights = [weight for part in parts for weight in part.parameters()]
         self.optimizer = torch.optim.SGD(
-            model.parameters(), schedule.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            self.weights, schedule.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
 
     def _epoch(self, epoch: int) -> TrainingBatches:
-        subset = training_subset(
-            self.data,
-            self.split,
-            np.arange(len(self.split)),
-            self.settings,
-            self.name,
-            self.objective.num_views,
-            self.schedule.cutout,
-            self.device.compiled_views,
+        rows, compiled = np.arange(len(self.split)), self.device.compiled_views
+        make = partial(training_subset, self.data, self.split, rows, self.settings, compiled=compiled)
+        beside = (
+            None if self.mix is None else make(stream=f"{self.name} beside", num_views=self.mix.objective.num_views)
         )
+        subset = make(stream=self.name, num_views=self.objective.num_views, cutout=self.schedule.cutout, beside=beside)
         order = self.sampler.order(self.split.labels, subset.seed, epoch, epoch / self.epochs)
         return TrainingBatches(subset, order, self.settings.batch_size, epoch)
 
@@ -104,7 +116,7 @@ class TrainPhase:
         loss, train_accuracy = self._loss(batch, progress)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
         self.optimizer.step()
         return {"loss": loss.item(), "lr": lr} | train_accuracy
 
@@ -118,6 +130,9 @@ class TrainPhase:
             if model.aux is not None:
                 aux = model.aux(encoded[0].aux_map)
                 loss = loss + self.schedule.aux_weight * objective([aux], batch.labels, progress)
+            if self.mix is not None and self.ssl_head is not None:
+                features = lambda images: model.encoder(images).features
+                loss = loss + self.mix.loss(model.encoder, features, self.ssl_head, batch.beside, progress)
         if not objective.supervised:
             return loss, {}
         correct = (outputs[0].detach().argmax(1) == batch.labels).float().mean().item()
@@ -142,11 +157,14 @@ class TrainPhase:
 
     def tensors(self) -> dict[str, Tensor]:
         """The weights and buffers, and the state of the optimizer."""
-        return module_tensors("model", self.model) | optimizer_tensors("optimizer", self.optimizer)
+        named = module_tensors("model", self.model) | optimizer_tensors("optimizer", self.optimizer)
+        return named if self.ssl_head is None else named | module_tensors("ssl_head", self.ssl_head)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state that `tensors` returned."""
         load_module("model", self.model, tensors)
+        if self.ssl_head is not None:
+            load_module("ssl_head", self.ssl_head, tensors)
         load_optimizer("optimizer", self.optimizer, tensors)
 
     def publish(self, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from registry.networks import Encoder
@@ -11,13 +13,14 @@ from ssfnas_cli.nets.derived import DerivedEncoder
 
 
 class AuxiliaryHead(nn.Module):
-    """DARTS's auxiliary classifier: maps [N, C, H, W] -> logits [N, num_classes].
+    """DARTS's auxiliary classifier: maps [N, C, H, W] -> what `build_last` makes of 768 features; logits if linear.
 
     Maps of 8x8 are pooled by 5x5 windows with stride 3 to 2x2, exactly as in DARTS. Maps of any other size are pooled
     adaptively to the 2x2 that the next convolution needs.
     """
 
-    def __init__(self, channels: int, num_classes: int):
+    def __init__(self, channels: int, build_last: Callable[[int], nn.Module]):
+        """`build_last` makes its last layer from a number of features: a head of the kind that the network has."""
         super().__init__()
         self.pool = nn.AvgPool2d(5, stride=3, count_include_pad=False)
         self.adaptive_pool = nn.AdaptiveAvgPool2d(2)
@@ -29,7 +32,7 @@ class AuxiliaryHead(nn.Module):
             BatchNorm(768),
             nn.ReLU(),
         )
-        self.classifier = nn.Linear(768, num_classes)
+        self.classifier = build_last(768)
 
     def forward(self, aux_map: Tensor) -> Tensor:
         pooled = (self.pool if aux_map.shape[2:] == (8, 8) else self.adaptive_pool)(aux_map.relu())
@@ -51,8 +54,9 @@ class Classifier(nn.Module):
     ) -> Classifier:
         """The network of a genotype with a linear head."""
         encoder = DerivedEncoder(genotype, in_channels, channels, layers)
-        head = nn.Linear(encoder.num_features, num_classes)
-        return cls(encoder, head, AuxiliaryHead(encoder.aux_channels, num_classes) if aux else None)
+        linear = lambda num_features: nn.Linear(num_features, num_classes)
+        head = linear(encoder.num_features)
+        return cls(encoder, head, AuxiliaryHead(encoder.aux_channels, linear) if aux else None)
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N, num_classes]."""

@@ -25,34 +25,28 @@ from ssfnas_cli.settings.models import (
     SearchSettings,
     Settings,
     as_section,
+    nest,
 )
 
 _FORMS = {"float", "int", "bool", "str"}  # how pydantic names the forms of a union in an error's place
 
+# Many small steps on small networks, which some hundred photos on two cores allow. An alpha makes few steps, so it
+# makes large ones.
+_SMALL_SEARCH = {"batch_size": 32, "channels": 8, "layers": 4, "alpha_lr": 0.03, "views": {"min_scale": 0.5}}
+_SMALL_RETRAINING = {"batch_size": 32, "layers": 5, "cutout": 0.25, "views": {"min_scale": 0.5}}
+
+# `quick` is a trial of a minute or two. `standard` takes 5 to 15 minutes, for search and retraining together, on two
+# cores and a few thousand small images. `paper` is what the paper states.
 PRESETS: dict[type[Settings], dict[str, dict[str, Any]]] = {
     SearchSettings: {
+        "quick": _SMALL_SEARCH | {"epochs": 3},
+        "standard": _SMALL_SEARCH | {"epochs": 8},
         "paper": {"alpha_lr": 3e-4, "alpha_weight_decay": 1e-3},
-        "quick": {
-            "epochs": 12,
-            "batch_size": 64,
-            "channels": 8,
-            "layers": 4,
-            "alpha_lr": 0.03,
-            "views": {"min_scale": 0.5},
-        },
     },
     RetrainSettings: {
+        "quick": _SMALL_RETRAINING | {"epochs": 8, "pretrain_epochs": 6, "channels": 12, "drop_path": 0.0},
+        "standard": _SMALL_RETRAINING | {"epochs": 40, "pretrain_epochs": 20, "channels": 16, "drop_path": 0.1},
         "paper": {},
-        "quick": {
-            "epochs": 12,
-            "pretrain_epochs": 6,
-            "batch_size": 32,
-            "channels": 12,
-            "layers": 5,
-            "drop_path": 0.0,
-            "cutout": 0.25,
-            "views": {"min_scale": 0.5},
-        },
     },
     MakeDatasetSettings: {},
 }
@@ -95,13 +89,12 @@ def load_settings(
         for key in (fixed or {}).keys() & layer.keys():
             shown = f"--{key.replace('_', '-')}" if key in given else f"setting '{key}'"
             raise UsageError(f"{shown}: {(fixed or {})[key]}")
-    layers += [_plugin_names(command_line, set(model.PLUGIN_KINDS)), *command_line]
-    merged: dict[str, Any] = {
-        section: {"name": model.model_fields[section].default.name} for section in model.PLUGIN_KINDS
-    }
+    defaults = model.plugin_defaults()
+    layers += [_plugin_names(command_line, set(defaults)), *command_line]
+    merged = nest({path: {"name": name} for path, name in defaults.items()})
     for layer in layers:
         _check_keys(model, layer)
-        merged = _merge(merged, layer, set(model.PLUGIN_KINDS))
+        merged = _merge(merged, layer, set(defaults))
     try:
         return model.model_validate(merged)
     except ValidationError as error:
@@ -168,11 +161,14 @@ def _plugin_names(layers: Sequence[Mapping[str, Any]], sections: set[str]) -> di
     """
     names: dict[str, Any] = {}
     for layer in layers:
-        for key in sections & set(layer):
-            value = as_section(layer[key])
+        for path in sections:
+            value: Any = layer
+            for key in path.split("."):
+                value = value.get(key) if isinstance(value, Mapping) else None
+            value = as_section(value)
             if isinstance(value, Mapping) and "name" in value:
-                names[key] = {"name": value["name"]}
-    return names
+                names[path] = {"name": value["name"]}
+    return nest(names)
 
 
 def _check_keys(model: type[Settings], layer: Mapping[str, Any], where: str = "") -> None:
@@ -182,18 +178,18 @@ def _check_keys(model: type[Settings], layer: Mapping[str, Any], where: str = ""
             raise UsageError(f"{where}unknown setting '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}")
 
 
-def _merge(low: dict[str, Any], high: Mapping[str, Any], sections: set[str]) -> dict[str, Any]:
-    """`high` over `low`; a plugin section whose name changes starts afresh."""
+def _merge(low: dict[str, Any], high: Mapping[str, Any], sections: set[str], prefix: str = "") -> dict[str, Any]:
+    """`high` over `low`; a plugin section whose name changes starts afresh. `sections` are paths, as `prefix` is."""
     merged = dict(low)
     for key, value in high.items():
-        if key in sections:
+        if prefix + key in sections:
             value, before = as_section(value), merged[key]
             if not isinstance(value, Mapping):  # neither a name nor a section: for the validation to refuse
                 return {**merged, key: value}
             renamed = "name" in value and value["name"] != before.get("name", value["name"])
             merged[key] = dict(value) if renamed else {**before, **value}
         elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value, set())
+            merged[key] = _merge(merged[key], value, sections, f"{prefix}{key}.")
         else:
             merged[key] = value
     return merged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -14,10 +15,12 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 from registry import OPS, REGISTRIES, SOURCES
 from registry.core import did_you_mean
+from ssfnas_cli.console import log
 
 Model = TypeVar("Model", bound="Settings")
 
@@ -79,6 +82,23 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     PLUGIN_KINDS: ClassVar[dict[str, str]] = {}  # section -> registry
+    PLACE: ClassVar[str] = ""  # how a setting of settings that lie within others begins
+
+    @classmethod
+    def plugin_defaults(cls) -> dict[str, str]:
+        """The path of every plugin's section, such as `loss` or `ssl.loss`, and the name that it has by default."""
+        paths = {section: cls.model_fields[section].default.name for section in cls.PLUGIN_KINDS}
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, Settings):
+                paths |= {f"{name}.{path}": default for path, default in type(field.default).plugin_defaults().items()}
+        return paths
+
+    def plugin_names(self) -> dict[str, str]:
+        """The path of every plugin's section, and the name that it has here."""
+        sections: dict[str, Any] = {
+            path: functools.reduce(getattr, path.split("."), self) for path in self.plugin_defaults()
+        }
+        return {path: section.name for path, section in sections.items()}
 
     @field_validator("*", mode="after")
     @classmethod
@@ -89,7 +109,7 @@ class Settings(BaseModel):
             if value.name != cls.model_fields[info.field_name].default.name:
                 REGISTRIES[cls.PLUGIN_KINDS[info.field_name]].get(value.name)  # raises: no plugin has that name
             if value.options():
-                raise ValueError(f"options without a plugin: name one with '--set {info.field_name}=NAME'")
+                raise ValueError(f"options without a plugin: name one with '--set {cls.PLACE}{info.field_name}=NAME'")
             return value
         kind = REGISTRIES[cls.PLUGIN_KINDS[info.field_name]]
         if value.name not in kind.names():
@@ -98,14 +118,23 @@ class Settings(BaseModel):
 
     def resolve_plugins(self: Model) -> Model:
         """The same settings with every option of every plugin spelled out. Imports the plugins, so torch."""
-        changes = {}
+        inner = {name: value for name, value in self if isinstance(value, Settings)}
+        changes: dict[str, Any] = {name: value.resolve_plugins() for name, value in inner.items()}
         for field, kind in self.PLUGIN_KINDS.items():
             section = getattr(self, field)
             if is_placeholder(section):
                 continue
+            _warn_of_clash(kind, section.name)
             options = REGISTRIES[kind].get(section.name).parse_options(section.options())
             changes[field] = PluginSection(name=section.name, **options.model_dump(by_alias=True, mode="json"))
         return self.model_copy(update=changes)
+
+
+@functools.cache
+def _warn_of_clash(kind: str, name: str) -> None:
+    """Once, if an installed package brings a plugin whose name has become a built-in's."""
+    if clash := REGISTRIES[kind].clashes().get(name):
+        log.warning("%s", clash)
 
 
 def is_placeholder(section: PluginSection) -> bool:
@@ -128,6 +157,18 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys joined by dots as a tree; no key is the beginning of another."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *above, last = path.split(".")
+        place = tree
+        for key in above:
+            place = place.setdefault(key, {})
+        place[last] = value
+    return tree
 
 
 def identity_hash(identity: Mapping[str, Any]) -> str:
@@ -203,6 +244,22 @@ class Views(Settings):
     solarize_probability: float = Field(0.2, ge=0, le=1, description="of the second view only")
 
 
+class SelfSupervised(Settings):
+    """A self-supervised loss that is added to the supervised one, on views and with a head of its own (`ssl.*`)."""
+
+    loss: Section = Field(PluginSection(name="none"), description="none: the supervised loss stands alone")
+    weight: float = Field(1.0, gt=0, description="factor on it; the supervised loss has 1")
+
+    PLUGIN_KINDS = {"loss": "loss"}
+    PLACE = "ssl."
+
+    @model_validator(mode="after")
+    def _weighs_something(self) -> SelfSupervised:
+        if self.loss.name == "none" and self.weight != 1:
+            raise ValueError("'ssl.weight' without a loss: name one with '--set ssl.loss=NAME'")
+        return self
+
+
 class Training(Execution):
     """What search and retraining share."""
 
@@ -221,7 +278,11 @@ class Training(Execution):
     track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
     views: Views = Views()
     head: Section = Field(PluginSection(name="auto"), description="what the loss is computed on; auto: the loss's own")
-    sampler: Section = Field(PluginSection(name="instance"), description="which images an epoch shows, in which order")
+    sampler: Section = Field(
+        PluginSection(name="instance"),
+        description="which images an epoch shows, in which order; in a search those of the weight half",
+    )
+    ssl: SelfSupervised = SelfSupervised()
 
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
@@ -229,10 +290,9 @@ class Training(Execution):
 
     def changed_identity(self) -> dict[str, Any]:
         """What `identity` says beyond the defaults: it stays the same when a setting is added."""
-        names = {section: getattr(self, section).name for section in self.PLUGIN_KINDS}
-        usual = {section: type(self).model_fields[section].default.name for section in names}
-        chosen = {f"{section}.name" for section, name in names.items() if name != usual[section]}
-        default = type(self)(**names).resolve_plugins().identity()
+        names, usual = self.plugin_names(), self.plugin_defaults()
+        chosen = {f"{path}.name" for path, name in names.items() if name != usual[path]}
+        default = type(self).model_validate(nest(names)).resolve_plugins().identity()
         mine = self.resolve_plugins().identity()
         return {key: value for key, value in mine.items() if key in chosen or default.get(key, ...) != value}
 
@@ -243,7 +303,12 @@ class SearchSettings(Training):
     strategy: Section = Field(PluginSection(name="gradient"), description="what the architecture is searched with")
     relax: Section = PluginSection(name="softmax")
     loss: Section = PluginSection(name="ce")
-    alpha_loss: Section = Field(PluginSection(name="none"), description="none: the alpha step uses `loss` too")
+    alpha_loss: Section = Field(
+        PluginSection(name="none"), description="none: the alpha step uses `loss` too, and `ssl` if there is one"
+    )
+    alpha_sampler: Section = Field(
+        PluginSection(name="instance"), description="which images of the alpha half the alpha step sees"
+    )
     order: Literal[1, 2] = 1
     epochs: PositiveInt = 40
     channels: Channels = 16
@@ -268,6 +333,7 @@ class SearchSettings(Training):
         "alpha_loss": "loss",
         "head": "head",
         "sampler": "sampler",
+        "alpha_sampler": "sampler",
     }
 
     @field_validator("ops")

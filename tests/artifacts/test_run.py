@@ -4,15 +4,13 @@ import pytest
 
 from ssfnas_cli.artifacts.lock import FolderLock
 from ssfnas_cli.artifacts.run import (
-    DamagedRun,
     RunFolder,
-    find_runs,
     finished_result,
     open_for_writing,
-    seconds_since_update,
     set_run_aside,
     warn_of_differences,
 )
+from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_update
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import InputError, OutputExistsError
 

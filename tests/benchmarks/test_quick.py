@@ -59,3 +59,9 @@ def test_a_shared_machine_is_measured_on_one_thread_and_on_two(tmp_path):
     assert all(row["seconds"] > 0 for row in rows)
     assert len([row for row in table.splitlines() if row.startswith("| compiled |")]) == 2
     assert (ROOT / "docs" / "performance.md").read_bytes() == page, "a quick run writes no docs"
+
+
+@pytest.mark.slow
+def test_many_images_are_made_and_evaluated_number_by_number():
+    rows = [line for line in run("many_images.py").splitlines() if line.startswith("| ") and "images" not in line]
+    assert [row.split("|")[1].strip() for row in rows[1:]] == ["200", "400"]

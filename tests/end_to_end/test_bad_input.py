@@ -54,7 +54,7 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
         (["--threads", "greater than or equal to 0"], ["evaluate", "run", "--threads", "-1"]),
         (["--max-time", "3:50:00"], ["search", "--max-time", "soon"]),
         (["--precision", "'bf16'"], ["search", "--precision", "fp64"]),
-        (["--preset", "'fast'", "paper, quick"], ["search", "--preset", "fast"]),
+        (["--preset", "'fast'", "quick, standard, paper"], ["search", "--preset", "fast"]),
         (["--threshold nan", "0.85"], ["derive", "run", "--threshold", "nan"]),
         (["--cell", "normal, reduce, both"], ["plot-genotype", "g.json", "--cell", "middle"]),
         (["cells.jpg", ".svg", ".dot"], ["plot-genotype", "g.json", "-o", "cells.jpg"]),

@@ -9,6 +9,7 @@ import pytest
 
 COMMANDS = ["make-dataset", "search", "derive", "retrain", "evaluate"]
 COMMANDS += ["plot-genotype", "describe", "import-genotype", "runs", "plugins"]
+PRESETS = ("quick", "standard", "paper")
 HEAVY = {"torch", "torchvision", "numpy", "sklearn", "matplotlib", "PIL", "safetensors"}
 
 
@@ -35,13 +36,14 @@ def test_help_imports_nothing_heavy_and_not_much(command, ssfnas, tmp_path):
 def test_help_names_the_presets_and_what_they_and_zero_mean(command, ssfnas, tmp_path):
     text = ssfnas.ok(command, "--help", cwd=tmp_path, environ={"COLUMNS": "200"}).out.decode()
     lines = {line.split()[1]: line for line in text.splitlines() if line.startswith("│ --")}
-    for flag, in_paper, in_quick in {
-        "search": [("--epochs", 40, 12), ("--channels", 16, 8), ("--layers", 8, 4)],
-        "retrain": [("--epochs", 150, 12), ("--pretrain-epochs", 150, 6), ("--channels", 36, 12), ("--layers", 20, 5)],
+    for flag, *values in {
+        "search": [("--epochs", 3, 8, 40), ("--channels", 8, 8, 16), ("--layers", 4, 4, 8)],
+        "retrain": [("--epochs", 8, 40, 150), ("--pretrain-epochs", 6, 20, 150), ("--channels", 12, 16, 36)],
     }[command]:
-        assert f"[default: ({in_paper} in paper, {in_quick} in quick)]" in lines[flag]
-    assert "[default: (64" in lines["--batch-size"]
-    assert "paper, or quick" in lines["--preset"]
+        named = ", ".join(f"{value} in {preset}" for value, preset in zip(values, PRESETS, strict=True))
+        assert f"[default: ({named})]" in lines[flag]
+    assert "[default: (32 in quick" in lines["--batch-size"]
+    assert all(preset in text for preset in PRESETS) and "standard on other data" in text
     assert "0: torch's own choice" in lines["--threads"] and "0: the main process loads" in lines["--workers"]
 
 
@@ -60,3 +62,10 @@ def test_version(ssfnas, tmp_path):
     from ssfnas_cli import __version__
 
     assert ssfnas.ok("--version", cwd=tmp_path).out.decode() == f"ssfnas {__version__}{os.linesep}"
+
+
+def test_help_explains_the_words_of_the_field(ssfnas, tmp_path):
+    text = ssfnas.ok("--help", cwd=tmp_path).out.decode()
+    for word in ("supernet", "alpha", "relaxation", "genotype", "derive", "imbalance factor"):
+        assert any(line.strip().startswith(f"{word}") and ":" in line for line in text.splitlines()), word
+    assert "self-supervised" in ssfnas.ok("search", "--help", cwd=tmp_path).out.decode()

@@ -65,7 +65,7 @@ def test_search_without_any_other_flag(ssfnas, tmp_path):
     genotype = ssfnas.ok("derive", f"runs/{run.name}", cwd=folder, environ={"XDG_CACHE_HOME": str(tmp_path / "cache")})
     assert genotype.json["provenance"]["rule"] == "fairdarts"
     settings = json.loads((run / "config.json").read_text())["settings"]
-    assert (settings["epochs"], settings["layers"]) == (12, 4), "the preset is quick"
+    assert (settings["epochs"], settings["layers"]) == (3, 4), "the preset is quick"
 
 
 NOISY = """

@@ -36,8 +36,44 @@ def test_width_and_depth_of_a_plain_network_cannot_be_given(ssfnas, world, tmp_p
 
 
 def test_an_argument_that_is_neither_a_file_nor_a_network_is_refused(ssfnas, tmp_path):
-    ssfnas.refuses(2, ["resnet23", "Did you mean 'resnet32'?"], "retrain", "resnet23", cwd=tmp_path)
+    ssfnas.refuses(2, ["resnett32", "Did you mean 'resnet32'?"], "retrain", "resnett32", cwd=tmp_path)
     ssfnas.refuses(3, ["nowhere.json", "no such file"], "retrain", "nowhere.json", cwd=tmp_path)
+
+
+def test_published_random_and_plain_networks_are_described_by_their_names(ssfnas, tmp_path):
+    assert ssfnas.ok("describe", "DARTS_V2", cwd=tmp_path).json["num_params"] == 3_349_342
+    assert ssfnas.ok("describe", "random-3", cwd=tmp_path).json["normal"]["edges"] == 8
+    facts = ssfnas.ok("describe", "resnet20", cwd=tmp_path).json
+    assert (facts["num_params"], facts["num_macs"], facts["network"]) == (269_722, 40_551_040, "resnet20")
+    ssfnas.refuses(2, ["--layers", "'resnet20' has its own"], "describe", "resnet20", "--layers", "3", cwd=tmp_path)
+    ssfnas.refuses(2, ["--aux", "no auxiliary head"], "describe", "resnet20", "--aux", cwd=tmp_path)
+    ssfnas.refuses(2, ["squeezenet1_1", "linear layer"], "describe", "squeezenet1_1", cwd=tmp_path)
+    ssfnas.refuses(2, ["random-x", "seed"], "describe", "random-x", cwd=tmp_path)
+
+
+def test_a_published_genotype_is_trained_and_evaluated_by_its_name_with_a_long_tailed_loss_and_a_mix(
+    ssfnas, world, tmp_path
+):
+    shape = ["--channels", "4", "--layers", "3", "--set", "sampler=class_balanced", "--set", "ssl.loss=barlow"]
+    argv = ["retrain", "DARTS_V1", "--data", world / "data", "--loss", "ldam", *shape, *SHORT, "-o", "run"]
+    first = ssfnas.ok(*argv, cwd=tmp_path).json
+    assert (first["state"], first["loss"]) == ("done", "ldam")
+    assert ssfnas.ok(*argv, cwd=tmp_path).json == first, "the same command finds it done"
+    assert set(ssfnas.ok("evaluate", "run", cwd=tmp_path).json["splits"]) == {"test", "test_longtail"}
+    assert json.loads((tmp_path / "run" / "genotype.json").read_text())["name"] == "DARTS_V1"
+
+
+def test_losses_heads_and_samplers_that_do_not_fit_are_refused_in_one_line(ssfnas, world, tmp_path):
+    for words, flags in (
+        (["'tau'", "greater than or equal to 0"], ["--loss", "logit_adjusted", "--set", "loss.tau=-1"]),
+        (["'beta'", "less than 1"], ["--loss", "class_balanced", "--set", "loss.beta=1"]),
+        (["'etf'", "10 classes, 8 features"], ["--set", "head=etf", "--channels", "2", "--layers", "1"]),
+        (["head=linear", "cosine or etf"], ["--loss", "ldam", "--set", "head=linear"]),
+        (["ssl.loss=ce", "is supervised"], ["--set", "ssl.loss=ce"]),
+    ):
+        argv = ["retrain", world / "genotype.json", "--data", world / "data", *flags, *SHORT, "-o", "run"]
+        ssfnas.refuses(2, words, *argv, cwd=tmp_path)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_of_a_networks_name_is_taken_for_a_file(ssfnas, world, tmp_path):

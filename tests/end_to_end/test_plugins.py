@@ -34,7 +34,7 @@ def test_listed_with_options_and_origin_and_the_broken_with_the_reason(ssfnas, i
     for kind, name, option in (
         ("op", "blur_conv_3x3", "sigma"),
         ("relaxation", "gumbel_softmax", "tau_end"),
-        ("loss", "class_balanced", "beta"),
+        ("loss", "effective_number", "beta"),
     ):
         entry = plugins[kind, name]
         assert entry["origin"] == "ssfnas-example 0.1.0" and entry["summary"]
@@ -61,7 +61,7 @@ def test_op_relaxation_and_loss_from_search_to_retraining(ssfnas, installed, wor
         "--set",
         "relax.tau_end=0.2",
         "--loss",
-        "class_balanced",
+        "effective_number",
         "--set",
         "loss.beta=0.99",
         "--set",
@@ -73,12 +73,12 @@ def test_op_relaxation_and_loss_from_search_to_retraining(ssfnas, installed, wor
         "-o",
         "run",
     ).json
-    assert (printed["relax"], printed["loss"]) == ("gumbel_softmax", "class_balanced")
+    assert (printed["relax"], printed["loss"]) == ("gumbel_softmax", "effective_number")
     genotype = ok("derive", "run", "-o", "genotype.json") and (tmp_path / "genotype.json").read_text()
     assert '"blur_conv_3x3"' in genotype and '"sigma": 0.8' in genotype
     assert (tmp_path / "run" / "genotype.json").read_text() == genotype, "deriving draws no noise"
-    printed = ok("retrain", "genotype.json", *ssfnas.tiny, "--loss", "class_balanced", "-o", "retrained").json
-    assert printed["loss"] == "class_balanced"
+    printed = ok("retrain", "genotype.json", *ssfnas.tiny, "--loss", "effective_number", "-o", "retrained").json
+    assert printed["loss"] == "effective_number"
 
     unknown = ["genotype.json", "unknown op 'blur_conv_3x3'", "ssfnas plugins"]
     ssfnas.refuses(3, unknown, "describe", "genotype.json", cwd=tmp_path)
@@ -94,7 +94,7 @@ def test_op_relaxation_and_loss_from_search_to_retraining(ssfnas, installed, wor
             ["--set", "ops=none,blur_conv_3x3", "--set", "op_options.blur_conv_3x3.sigm=1"],
         ),
         (["op_options", "'sep_conv_9x9'", "ops"], ["--set", "op_options.sep_conv_9x9.sigma=1"]),
-        (["unknown loss 'clas_balanced'", "Did you mean 'class_balanced'?"], ["--loss", "clas_balanced"]),
+        (["unknown loss 'effectiv_number'", "Did you mean 'effective_number'?"], ["--loss", "effectiv_number"]),
     ],
 )
 def test_a_plugin_used_wrongly_is_one_line(ssfnas, installed, world, tmp_path, words, argv):

@@ -3,13 +3,20 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from ssfnas_cli.data.batches import normaliser
+from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.evaluate import (
     calibration_error,
     groups_by_count,
     groups_by_thirds,
+    predict_splits,
     split_metrics,
+    worst_confusions,
 )
+from ssfnas_cli.engine.predict import predict
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 COUNTS = [150, 101, 100, 20, 19]
@@ -77,6 +84,11 @@ def test_every_figure_equals_a_direct_count():
         2 * sum(p == t == c for t, p in pairs) / (sum(t == c for t, _ in pairs) + sum(p == c for _, p in pairs))
         for c in range(5)
     ]
+    counts = [sum(t == c for t, _ in pairs) for c in range(5)]
+
+    def group(names, images, recalls):
+        return {"classes": names, "num_images": sum(images), "accuracy": pytest.approx(np.mean(recalls))}
+
     assert got["num_images"] == 200
     assert got["top1"] == pytest.approx(100 * np.mean([t == p for t, p in pairs]))
     assert got["balanced_accuracy"] == pytest.approx(np.mean(recall))
@@ -84,11 +96,12 @@ def test_every_figure_equals_a_direct_count():
     assert got["per_class"] == {name: pytest.approx(value) for name, value in zip(NAMES, recall, strict=True)}
     assert got["confusion"] == [[sum((t, p) == (i, j) for t, p in pairs) for j in range(5)] for i in range(5)]
     assert got["groups_by_count"] == {
-        "many": {"classes": [0, 1], "accuracy": pytest.approx(np.mean(recall[:2]))},
-        "medium": {"classes": [2, 3], "accuracy": pytest.approx(np.mean(recall[2:4]))},
-        "few": {"classes": [4], "accuracy": pytest.approx(recall[4])},
+        "many": group(["ant", "bee"], counts[:2], recall[:2]),
+        "medium": group(["cat", "dog"], counts[2:4], recall[2:4]),
+        "few": group(["elk"], counts[4:], recall[4:]),
     }
-    assert got["groups_by_thirds"]["head"] == {"classes": [0, 1], "accuracy": pytest.approx(np.mean(recall[:2]))}
+    assert got["groups_by_thirds"]["head"] == group(["ant", "bee"], counts[:2], recall[:2])
+    assert got["class_counts"] == counts
     assert json.loads(json.dumps(got)) == got, "the metrics are JSON"
 
 
@@ -104,8 +117,9 @@ def test_a_class_without_images_is_null_and_takes_no_part_in_means():
     assert got["per_class"]["cat"] is None and got["per_class"]["elk"] is None
     present = [value for value in got["per_class"].values() if value is not None]
     assert got["balanced_accuracy"] == pytest.approx(np.mean(present))
-    assert got["groups_by_count"]["medium"] == {"classes": [2, 3], "accuracy": got["per_class"]["dog"]}
-    assert got["groups_by_count"]["few"] == {"classes": [4], "accuracy": None}
+    dog = got["per_class"]["dog"]
+    assert got["groups_by_count"]["medium"] == {"classes": ["cat", "dog"], "num_images": 2, "accuracy": dog}
+    assert got["groups_by_count"]["few"] == {"classes": ["elk"], "num_images": 0, "accuracy": None}
     assert 0 <= got["macro_f1"] <= 1 and not math.isnan(got["macro_f1"])
 
 
@@ -133,3 +147,68 @@ def test_huge_scores_give_finite_figures():
     scores = np.array([[1e4, -1e4], [3e38, 0.0]], np.float32)
     got = split_metrics(scores, np.array([0, 1]), ["a", "b"], [1, 1])
     assert got["ece"] == pytest.approx(0.5)
+
+
+def test_the_worst_confusions_are_the_largest_cells_off_the_diagonal_and_say_of_how_many():
+    confusion = np.array([[50, 3, 0], [7, 1, 2], [0, 7, 5]])
+    assert worst_confusions(confusion, ["a", "b", "c"]) == [
+        {"true": "b", "predicted": "a", "images": 7, "of": 10},
+        {"true": "c", "predicted": "b", "images": 7, "of": 12},
+        {"true": "a", "predicted": "b", "images": 3, "of": 53},
+        {"true": "b", "predicted": "c", "images": 2, "of": 10},
+    ]
+    assert worst_confusions(np.diag([4, 5]), ["a", "b"]) == []
+    assert len(worst_confusions(np.ones((20, 20), int), [str(c) for c in range(20)])) == 10
+
+
+@pytest.fixture
+def network_and_data(tiny_digits):
+    """A network with random weights and how it scores a split, with a record of what it was given."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 10))
+    seen = []
+
+    def score(split):
+        seen.append(len(split))
+        return predict(model, split, normaliser(tiny_digits), Device("cpu", 1))
+
+    return score, tiny_digits, seen
+
+
+@pytest.mark.parametrize("names", [["test", "test_longtail"], ["test_longtail", "train", "test"]])
+def test_the_network_sees_no_image_twice_and_the_figures_are_those_of_each_split_alone(network_and_data, names):
+    score, data, seen = network_and_data
+    assert 0 < len(data.split("test_longtail")) < len(data.split("test"))
+    got, same = predict_splits(data, names, score)
+    assert sorted(seen) == sorted(len(data.split(name)) for name in names if name != "test_longtail")
+    assert same == []
+    for name in names:
+        scores, labels = score(data.split(name))
+        assert np.array_equal(got[name][1], labels)
+        np.testing.assert_allclose(got[name][0], scores, rtol=0, atol=1e-5)  # another batch, other last digits
+        mine, alone = (
+            split_metrics(*one, data.class_names, data.counts("train")) for one in (got[name], (scores, labels))
+        )
+        assert mine.pop("ece") == pytest.approx(alone.pop("ece"), abs=1e-6)
+        assert mine == alone
+
+
+def test_scores_are_reused_only_for_the_very_same_images(network_and_data, monkeypatch):
+    score, data, seen = network_and_data
+    longtail = data.split("test_longtail")
+    rows = longtail.rows
+    monkeypatch.setattr(longtail, "rows", lambda places: 255 - rows(places))
+    splits = {"test": data.split("test"), "test_longtail": longtail}
+    monkeypatch.setattr(data, "split", splits.get)
+    got, same = predict_splits(data, ["test", "test_longtail"], score)
+    assert len(seen) == 2, "the long-tailed images differ from those of the same place in the source"
+    assert same == [] and len(got["test_longtail"][0]) == len(longtail)
+
+
+def test_splits_of_the_same_images_are_told(network_and_data, monkeypatch):
+    score, data, seen = network_and_data
+    test = data.split("test")
+    monkeypatch.setattr(data, "split", lambda name: test)
+    got, same = predict_splits(data, ["test_longtail", "test"], score)
+    assert len(seen) == 1 and [sorted(pair) for pair in same] == [["test", "test_longtail"]]
+    assert np.array_equal(got["test"][0], got["test_longtail"][0])

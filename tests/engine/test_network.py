@@ -33,7 +33,7 @@ def card_of(data, genotype=None, *sets, **flags):
         ((), {}),
         (("aux_weight=0",), {}),
         (("loss.label_smoothing=0.1",), {}),
-        (("head=projector", "head.width=12"), {}),
+        (("head=cosine", "head.scale=12"), {}),
         ((), {"network": "resnet32"}),
     ],
     ids=["plain", "no auxiliary head", "option of the loss", "another head", "plain network"],
@@ -50,8 +50,8 @@ def test_what_a_card_describes_is_built_the_same_from_the_file(tiny_digits, geno
 
 
 def test_the_card_says_which_head_and_a_file_with_another_is_refused(tiny_digits, genotype, tmp_path):
-    card = card_of(tiny_digits, genotype, "head=projector", "head.width=12")
-    assert card.head.name == "projector" and card.head.options == {"width": 12}
+    card = card_of(tiny_digits, genotype, "head=cosine", "head.scale=12")
+    assert card.head.name == "cosine" and card.head.options == {"scale": 12}
     linear = card_of(tiny_digits, genotype)
     with pytest.raises(InputError, match="do not fit its card"):
         load_classifier(build_model(linear).state_dict(), card, tmp_path / "model.safetensors")

@@ -36,7 +36,7 @@ def test_heads_are_shared_only_if_they_would_be_built_equal(search):
     assert search("alpha_loss.lambda=0.5", loss="barlow", alpha_loss="barlow").model.alpha_head is None
     apart = search("alpha_loss.projector_dim=16", loss="barlow", alpha_loss="barlow").model.alpha_head
     assert apart[0].out_features == 16
-    assert search("head=projector", loss="ce", alpha_loss="ce").model.alpha_head.out_features == 10
+    assert search("head=cosine", loss="ce", alpha_loss="ce").model.alpha_head.out_features == 10
 
 
 def test_rescaling_the_features_changes_nothing_for_the_probe(search):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.nets.heads import AuxiliaryHead, Classifier
@@ -17,7 +18,7 @@ def maps(side, channels=6, num=4):
 
 def auxiliary(channels=6, classes=3):
     torch.manual_seed(0)
-    return AuxiliaryHead(channels, classes).double()
+    return AuxiliaryHead(channels, lambda num_features: nn.Linear(num_features, classes)).double()
 
 
 def behind_the_pool(head, pooled):

@@ -173,9 +173,17 @@ def test_a_plugin_that_takes_a_builtin_name_changes_nothing_and_is_reported(brin
 def test_a_module_that_registers_a_builtin_name_breaks_its_own_plugin_only(bring, ops):
     bring(("mine", "thief", "acme"), thief=GOOD.format(name="skip_connect"))
     builtin = ops.get("skip_connect").factory
-    with pytest.raises(PluginError, match=r"op 'mine' of acme 1\.2 cannot be loaded: .*clashes with the built-in"):
+    with pytest.raises(PluginError, match=r"acme 1\.2 promises the op 'mine', but thief registers none"):
         ops.get("mine")
     assert ops.get("skip_connect").factory is builtin
+
+
+def test_a_module_one_of_whose_names_became_a_builtin_keeps_its_other_plugins(bring, ops):
+    both = GOOD.format(name="skip_connect") + GOOD.format(name="mine")
+    bring(("mine", "older", "acme"), ("skip_connect", "older", "acme"), older=both)
+    builtin = ops.get("skip_connect")
+    assert builtin.origin == "builtin" and ops.get("mine").origin == "acme 1.2"
+    assert ops.get("skip_connect") is builtin and set(ops.clashes()) == {"skip_connect"}
 
 
 def test_one_name_from_two_distributions_names_both(bring, ops):

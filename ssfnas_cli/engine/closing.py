@@ -1,0 +1,63 @@
+"""Which figure of a finished run to look at, in which direction, and what guessing would give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ssfnas_cli.console import log
+
+RISE, SATURATED = 1.0, 99.0  # percent points over the last third of the epochs; training accuracy in percent
+
+
+def say_search_figure(last: Mapping[str, Any], class_counts: Sequence[int]) -> None:
+    """What a search's accuracy says.
+
+    Args:
+        last: the last epoch's line of metrics.
+        class_counts: of the training split.
+    """
+    for name in ("accuracy_alpha_half", "probe_accuracy_alpha_half"):
+        if name in last:
+            log.info("look at %s: %s, higher is better", name, _beside_chance(last[name], class_counts))
+
+
+def say_training_figure(lines: Sequence[Mapping[str, Any]], class_counts: Sequence[int]) -> None:
+    """What a retraining's accuracy says, and whether it was still rising.
+
+    Args:
+        lines: the metrics of every epoch; those of a pretraining have no accuracy.
+    """
+    accuracies = [line["train_accuracy"] for line in lines if "train_accuracy" in line]
+    if not accuracies:
+        return
+    log.info(
+        "train_accuracy: %s, higher is better; it is of images that the network has learned from: 'evaluate' tells "
+        "what it is worth on others",
+        _beside_chance(accuracies[-1], class_counts),
+    )
+    if is_still_rising(accuracies):
+        log.info("training accuracy was still rising: more epochs may help (--epochs %d)", 2 * len(accuracies))
+
+
+def is_still_rising(accuracies: Sequence[float]) -> bool:
+    """Whether a line through the last third of the epochs (at least 4) rises by more than RISE points.
+
+    Args:
+        accuracies: of every epoch, in percent.
+    """
+    last = np.asarray(accuracies[-max(4, len(accuracies) // 3) :])
+    if len(last) < 4 or last[-1] >= SATURATED:
+        return False
+    slope = np.polyfit(np.arange(len(last)), last, 1)[0]
+    return bool(slope * (len(last) - 1) > RISE)
+
+
+def _beside_chance(accuracy: float, class_counts: Sequence[int]) -> str:
+    largest = 100 * max(class_counts) / sum(class_counts)
+    return (
+        f"{accuracy:.1f} % (chance {100 / len(class_counts):.1f} %; always answering the largest class gives "
+        f"{largest:.1f} %)"
+    )

@@ -7,7 +7,7 @@ import torch
 from registry.losses import cross_correlation
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import seed_step
+from ssfnas_cli.engine.loop import seed_for_step
 from ssfnas_cli.engine.network import make_card
 from ssfnas_cli.engine.retrain import build_phases
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -48,7 +48,7 @@ def run(phase, steps, epoch=0, start=0):
     for step, batch in enumerate(phase.batches(epoch, start), start=start):
         if step == start + steps:
             break
-        seed_step(phase.seed, epoch, step)
+        seed_for_step(phase.seed, epoch, step)
         values.append(phase.step(epoch, step, batch))
     return values
 

@@ -10,8 +10,9 @@ import typer
 
 from registry import OPS
 from ssfnas_cli.artifacts.genotype import Genotype
-from ssfnas_cli.commands import common, references
+from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity
+from ssfnas_cli.errors import UsageError
 
 
 def command(
@@ -31,9 +32,9 @@ def command(
 ) -> None:
     """Derive the genotype of a search run, from any of its epochs."""
     set_verbosity(quiet, verbose)
-    value = references.parse_threshold(threshold)
-    references.refuse_existing(output, force)
-    folder = references.run(run, "search")
+    value = _parse_threshold(threshold)
+    outputs.refuse_existing(output, force)
+    folder = inputs.open_run(run, "search")
     from ssfnas_cli.engine.derive_run import derive_run
 
     genotype = derive_run(folder, rule, value, epoch)
@@ -42,7 +43,7 @@ def command(
         if live.dead_edges or live.dead_nodes:
             log.info("%s cell: %d edges from nodes without input will be pruned", kind, len(live.dead_edges))
     _warn_of_collapse(genotype)
-    references.write_output(output, genotype.to_json(), force)
+    outputs.write_output(output, genotype.to_json(), force)
     if output is not None and not is_stream(output):
         log.info("next: %s", shlex.join(["ssfnas", "retrain", str(output)]))
 
@@ -59,3 +60,16 @@ def _warn_of_collapse(genotype: Genotype) -> None:
             "the ops of the %s have no weights: the search may have collapsed; try another --epoch or a longer search",
             " and of the ".join(empty),
         )
+
+
+def _parse_threshold(text: str) -> float | str:
+    """Parse `auto` or a finite number."""
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value != value or value in (float("inf"), float("-inf")):
+        raise UsageError(f"--threshold {text}: should be auto or a number such as 0.85")
+    return value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssfnas_cli.artifacts.run import RunFolder
-from ssfnas_cli.commands import common, references
+from ssfnas_cli.commands import common, inputs
 from ssfnas_cli.console import emit, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
 
@@ -25,7 +25,7 @@ def command(
         typer.Argument(
             metavar="GENOTYPE",
             help="Genotype file, run folder, - for a pipe that brings either, or a name: resnet32, DARTS_V2, …",
-            autocompletion=references.network_names,
+            autocompletion=inputs.network_names,
         ),
     ],
     channels: Annotated[
@@ -49,7 +49,7 @@ def command(
     """Count the weights and the multiply-adds (of convolutions and linear layers, for one image) of a network."""
     set_verbosity(quiet, verbose)
     given = {name: value for name, value in locals().items() if name in DEFAULTS and value is not None}
-    parsed, named, run = references.network_or_run(network)
+    parsed, named, run = inputs.read_network_or_run(network)
     for name in ("channels", "layers") if named is not None else ():
         if name in given:
             raise UsageError(f"--{name}: '{named}' has its own; leave it out")

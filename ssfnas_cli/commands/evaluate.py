@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ssfnas_cli.artifacts.metrics import split_off_tables
-from ssfnas_cli.commands import closing, common, references
+from ssfnas_cli.commands import closing, common, inputs, outputs
 from ssfnas_cli.commands.metrics_table import show_metrics
 from ssfnas_cli.console import emit, is_stream, log, set_verbosity
 from ssfnas_cli.json_text import layout_json
@@ -35,8 +35,8 @@ def command(
     The confusion matrix of more than 100 classes goes into a CSV file of its own, in the run folder and beside -o FILE.
     """
     set_verbosity(quiet, verbose)
-    references.refuse_existing(output, force)
-    folder = references.run(run, "retrain")
+    outputs.refuse_existing(output, force)
+    folder = inputs.open_run(run, "retrain")
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.evaluate import evaluate_run
 
@@ -55,7 +55,7 @@ def _write(metrics: dict[str, Any], output: Path, force: bool) -> None:
     """The metrics into a file, and large confusion matrices beside it."""
     kept, tables = split_off_tables(metrics, output)
     for table in tables:
-        references.refuse_existing(table, force)
+        outputs.refuse_existing(table, force)
     for table, data in tables.items():
-        references.write_output(table, data, force)
-    references.write_output(output, f"{layout_json(kept)}\n".encode(), force)
+        outputs.write_output(table, data, force)
+    outputs.write_output(output, f"{layout_json(kept)}\n".encode(), force)

@@ -9,7 +9,7 @@ import typer
 
 from ssfnas_cli.artifacts.files import read_bytes
 from ssfnas_cli.artifacts.published import parse_published
-from ssfnas_cli.commands import common, references
+from ssfnas_cli.commands import common, outputs
 from ssfnas_cli.console import decode_text, is_stream, read_stdin, set_verbosity
 from ssfnas_cli.errors import InputError
 
@@ -35,6 +35,6 @@ def command(
         text = decode_text(data)
     except UnicodeDecodeError:
         raise InputError(f"{where}: is not text") from None
-    references.refuse_existing(output, force)
+    outputs.refuse_existing(output, force)
     genotype = parse_published(text, where, name)
-    references.write_output(output, genotype.to_json(), force)
+    outputs.write_output(output, genotype.to_json(), force)

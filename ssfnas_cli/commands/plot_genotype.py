@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ssfnas_cli.commands import common, references
+from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity
 from ssfnas_cli.errors import UsageError
 
@@ -33,8 +33,8 @@ def command(
     suffix = "svg" if is_stream(output) else output.suffix.removeprefix(".").lower()
     if suffix not in FORMATS:
         raise UsageError(f"--output {output}: should end in one of {', '.join('.' + name for name in FORMATS)}")
-    parsed, _ = references.genotype_or_run(genotype)
-    references.refuse_existing(output, force)
-    references.write_output(output, render(parsed, CELLS[cell], suffix), force)
+    parsed, _ = inputs.read_genotype_or_run(genotype)
+    outputs.refuse_existing(output, force)
+    outputs.write_output(output, render(parsed, CELLS[cell], suffix), force)
     if not is_stream(output):
         log.info("%s", output)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ssfnas_cli import stop
-from ssfnas_cli.commands import closing, common, references
+from ssfnas_cli.commands import closing, common, inputs
 from ssfnas_cli.commands.training import Flags, with_training_flags
 from ssfnas_cli.settings import RetrainSettings
 
@@ -21,7 +21,7 @@ def command(
             metavar="GENOTYPE",
             help="Genotype file (a search leaves one in its run folder), - for a pipe, or a name: resnet32, "
             "mobilenet_v2, DARTS_V2, random-3, …",
-            autocompletion=references.network_names,
+            autocompletion=inputs.network_names,
         ),
     ],
     data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the genotype's")] = None,
@@ -53,7 +53,7 @@ def command(
     The preset is 'quick' on the embedded digits, otherwise 'standard'.
     """
     with stop.interruptible():
-        genotype, name = references.network(network)
+        genotype, name = inputs.read_network(network)
     from ssfnas_cli.data.embedded import is_embedded
 
     recorded = None if genotype is None else genotype.provenance.data

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from registry import PluginError
 from registry.losses import cross_correlation
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import seed_step
+from ssfnas_cli.engine.loop import seed_for_step
 from ssfnas_cli.engine.network import make_card
 from ssfnas_cli.engine.retrain import build_phases
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -48,7 +49,7 @@ def run(phase, steps, epoch=0, start=0):
     for step, batch in enumerate(phase.batches(epoch, start), start=start):
         if step == start + steps:
             break
-        seed_step(phase.seed, epoch, step)
+        seed_for_step(phase.seed, epoch, step)
         values.append(phase.step(epoch, step, batch))
     return values
 
@@ -276,3 +277,8 @@ def test_ldam_takes_a_fixed_simplex_too_and_in_a_search_it_has_no_weights(search
     phase = search("loss=ldam", "head=etf", "channels=4")
     run(phase, 2)
     assert not list(phase.model.head.parameters())
+
+
+def test_a_simplex_of_more_classes_than_the_network_has_features_is_refused(retrain):
+    with pytest.raises(PluginError, match="head 'etf'.*10 classes, 4 features"):
+        retrain("head=etf", layers=1)

@@ -280,5 +280,5 @@ def test_ldam_takes_a_fixed_simplex_too_and_in_a_search_it_has_no_weights(search
 
 
 def test_a_simplex_of_more_classes_than_the_network_has_features_is_refused(retrain):
-    with pytest.raises(PluginError, match="head 'etf'.*10 classes, 4 features"):
+    with pytest.raises(PluginError, match=r"head 'etf'.*10 classes, 4 features"):
         retrain("head=etf", layers=1)

@@ -67,7 +67,6 @@ def test_losses_heads_and_samplers_that_do_not_fit_are_refused_in_one_line(ssfna
     for words, flags in (
         (["'tau'", "greater than or equal to 0"], ["--loss", "logit_adjusted", "--set", "loss.tau=-1"]),
         (["'beta'", "less than 1"], ["--loss", "class_balanced", "--set", "loss.beta=1"]),
-        (["'etf'", "10 classes, 8 features"], ["--set", "head=etf", "--channels", "2", "--layers", "1"]),
         (["head=linear", "cosine or etf"], ["--loss", "ldam", "--set", "head=linear"]),
         (["ssl.loss=ce", "is supervised"], ["--set", "ssl.loss=ce"]),
     ):

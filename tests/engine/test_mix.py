@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from registry import PluginError
 from registry.losses import cross_correlation
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.engine.device import Device
@@ -276,3 +277,8 @@ def test_ldam_takes_a_fixed_simplex_too_and_in_a_search_it_has_no_weights(search
     phase = search("loss=ldam", "head=etf", "channels=4")
     run(phase, 2)
     assert not list(phase.model.head.parameters())
+
+
+def test_a_simplex_of_more_classes_than_the_network_has_features_is_refused(retrain):
+    with pytest.raises(PluginError, match=r"head 'etf'.*10 classes, 4 features"):
+        retrain("head=etf", layers=1)

@@ -11,6 +11,7 @@ from typing import Any
 from ssfnas_cli.artifacts.files import seal, write_bytes
 from ssfnas_cli.json_text import layout_json
 
+EVALUATED = ("train", "val", "test", "test_longtail")  # the splits; the data set's own list would import numpy
 MAX_CLASSES = 100  # whose matrix the metrics themselves hold; that of 1,000 classes has a million cells
 
 

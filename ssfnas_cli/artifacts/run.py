@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ssfnas_cli.artifacts.dataset import SPLITS
 from ssfnas_cli.artifacts.files import (
     delete_temporaries,
     parse_json,
@@ -33,7 +32,7 @@ from ssfnas_cli.artifacts.files import (
 )
 from ssfnas_cli.artifacts.lock import FolderLock, delete_lock_temporaries, is_held, is_lock
 from ssfnas_cli.artifacts.log_file import logging_to
-from ssfnas_cli.artifacts.metrics import table_path, write_metrics_file
+from ssfnas_cli.artifacts.metrics import EVALUATED, table_path, write_metrics_file
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
@@ -46,7 +45,7 @@ ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation
 STATES = ("running", "stopped", "done", "diverged")
 FILES = (  # the files that a run writes
     *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),
-    *(ALPHAS, METRICS, EVALUATION, *(table_path(Path(EVALUATION), split).name for split in SPLITS)),
+    *(ALPHAS, METRICS, EVALUATION, *(table_path(Path(EVALUATION), split).name for split in EVALUATED)),
 )
 _MISSING = object()
 

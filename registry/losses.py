@@ -140,18 +140,6 @@ class BarlowTwins(Objective):
     head = "projector"
     options: BarlowOptions
 
-    @property
-    def reads(self) -> str:
-        """What its head has to give (see `HeadFacts`)."""
-        return "scores" if self.supervised else "projections"
-
-    def check_head(self, name: str, options: Mapping[str, Any]) -> None:
-        """Refuse a head that it cannot be computed on; a head that does not give what it `reads` is refused before.
-
-        Raises:
-            PluginError: says which heads it takes.
-        """
-
     def head_options(self) -> Mapping[str, Any]:
         return {"width": self.options.projector_dim}
 

@@ -59,19 +59,19 @@ _OUT_OF_MEMORY = re.compile(
 _AMOUNT = re.compile(r"(?:tried to allocate|unable to allocate) ([\d.]+ ?(?:bytes|[KMGTPE]i?B))", re.IGNORECASE)
 
 
-def out_of_memory(error: BaseException, mend: str) -> ResourceError | None:
+def out_of_memory(error: BaseException, advice: str) -> ResourceError | None:
     """The error to show instead of `error` if `error` means that memory has run out, else None.
 
     Args:
         error: whatever a library raised. Its class is not checked, because torch may not be imported.
-        mend: what the user can do about it.
+        advice: what the user can do about it.
     """
     says_so = isinstance(error, RuntimeError | OSError | ImportError) and _OUT_OF_MEMORY.search(str(error))
     if not (says_so or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM):
         return None
     amount = _AMOUNT.search(str(error))
     requested = f" ({_readable(amount[1])} more were asked for)" if amount else ""
-    return ResourceError(f"memory has run out{requested}: {mend}")
+    return ResourceError(f"memory has run out{requested}: {advice}")
 
 
 def _readable(amount: str) -> str:

@@ -83,7 +83,7 @@ MEMORY_ADVICE = {
     **dict.fromkeys(
         ("search", "retrain"),
         "take a smaller --batch-size, --channels or --layers, or --precision bf16. "
-        "A run half done keeps its checkpoints: the same command goes on where more memory is free",
+        "An unfinished run keeps its checkpoints: repeat the same command when more memory is free",
     ),
     "describe": "take fewer --channels or --layers",
 }
@@ -150,8 +150,8 @@ def _run_command() -> Any:
 
 def _report_unexpected(error: Exception) -> int:
     """Report an exception that no command expects: the machine lacks a resource, or else there is a bug."""
-    mend = MEMORY_ADVICE.get(next(iter(sys.argv[1:]), ""), "end other programs, or take a machine with more of it")
-    if lacking := out_of_memory(error, mend):
+    advice = MEMORY_ADVICE.get(next(iter(sys.argv[1:]), ""), "end other programs, or use a machine with more memory")
+    if lacking := out_of_memory(error, advice):
         return _report(str(lacking), lacking.exit_code)
     if isinstance(error, OSError):
         return _report(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)

@@ -100,7 +100,7 @@ class Strategy(abc.ABC):
     """Base class of search strategies."""
 
     default_rule: str = "darts"  # the derivation rule unless `derive --rule` names another one
-    record_names: ClassVar[tuple[str, ...]] = ("normal", "reduce")
+    record_names: ClassVar[tuple[str, ...]] = ("normal", "reduce")  # the names in `record`
 
     def __init__(self, options: Options, context: SearchContext):
         self.options, self.context = options, context

@@ -24,7 +24,7 @@ def command(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="What is searched with: gradient, or a plugin's.",
+            help="The search strategy: gradient, or the name of a plugin.",
             autocompletion=common.names_of("strategy"),
             show_default="gradient",
         ),

@@ -61,7 +61,7 @@ def _shared_flags(model: type[Training]) -> dict[str, tuple[Any, Any]]:
 
 @dataclass(frozen=True)
 class Flags:
-    """The shared flags as they were given; `settings` are those that are settings, None if not given."""
+    """The shared flags. `settings` holds those that are also settings; one that the user did not give is None."""
 
     settings: dict[str, Any]
     output: Path | None
@@ -95,7 +95,7 @@ class Flags:
         dry: Callable[[], dict[str, Any]],
         close: Callable[[Path], None],
     ) -> None:
-        """Show the settings, predict the run, or make it: whichever was asked for.
+        """Print the settings, predict the cost of the run, or run it, as the flags ask.
 
         Args:
             data: the folder of the data set; None or empty: the embedded one.
@@ -115,7 +115,7 @@ class Flags:
 
 
 def with_training_flags(model: type[Training]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the shared flags behind its own; it receives them as its last argument, `flags`."""
+    """Add the shared flags after the command's own ones. It receives them in its last argument, `flags`."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)

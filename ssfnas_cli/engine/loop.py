@@ -135,8 +135,8 @@ class Loop:
         lacking = sorted(initial.keys() - saved.keys())
         if lacking:
             log.warning(
-                "%s: its checkpoint is of an earlier ssfnas and lacks %s, which starts fresh: the run goes on, but it "
-                "does not end where an undisturbed one would have",
+                "%s: its checkpoint is of an earlier ssfnas and lacks %s, which starts fresh: the run goes on, but its "
+                "result differs from that of an uninterrupted run",
                 self.run.path,
                 ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""),
             )

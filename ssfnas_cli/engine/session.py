@@ -51,7 +51,7 @@ class RunPlan:
         return None if force else finished_result(self.path, self.kind, self.identity, self.identify)
 
     def identify(self, run: RunFolder) -> dict[str, Any]:
-        """The identity of an existing run. Settings that ssfnas gained since it was made have their default values."""
+        """The identity of an existing run. Settings that were added to ssfnas after the run was made have their default values."""
         try:
             settings = run.settings(type(self.settings)).resolve_plugins()
         except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run

@@ -6,7 +6,7 @@
 
 In a supernet `scale_o` is the op's mixing weight. In a derived network `scale_o` and `shift_o` are the weights of the
 op's own BN, and `sample_o` is drop path's factor. BN uses the batch's statistics in training and the running statistics
-in evaluation. The forward pass keeps x and each convolution's or pool's result before its BN, and nothing else.
+in evaluation. The forward pass keeps x and each convolution's or pool's result before its BN, and no other map.
 
 A training step makes hundreds of passes. The arrays that stay the same are therefore filled when the fan is made, and a
 pass (fan_passes.py) only adds addresses.

@@ -51,7 +51,7 @@ class RunPlan:
         return None if force else finished_result(self.path, self.kind, self.identity, self.identify)
 
     def identify(self, run: RunFolder) -> dict[str, Any]:
-        """The identity of an existing run. Settings that were added to ssfnas after the run was made have their default values."""
+        """The identity of an existing run. Settings that were added after it was made have their default values."""
         try:
             settings = run.settings(type(self.settings)).resolve_plugins()
         except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run
@@ -116,12 +116,6 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         set_run_aside(plan.path)
     current = environment() | device.facts()
     flip, why = mirroring(plan.data, plan.settings)
-    log.info(
-        "images are %s in training (flip=%s: %s)",
-        "mirrored at random" if flip else "not mirrored",
-        plan.settings.flip,
-        why,
-    )
     config = {
         "settings": plan.settings.model_dump(mode="json"),
         "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
@@ -134,6 +128,8 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
     with open_for_writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
         _warn_of_another_recipe(run)
         warn_of_differences(run.config["environment"], current)
+        mirrored = "mirrored at random" if flip else "not mirrored"
+        log.info("images are %s in training (flip=%s: %s)", mirrored, plan.settings.flip, why)
         yield run, Loop(run, plan.settings)
 
 

@@ -1,5 +1,6 @@
 # `make demo` and `make test` need git, make and Python 3.11+. They install everything else into .venv.
 PYTHON ?= python3
+JOBS ?= 2  # processes that run the tests
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -18,7 +19,7 @@ demo: $(READY) ## run the whole pipeline on the embedded digits; metrics and a p
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/quickstart.sh demo
 
 test: check ## run the checks and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: $(READY) ## check style, types, imports and scripts, as CI does before the tests
 	$(BIN)/ruff check .

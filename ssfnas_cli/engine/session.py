@@ -130,12 +130,8 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         warn_of_differences(run.config["environment"], current)
         loop = Loop(run, plan.settings)
         # This message comes last, so that a run that is refused shows only the reason.
-        log.info(
-            "images are %s in training (flip=%s: %s)",
-            "mirrored at random" if flip else "not mirrored",
-            plan.settings.flip,
-            why,
-        )
+        mirrored = "mirrored at random" if flip else "not mirrored"
+        log.info("images are %s in training (flip=%s: %s)", mirrored, plan.settings.flip, why)
         yield run, loop
 
 

@@ -174,7 +174,7 @@ def test_describe_of_a_run_is_of_its_own_network(ssfnas, world, tmp_path):
     assert facts["run"] == str(world / "retrain")
     assert {"channels": 2, "layers": 3, "num_classes": 10, "image_size": 8, "in_channels": 1}.items() <= facts.items()
     said = (world / "retrain" / "log.txt").read_text()
-    assert f"derived network: {facts['num_params']:,} weights" in said
+    assert f"network: {facts['num_params']:,} weights" in said
     for argument, how in ((world / "search", {}), ("-", {"stdin": (world / "retrain.stdout").read_bytes()})):
         facts = ssfnas.ok("describe", argument, "--layers", "6", cwd=world, **how).json
         assert (facts["channels"], facts["layers"], facts["in_channels"]) == (2, 6, 1)
@@ -300,6 +300,7 @@ def test_runs_counts_the_damaged_and_shows_the_whole_command(ssfnas, world, tmp_
     config["command"] = "ssfnas search -o 'my run'"
     write_sealed_json(tmp_path / "my run" / "config.json", config)
     listed = ssfnas.ok("runs", ".", cwd=tmp_path)
-    assert listed.json["damaged"] == ["broken"] and "broken/config.json" in listed.err
-    (run,) = listed.json["runs"]
+    assert listed.json["damaged"] == ["broken"]
+    broken, run = listed.json["runs"]
+    assert broken["state"] == "damaged" and "broken/config.json" in broken["next"]
     assert (run["state"], run["command"], run["next"]) == ("stopped", config["command"], config["command"])

@@ -111,7 +111,8 @@ def test_runs_lists_every_state_with_what_to_do_next(zygote, place, runs):
         "running": "running",
         "stopped": "stopped",
     }
-    assert listed["stopped"]["next"] == listed["killed"]["next"] == "run the same command again: it goes on"
+    for name in ("stopped", "killed"):
+        assert listed[name]["next"] == listed[name]["command"] and listed[name]["command"].startswith("ssfnas search ")
     assert listed["done-search"]["next"] == "ssfnas derive runs/done-search"
     assert listed["done-retrain"]["next"] == "ssfnas evaluate runs/done-retrain"
     assert listed["running"]["next"] == "wait" and "alpha_lr" in listed["diverged"]["next"]
@@ -120,7 +121,7 @@ def test_runs_lists_every_state_with_what_to_do_next(zygote, place, runs):
     assert all(entry["age_seconds"] >= 0 for entry in listed.values())
 
 
-def test_runs_on_a_terminal_is_a_table(place, runs):
+def test_runs_on_a_terminal_shows_every_run_with_what_to_do_next(place, runs):
     status = read_sealed_json(runs / "stopped" / "status.json")
     status["last"] = {"weight_loss": None, "accuracy": "odd"}
     write_sealed_json(runs / "stopped" / "status.json", status)
@@ -141,5 +142,5 @@ def test_runs_on_a_terminal_is_a_table(place, runs):
     err = process.stderr.read()
     process.stderr.close()
     assert process.wait() == 0, err
-    for word in (b"state", b"progress", b"last figures", b"age", b"next", b"interrupted", b"diverged", b"1/3"):
+    for word in (b"next: ", b"h ago", b"interrupted", b"diverged", b"damaged", b"1/3", b"ssfnas evaluate"):
         assert word in seen, word

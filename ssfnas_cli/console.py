@@ -72,8 +72,15 @@ class _Formatter(logging.Formatter):
     """Formats warnings and errors as `ssfnas: warning: text`, and lower levels as the text alone."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = _printable_lines(record.getMessage())
+        text = _printable_lines(_fill_in(record))
         return text if record.levelno <= logging.INFO else f"ssfnas: {record.levelname.lower()}: {text}"
+
+
+def _fill_in(record: logging.LogRecord) -> str:
+    """A record's message. A line break in a name that it holds is escaped; those of the message itself stay."""
+    if not isinstance(record.args, tuple) or not record.args:
+        return record.getMessage()
+    return str(record.msg) % tuple(arg if isinstance(arg, int | float) else printable(str(arg)) for arg in record.args)
 
 
 class _StderrHandler(logging.Handler):

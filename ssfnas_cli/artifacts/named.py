@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from importlib import resources
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from registry.space import NUM_INPUTS, NUM_NODES
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype, Provenance, parse_genotype
 from ssfnas_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 RANDOM = re.compile(r"random-(.*)")
 RANDOM_OPS = (
@@ -52,6 +54,8 @@ def named_genotype(name: str) -> Genotype | None:
 
 def random_genotype(seed: int) -> Genotype:
     """A genotype drawn from a seed."""
+    import numpy as np
+
     numbers = np.random.Generator(np.random.Philox(key=[seed, 5]))
     cells = {kind: _random_cell(numbers) for kind in ("normal", "reduce")}
     return Genotype(name=f"random-{seed}", provenance=Provenance(rule="random", seed=seed), **cells)

@@ -106,33 +106,41 @@ class DirectSearch:
     def _second_order(self, train: Batch, val: Batch, lr: float) -> float:
         """d_alpha L_val(w', alpha) - xi d2_alpha,w L_train(w, alpha) d_w' L_val(w', alpha) (DARTS, Eq. 7).
 
-        w' = w - xi d_w L_train, here with the momentum and weight decay of the step that will be taken. The mixed
-        second derivative times a vector v is (d_alpha L_train(w+) - d_alpha L_train(w-)) / 2 eps at w± = w ± eps v,
-        eps = radius / ||v|| (Eq. 8 and the footnote to it).
+        w' = w - xi c g with g = d_w L_train, here with the momentum, weight decay and clipping factor c of the step that
+        will be taken. The mixed second derivative times a vector v is (d_alpha L_train(w+) - d_alpha L_train(w-)) / 2 eps
+        at w± = w ± eps v, eps = radius / ||v|| (Eq. 8 and the footnote to it). If the step is clipped, v is what the
+        derivative of c g leaves of h = d_w' L_val: c (h - g (g . h) / |g|^2).
         """
-        moved = self._moved(train, lr)
+        moved, gradient, factor = self._moved(train, lr)
         self.alpha_optimizer.zero_grad()
         loss = self._loss(val, moved)
         (loss + self.zero_one()).backward()
         first = {kind: alphas.grad.clone() for kind, alphas in self.alphas.items()}
         vector = [weight.grad for weight in moved.parameters()]
+        if factor < 1:
+            square = sum(float(g.square().sum()) for g in gradient)
+            along = sum(float((g * h).sum()) for g, h in zip(gradient, vector, strict=True)) / square
+            vector = [factor * (h - along * g) for g, h in zip(gradient, vector, strict=True)]
         eps = self.radius / math.sqrt(sum(float(part.square().sum()) for part in vector))
         above, below = self._alpha_gradients(train, vector, eps), self._alpha_gradients(train, vector, -eps)
         for kind, alphas in self.alphas.items():
             alphas.grad = first[kind] - lr * (above[kind] - below[kind]) / (2 * eps)
         return loss.item()
 
-    def _moved(self, train: Batch, lr: float) -> SearchModel:
-        """A copy of the model one SGD step further on."""
+    def _moved(self, train: Batch, lr: float) -> tuple[SearchModel, list[Tensor], float]:
+        """A copy of the model one SGD step further on, the gradient of that step, and its clipping factor."""
         moved = copy.deepcopy(self.model)
         moved.zero_grad()
         self._loss(train, moved).backward()
+        gradient = [twin.grad.clone() for twin in moved.parameters()]
+        norm = float(nn.utils.clip_grad_norm_(moved.parameters(), self.clip))
+        factor = min(1.0, self.clip / (norm + 1e-6))
         with torch.no_grad():
             for weight, twin in zip(self.model.parameters(), moved.parameters(), strict=True):
                 velocity = self.optimizer.state[weight].get("momentum_buffer", torch.zeros_like(weight))
                 twin -= lr * (self.momentum * velocity + twin.grad + self.weight_decay * weight)
         moved.zero_grad()
-        return moved
+        return moved, gradient, factor
 
     def _alpha_gradients(self, train: Batch, vector: Sequence[Tensor], eps: float) -> dict[str, Tensor]:
         """d_alpha L_train at w + eps * vector, on a copy."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from registry import LOSSES, OPS
 from ssfnas_cli.artifacts.genotype import Genotype
-from ssfnas_cli.data.batches import Batch
+from ssfnas_cli.data.batches import Batch, SearchBatch
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.engine.network import make_card
@@ -220,7 +220,7 @@ def test_the_products_search_steps(tiny_digits, monkeypatch, relax, loss, order)
     search = steps.DirectSearch(model, alphas, relax, order, adam["lr"], adam["betas"])
     for step in range(2):
         train, val = [batch(3 * step + half, num_views=2 if loss == "barlow" else 1) for half in range(2)]
-        got = phase.step(0, step, (train, val))
+        got = phase.step(0, step, SearchBatch(train, val, None))
         expected = search.step(train, val, cosine(0.025, 0.001, step / phase.num_steps(0) / 4))
         assert {key: got[key] for key in expected} == pytest.approx(expected, rel=1e-9)
     start = {kind: values[0] for kind, values in phase.strategy.history.items()}
@@ -240,7 +240,7 @@ def test_the_products_training_steps(tiny_digits, name):
     direct.load_product(model, net.state_dict())
     training = steps.DirectTraining(model)
     for step in range(2):
-        (images,), labels = batch(step)
+        (images,), labels = batch(step)[:2]
         torch.manual_seed(step)
         got = phase.step(2, step, Batch((images,), labels))
         torch.manual_seed(step)

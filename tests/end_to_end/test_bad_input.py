@@ -399,7 +399,7 @@ def test_names_on_a_terminal_are_no_markup_and_do_not_reach_it_raw(ssfnas, world
     argv = ["search", "--data", "x[/y]", *ssfnas.tiny, *ssfnas.ops, "--batch-size", "4", "-o", "r[/un]"]
     assert "r[/un] (not written)" in on_a_terminal(ssfnas, tmp_path, *argv, "--dry-run")
     ssfnas.ok(*argv, cwd=tmp_path)
-    shown = on_a_terminal(ssfnas, tmp_path, "runs", ".")
+    shown = on_a_terminal(ssfnas, tmp_path, "runs", "r[")
     assert "r[/un]" in shown and "ssfnas derive 'r[/un]'" in shown
 
 

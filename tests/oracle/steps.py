@@ -106,10 +106,10 @@ class DirectSearch:
     def _second_order(self, train: Batch, val: Batch, lr: float) -> float:
         """d_alpha L_val(w', alpha) - xi d2_alpha,w L_train(w, alpha) d_w' L_val(w', alpha) (DARTS, Eq. 7).
 
-        w' = w - xi c g with g = d_w L_train, here with the momentum, weight decay and clipping factor c of the step that
-        will be taken. The mixed second derivative times a vector v is (d_alpha L_train(w+) - d_alpha L_train(w-)) / 2 eps
-        at w± = w ± eps v, eps = radius / ||v|| (Eq. 8 and the footnote to it). If the step is clipped, v is what the
-        derivative of c g leaves of h = d_w' L_val: c (h - g (g . h) / |g|^2).
+        w' = w - xi c g with g = d_w L_train, here with the momentum, weight decay and clipping factor c of the step
+        that will be taken. The mixed second derivative times a vector v is (d_alpha L_train(w+) - d_alpha L_train(w-))
+        / 2 eps at w± = w ± eps v, eps = radius / ||v|| (Eq. 8 and the footnote to it). If the step is clipped, v is
+        what the derivative of c g leaves of h = d_w' L_val: c (h - g (g . h) / |g|^2).
         """
         moved, gradient, factor = self._moved(train, lr)
         self.alpha_optimizer.zero_grad()

@@ -151,7 +151,7 @@ class Loop:
         num_steps = phase.num_steps(cursor.epoch)
         self._stop_if_requested(phase)
         mark = time.perf_counter()
-        for batch in phase.batches(cursor.epoch, cursor.step):
+        for batch in self._batches(phase):
             seed_for_step(phase.seed, cursor.epoch, cursor.step)
             try:
                 values = phase.step(cursor.epoch, cursor.step, batch)
@@ -169,6 +169,14 @@ class Loop:
                 self.save(phase)
             mark = time.perf_counter()
         self._end_epoch(phase, progress)
+
+    def _batches(self, phase: Phase) -> Iterator[Any]:
+        """The rest of the epoch's batches. A request to stop that ends the wait for one saves first, as in a step."""
+        try:
+            yield from phase.batches(self.cursor.epoch, self.cursor.step)
+        except Stopped:
+            self._stop_if_requested(phase)
+            raise
 
     def _end_epoch(self, phase: Phase, progress: Progress) -> None:
         cursor = self.cursor

@@ -1,6 +1,7 @@
 """Heads, probe and statistics of a search: what one does to another."""
 
 import numpy as np
+import pytest
 import torch
 from search_support import TINY, run, same, state
 
@@ -105,3 +106,28 @@ def test_in_the_first_steps_estimated_statistics_see_what_has_been_learned(searc
     lagging = phase.accuracy(phase.split, rows, mixing)
     with phase.estimated_statistics(mixing):
         assert phase.accuracy(phase.split, rows, mixing) >= lagging
+
+
+def test_a_stop_while_the_loader_brings_no_batch_saves_the_steps_so_far(search, tmp_path, monkeypatch):
+    from ssfnas_cli import stop
+    from ssfnas_cli.artifacts.checkpoint import load_newest
+    from ssfnas_cli.artifacts.run import open_for_writing
+    from ssfnas_cli.engine.loop import Loop
+    from ssfnas_cli.errors import Stopped
+
+    phase = search()
+    whole = phase.batches
+
+    def hanging(epoch, start):
+        yield from list(whole(epoch, start))[:2]
+        monkeypatch.setattr(stop, "requested_by", lambda max_time: "SIGTERM")
+        raise Stopped("the loader was waiting")
+
+    monkeypatch.setattr(phase, "batches", hanging)
+    config = {"settings": {}, "data": {"path": "x", "sha256": "x"}, "environment": {}}
+    with (
+        open_for_writing(tmp_path / "run", "search", config, {"seed": 0}) as run,
+        pytest.raises(Stopped, match="saved in"),
+    ):
+        Loop(run, phase.settings).run_phase(0, phase)
+    assert load_newest(tmp_path / "run" / "checkpoints").state["step"] == 2

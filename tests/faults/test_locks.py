@@ -20,9 +20,9 @@ def write_lock(run, age=0.0, **content):
 
 def own_lock(**changes):
     """What a process here would have written."""
-    from ssfnas_cli.artifacts.lock import _place
+    from ssfnas_cli.artifacts.lock import _pid_scope
 
-    return {**_place(), "token": "theirs", **changes}
+    return {**_pid_scope(), "token": "theirs", **changes}
 
 
 def half_done(zygote, place, argv=SEARCH):

@@ -14,11 +14,12 @@ from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.settings import MakeDatasetSettings
 
 
-def test_the_result_has_the_side_and_the_table_shows_names_as_they_are(make_folder, tmp_path, lines):
+def test_the_result_has_the_side_and_the_table_shows_names_as_they_are(make_folder, tmp_path, lines, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a long path would be wrapped
     names = ["[red]cat", "dog [new]", "x[", "[bold"]
     root = make_folder(dict.fromkeys(names, 2), dict.fromkeys(names, 1))
     settings = MakeDatasetSettings(source="folder", root=str(root))
-    data = build_dataset(settings, tmp_path / "out [b]x[", lines.append)
+    data = build_dataset(settings, Path("out [b]x["), lines.append)
     assert describe(data)["image_size"] == 9 and describe(data)["dist"] == "natural"
     console = Console(file=io.StringIO(), width=200, highlight=False)
     show_counts(data)(console)

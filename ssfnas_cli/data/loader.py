@@ -72,9 +72,10 @@ def load_in_processes(items: Items, numbers: range, workers: int) -> Iterator[An
     except Exception as error:
         raise _resource_error(error, workers, processes) or error from error.__cause__
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # they ignore SIGTERM, and the program would wait for one that hangs
+        # Waiting is quick now, and needed: a pool that is still closing when Python exits can print a traceback.
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _wait_for(future: Future[Any]) -> Any:

@@ -342,15 +342,15 @@ def test_wrong_settings_of_a_mix_and_of_samplers_are_told(given, words):
 
 
 def test_a_plugin_whose_name_became_a_builtins_is_a_warning_when_that_name_is_used(monkeypatch, caplog):
-    from ssfnas_cli.settings import models
+    from ssfnas_cli.settings import base
 
-    models._warn_of_clash.cache_clear()
+    base._warn_of_clash.cache_clear()
     clash = {"class_balanced": "acme 1.2 also brings the built-in loss 'class_balanced'; the built-in is used"}
-    monkeypatch.setattr(models.REGISTRIES["loss"], "clashes", lambda: clash)
+    monkeypatch.setattr(base.REGISTRIES["loss"], "clashes", lambda: clash)
     with caplog.at_level("WARNING", logger="ssfnas"):
         load(loss="ce").resolve_plugins()
         assert not caplog.messages
         for _ in range(2):
             load(loss="class_balanced").resolve_plugins()
     assert caplog.messages == [clash["class_balanced"]]
-    models._warn_of_clash.cache_clear()
+    base._warn_of_clash.cache_clear()

@@ -33,6 +33,14 @@ for method in "${methods[@]}"; do
         balanced-sampling) flags=(--set sampler=class_balanced) ;;
         deferred-sampling) flags=(--set sampler=class_balanced --set sampler.defer=0.8) ;;
         barlow-pretraining) flags=(--pretrain barlow --pretrain-epochs 40) ;;
+        strong) flags=(--preset strong) ;;
+        strong-without-mixup) flags=(--preset strong --set mixup=none) ;;
+        strong-without-augment) flags=(--preset strong --set augment=none) ;;
+        strong-without-ema) flags=(--preset strong --set ema=none) ;;
+        strong-without-smoothing) flags=(--preset strong --set loss.label_smoothing=0) ;;
+        strong-without-warmup) flags=(--preset strong --set lr_warmup_epochs=0) ;;
+        strong-without-nesterov) flags=(--preset strong --set nesterov=false) ;;
+        strong-with-decay-bn) flags=(--preset strong --set decay_bn=true) ;;
         *)
             echo "run.sh: unknown method $method" >&2
             exit 2

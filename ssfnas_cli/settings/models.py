@@ -116,6 +116,10 @@ class Settings(BaseModel):
             kind.get(value.name)  # raises, with a suggestion
         return value
 
+    def unused(self) -> frozenset[str]:
+        """The settings that mean nothing beside the others; they are neither shown nor part of a run's identity."""
+        return frozenset()
+
     def resolve_plugins(self: Model) -> Model:
         """The same settings with every option of every plugin spelled out. Imports the plugins, so torch."""
         inner = {name: value for name, value in self if isinstance(value, Settings)}
@@ -268,6 +272,9 @@ class Training(Execution):
     batch_size: int = Field(64, ge=2, le=1_000_000, description="at least 2: batch statistics need two images")
     channels: Channels
     layers: int
+    stem: Literal["auto", "cifar", "imagenet"] = Field(
+        "auto", description="cifar keeps the side of the images, imagenet divides it by 8; auto: by that side"
+    )
     lr: Rate = 0.025
     lr_min: float = Field(0.001, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -286,7 +293,7 @@ class Training(Execution):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
-        return flatten(self.model_dump(mode="json", exclude=set(Execution.model_fields)))
+        return flatten(self.model_dump(mode="json", exclude=set(Execution.model_fields) | self.unused()))
 
     def changed_identity(self) -> dict[str, Any]:
         """What `identity` says beyond the defaults: it stays the same when a setting is added."""
@@ -371,9 +378,11 @@ class SearchSettings(Training):
 class RetrainSettings(Training):
     """Retraining a derived network, or training a plain one from the registry.
 
-    `pretrain` names a self-supervised loss that comes before. A plain network has a width and depth of its own, so
-    `channels` and `layers` are not part of its identity.
+    `pretrain` names a self-supervised loss that comes before. The settings OF_CELLS are for the network of a genotype.
+    A plain network has a width, a depth and a stem of its own.
     """
+
+    OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "layers", "stem"})
 
     network: Section = Field(PluginSection(name="none"), description="none: the network of the genotype")
     loss: Section = PluginSection(name="ce")
@@ -395,9 +404,6 @@ class RetrainSettings(Training):
         "sampler": "sampler",
     }
 
-    def identity(self) -> dict[str, Any]:
-        """As for every training; a plain network's leaves out what only a genotype's network has."""
-        identity = super().identity()
-        if self.network.name != "none":
-            identity = {key: value for key, value in identity.items() if key not in ("channels", "layers")}
-        return identity
+    def unused(self) -> frozenset[str]:
+        """As for every command; of a plain network, what only a genotype's network has."""
+        return super().unused() if self.network.name == "none" else self.OF_CELLS

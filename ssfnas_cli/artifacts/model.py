@@ -31,13 +31,17 @@ class Part(BaseModel):
 
 
 class DerivedNetwork(BaseModel):
-    """A network that is derived from a genotype, with its width and depth."""
+    """A network that is derived from a genotype, with its width, depth and stem.
+
+    A card that names no stem is from when there was only the one for CIFAR.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     genotype: Genotype
     channels: int = Field(ge=1, le=MAX_CHANNELS)
     layers: int = Field(ge=1, le=MAX_LAYERS)
+    stem: Literal["cifar", "imagenet"] = "cifar"
 
 
 class ModelCard(BaseModel):

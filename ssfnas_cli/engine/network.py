@@ -19,6 +19,7 @@ from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.nets.derived import DerivedEncoder
 from ssfnas_cli.nets.heads import AuxiliaryHead, Classifier
+from ssfnas_cli.nets.stems import StemName, choose_stem
 from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
 
 
@@ -34,7 +35,8 @@ def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSe
     objective = build_plugin(LOSSES, settings.loss, num_classes=data.num_classes, class_counts=counts)
     network: DerivedNetwork | Part = _to_part(settings.network)
     if genotype is not None:
-        network = DerivedNetwork(genotype=genotype, channels=settings.channels, layers=settings.layers)
+        stem, _ = choose_stem(settings.stem, data.image_size)
+        network = DerivedNetwork(genotype=genotype, channels=settings.channels, layers=settings.layers, stem=stem)
     return ModelCard(
         network=network,
         loss=_to_part(settings.loss),
@@ -70,7 +72,8 @@ def build_encoder(card: ModelCard, drop_path: float = 0.0) -> Encoder:
     """Build the encoder of a card. `drop_path` is the probability that drop path reaches at the end of a training."""
     if isinstance(card.network, DerivedNetwork):
         network = card.network
-        return DerivedEncoder(network.genotype, card.in_channels, network.channels, network.layers, drop_path)
+        shape = network.channels, network.layers
+        return DerivedEncoder(network.genotype, card.in_channels, *shape, drop_path, network.stem)
     return build_plugin(NETWORKS, _to_section(card.network), in_channels=card.in_channels, image_size=card.image_size)
 
 
@@ -78,7 +81,10 @@ def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
     """Build the network of a card: the encoder, the head, and the auxiliary head if it has one."""
     encoder = build_encoder(card, drop_path)
     head = head_builder(_to_section(card.head), build_objective(_to_section(card.loss), card))
-    aux = AuxiliaryHead(encoder.aux_channels, head) if card.aux and encoder.aux_channels else None
+    aux = None
+    if card.aux and encoder.aux_channels:
+        stem = card.network.stem if isinstance(card.network, DerivedNetwork) else "cifar"
+        aux = AuxiliaryHead(encoder.aux_channels, head, stem)
     return Classifier(encoder, head(encoder.num_features), aux)
 
 
@@ -90,11 +96,12 @@ def describe_network(
     image_size: int,
     in_channels: int,
     aux: bool,
+    stem: StemName = "cifar",
 ) -> Classifier:
     """A network with a linear head, for counting; `network` is a genotype or the name of a plain network."""
     of_genotype = isinstance(network, Genotype)
     card = ModelCard(
-        network=DerivedNetwork(genotype=network, channels=channels, layers=layers)
+        network=DerivedNetwork(genotype=network, channels=channels, layers=layers, stem=stem)
         if of_genotype
         else Part(name=str(network)),
         loss=Part(name="ce"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssfnas_cli.commands import closing, common
-from ssfnas_cli.console import box_style, emit, log, set_verbosity
+from ssfnas_cli.console import box_style, emit, log, printable, set_verbosity
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.settings import MakeDatasetSettings, load_settings
 
@@ -88,7 +88,6 @@ def command(
         return
     path = output or default_path(settings.resolve_plugins())
     from ssfnas_cli.data.build import build_dataset
-    from ssfnas_cli.data.images import printable
 
     if any("\ud800" <= character <= "\udfff" for character in str(path)):  # the printed JSON could not hold it
         raise UsageError(f"-o: the folder '{printable(str(path))}' is not named in UTF-8: give another name with -o")

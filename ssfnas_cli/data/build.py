@@ -16,8 +16,9 @@ from registry import SOURCES
 from ssfnas_cli.artifacts.dataset import MANIFEST, DataSet, Manifest, ShortClass, Skipped, Split, SplitInfo
 from ssfnas_cli.artifacts.files import atomic_folder, set_aside, write_json
 from ssfnas_cli.artifacts.shards import ShardWriter
+from ssfnas_cli.console import printable
 from ssfnas_cli.data.holdout import check_val, cut_test, val_counts
-from ssfnas_cli.data.images import BadImage, printable
+from ssfnas_cli.data.images import BadImage
 from ssfnas_cli.data.longtail import (
     class_counts,
     class_order,

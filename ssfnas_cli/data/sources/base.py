@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry import SOURCES, Plugin, PluginError
-from ssfnas_cli.data.images import BadImage, fit_array, printable
+from ssfnas_cli.console import printable
+from ssfnas_cli.data.images import BadImage, fit_array
 from ssfnas_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ class SourceSplit:
             InputError: the source cannot be read.
         """
         raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What an image is called in messages: a path below the root, or its number in the source."""
+        return f"image {int(self.source_index[index])}"
 
     def release(self) -> None:
         """Free memory. Images can still be read afterwards."""
@@ -72,6 +77,9 @@ class PartOfSplit(SourceSplit):
 
     def read(self, index: int) -> NDArray[np.uint8]:
         return self._whole.read(int(self._places[index]))
+
+    def name(self, index: int) -> str:
+        return self._whole.name(int(self._places[index]))
 
     def release(self) -> None:
         self._whole.release()

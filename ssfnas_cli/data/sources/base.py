@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,23 @@ class ArraySplit(SourceSplit):
 
     def read(self, index: int) -> NDArray[np.uint8]:
         return fit_array(self._images[index], self._size)
+
+
+class MappedSplit(SourceSplit):
+    """Images that are opened at the first read: `open_images()` gives uint8 [n, H, W, C], on the disk or in memory."""
+
+    def __init__(self, open_images: Callable[[], NDArray[np.uint8]], labels: NDArray[np.int64], size: int):
+        super().__init__(labels)
+        self._open_images, self._size = open_images, size
+        self._images: NDArray[np.uint8] | None = None
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        if self._images is None:
+            self._images = self._open_images()
+        return fit_array(self._images[index], self._size)
+
+    def release(self) -> None:
+        self._images = None
 
 
 class PartOfSplit(SourceSplit):

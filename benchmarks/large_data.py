@@ -197,9 +197,9 @@ def main() -> None:
             f"`python benchmarks/large_data.py --gigabytes {options.gigabytes:g}`, {facts['processor']}, "
             f"{facts['cores']} cores, 1 thread, torch {facts['torch']}, Python {facts['python']}. Images of noise, "
             f"{SIDE}x{SIDE} in colour; `retrain {NETWORK}`, batch {BATCH}. Memory is the peak of what the system "
-            "cannot take back, anonymous and shared, added up over the command and its loader processes, looked at every "
-            f"{POLL_SECONDS:g} s; mapped pages of files do not count. Seconds are on the clock and, in brackets, of "
-            "processor time.",
+            "cannot take back, anonymous and shared, added up over the command and its loader processes, looked at "
+            f"every {POLL_SECONDS:g} s; mapped pages of files do not count. Seconds are on the clock "
+            "and, in brackets, of processor time.",
             report.table(
                 ["step", "images", "GB", "seconds", "peak MB", "beyond the network's MB"],
                 rows,

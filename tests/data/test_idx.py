@@ -139,7 +139,7 @@ def test_a_length_that_is_not_the_headers_is_refused(tmp_path, change):
         with pytest.raises(InputError, match=r"its header says 24.*which takes .* bytes, and .* follow it"):
             opened("idx", write(tmp_path / "x", **changed))
         with pytest.raises(InputError, match=r"train-.*: cannot be read, is the file whole\?"):
-            opened("idx", write(tmp_path / "x", pack=True, **changed)).splits["train"].read(0)
+            opened("idx", write(tmp_path / "x", pack=True, **changed))
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["images", "labels"])
@@ -149,10 +149,21 @@ def test_a_packed_file_that_is_cut_or_damaged_is_named(tmp_path, part):
     whole = path.read_bytes()
     flipped = bytearray(whole)
     flipped[-6] ^= 1  # in the checksum
-    for data in (whole[: len(whole) // 2], whole[:-4], bytes(flipped), whole[:12]):
+    for data in (whole[: len(whole) // 2], whole[:-4], whole[:12]):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=rf"{path.name}: cannot be read, is the file whole\?"):
+            opened("idx", root)
+    for data in (bytes(flipped), whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]):
         path.write_bytes(data)
         with pytest.raises(InputError, match=rf"{path.name}: cannot be read, is the file whole\?"):
             opened("idx", root).splits["train"].read(0)
+
+
+def test_a_file_that_is_packed_in_several_parts_is_read(tmp_path):
+    root = write(tmp_path / "x", pack=True)
+    data = idx(arrays("train")[0])
+    (root / NAMES[0][0]).write_bytes(gzip.compress(data[:1000]) + gzip.compress(data[1000:]))
+    assert np.array_equal(opened("idx", root, 10).splits["train"].read(23)[:, :, 0], arrays("train")[0][23][:, 1:-1])
 
 
 def test_a_packed_file_that_claims_more_than_it_can_hold_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssfnas_cli.artifacts.files import open_plain, reason
-from ssfnas_cli.data.sources.spool import MAX_INFLATION, map_stream
+from ssfnas_cli.data.sources.spool import CHUNK_BYTES, MAX_INFLATION, map_stream
 from ssfnas_cli.errors import InputError, SsfnasError
 
 TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -34,8 +35,10 @@ class IdxFile:
     """
 
     def __init__(self, path: Path):
-        """Raises:
-        InputError: it is no IDX file, or its size is not what its header says.
+        """Read the header.
+
+        Raises:
+            InputError: it is no IDX file, or its size is not what the header says.
         """
         self.path = path
         with open_plain(path) as file:
@@ -57,16 +60,35 @@ class IdxFile:
 
     def _check_size(self) -> None:
         size = self.path.stat().st_size
-        has = size - self._offset
-        if not self.is_compressed and has != self._num_bytes:
+        if self.is_compressed:
+            self._check_compressed_size(size)
+        elif size - self._offset != self._num_bytes:
             raise InputError(
                 f"{self.path}: its header says {' x '.join(map(str, self.shape))}, which takes {self._num_bytes:,} "
-                f"bytes, and {has:,} follow it: copy the whole file again"
+                f"bytes, and {size - self._offset:,} follow it: copy the whole file again"
             )
-        if self.is_compressed and self._num_bytes > size * MAX_INFLATION:
+
+    def _check_compressed_size(self, size: int) -> None:
+        if self._num_bytes > size * MAX_INFLATION:
             raise InputError(
                 f"{self.path}: {size:,} bytes cannot hold the {self._num_bytes:,} that its header claims: it is damaged"
             )
+        if self._ends_with_its_size():
+            return
+        with self._stream() as stream:  # it is cut, or has several parts: only unpacking tells
+            stream.read(self._offset)
+            remaining = self._num_bytes
+            while piece := stream.read(CHUNK_BYTES):
+                remaining -= len(piece)
+            if remaining:
+                too = "few" if remaining > 0 else "many"
+                raise ValueError(f"its header says {self._num_bytes:,} bytes, and it has {abs(remaining):,} too {too}")
+
+    def _ends_with_its_size(self) -> bool:
+        """Whether the last four bytes of a compressed file are the size of what it holds, as gzip writes them."""
+        with open_plain(self.path) as file:
+            file.seek(-4, os.SEEK_END)
+            return int.from_bytes(file.read(4), "little") == (self._offset + self._num_bytes) % 2**32
 
     @contextlib.contextmanager
     def _stream(self) -> Iterator[IO[bytes]]:

@@ -43,7 +43,8 @@ class DerivedNetwork(BaseModel):
 class ModelCard(BaseModel):
     """How to build a network and prepare its images, and what it was trained on.
 
-    If the head is named `auto`, the loss builds it.
+    If the head is named `auto`, the loss builds it. `ema` is the decay of the moving average that the weights are, or
+    None if they are those of the last step.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -62,6 +63,7 @@ class ModelCard(BaseModel):
     data: str
     data_sha256: str
     seed: int
+    ema: float | None = Field(None, ge=0, lt=1)
 
 
 def save_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:

@@ -342,7 +342,7 @@ def test_the_images_of_a_folder_are_held_one_by_one(make_folder, monkeypatch, tm
         ({"test_share": 1.0}, "--test-share"),
         ({"val_share": -0.1}, "--val-share"),
         ({"root": "x\udcff"}, "--root: is not named in UTF-8"),
-        ({"source": "digit"}, "--source: unknown source 'digit'.*Did you mean 'digits'.*folder, npz"),
+        ({"source": "digit"}, "--source: unknown source 'digit'.*Did you mean 'digits'.*folder, list, npz, idx"),
     ],
 )
 def test_a_setting_out_of_range_names_its_flag(flags, words):

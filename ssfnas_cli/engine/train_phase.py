@@ -154,7 +154,7 @@ class TrainPhase:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yield the batches of the epoch from `start` on."""
-        for batch in load_batches(self._epoch(epoch), start, self.settings.workers):
+        for batch in load_batches(self._epoch(epoch), start, self.settings.workers, self.settings.time_limit):
             yield self.device.move(batch)
 
     def step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:

@@ -98,6 +98,11 @@ class Execution(Settings):
     log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
     max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
 
+    @property
+    def time_limit(self) -> float | None:
+        """`max_time` in seconds since the program started, or None."""
+        return None if self.max_time == "none" else float(self.max_time)
+
 
 class Views(Settings):
     """The augmentation of self-supervised views (Barlow Twins; REFERENCE gives its probabilities)."""

@@ -84,6 +84,7 @@ STREAMS = {
     "search weights beside": 5,
     "search alphas beside": 6,
     "train beside": 7,
+    "adjust": 16,
 }
 
 

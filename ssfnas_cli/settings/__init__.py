@@ -1,5 +1,6 @@
 """The settings of each command: what can be set (`models`), and where it comes from (`layers`)."""
 
+from ssfnas_cli.settings.adjust import ADJUST_METHODS, AdjustSettings, refuse_useless
 from ssfnas_cli.settings.layers import PRESETS, load_settings, to_toml
 from ssfnas_cli.settings.models import (
     PAPER_OPS,
@@ -18,8 +19,10 @@ from ssfnas_cli.settings.models import (
 )
 
 __all__ = [
+    "ADJUST_METHODS",
     "PAPER_OPS",
     "PRESETS",
+    "AdjustSettings",
     "Execution",
     "MakeDatasetSettings",
     "PluginSection",
@@ -33,5 +36,6 @@ __all__ = [
     "flatten",
     "identity_hash",
     "load_settings",
+    "refuse_useless",
     "to_toml",
 ]

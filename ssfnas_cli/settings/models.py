@@ -386,6 +386,9 @@ class RetrainSettings(Training):
     aux_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0: no such head")
     drop_path: float = Field(0.2, ge=0, lt=1, description="probability at the last epoch; rises from 0")
     cutout: float = Field(0.5, ge=0, le=1, description="side of the erased square over the image's side")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="share of each class of train that is set aside, for 'adjust' to choose on"
+    )
 
     PLUGIN_KINDS = {
         "network": "network",

@@ -83,7 +83,7 @@ def _begin(run: RunFolder, settings: AdjustSettings) -> Work:
     """Load the network that is to be corrected."""
     state = run.status()["state"]
     if state != "done":
-        raise InputError(f"{run.path}: is {state}, not done: run its retrain command again to go on")
+        raise InputError(f"{run.path}: is {state}, not done: run its command again to go on")
     tensors, card = load_model(run.path / MODEL)
     _refuse_second(run, card, settings.method)
     training = run.settings(RetrainSettings).resolve_plugins().model_copy(update=settings.execution())
@@ -160,6 +160,7 @@ def _config(work: Work, plan: Plan, outcome: Outcome) -> dict[str, Any]:
     source = work.run.config
     computed = work.device.facts() if "device" in vars(work) else {}
     adjustment = {
+        "method": work.settings.method,
         "source": str(work.run.path),
         "settings": work.settings.model_dump(mode="json"),
         "choice": _describe(work, outcome.choice),

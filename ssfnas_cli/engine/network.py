@@ -31,8 +31,13 @@ def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSe
         genotype: the architecture, or None if the settings name a network.
         settings: resolved settings.
         data: the data set to train on.
+
+    Raises:
+        UsageError: the loss does not fit the head, or nothing can be set aside as `holdout` says.
     """
     counts = rest_counts(data.counts("train"), settings.holdout)
+    if settings.holdout and counts == data.counts("train"):
+        raise UsageError(f"--set holdout={settings.holdout:g}: no class has 3 images, of which one could be set aside")
     objective = build_plugin(LOSSES, settings.loss, num_classes=data.num_classes, class_counts=counts)
     network: DerivedNetwork | Part = _to_part(settings.network)
     if genotype is not None:

@@ -13,8 +13,10 @@ from ssfnas_cli.artifacts.model import load_model, save_model
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.data.batches import Subset
 from ssfnas_cli.data.holdout import split_holdout
+from ssfnas_cli.engine import loop
 from ssfnas_cli.engine.network import make_card
-from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.engine.retrain import run_retrain
+from ssfnas_cli.errors import InputError, Stopped, UsageError
 from ssfnas_cli.settings import RetrainSettings, load_settings
 
 # What is chosen, and on what
@@ -195,6 +197,20 @@ def test_a_network_trains_on_the_rest_and_is_corrected_on_what_was_set_aside(ret
     seen.clear()
     adjust(run, "crt", epochs=6)
     assert seen <= set(rest) and len(seen) > 0.9 * len(rest)
+
+
+def test_a_retraining_with_a_holdout_that_is_stopped_goes_on_and_ends_bit_equal(retrain, tailed, tmp_path, monkeypatch):
+    sets = ["aux_weight=0", "drop_path=0", "holdout=0.3", "sampler=class_balanced"]
+    settings = load_settings(RetrainSettings, sets=sets, flags={**SMALL, "data": str(tailed.path), "epochs": 2})
+    asked = iter([None] * 6 + ["SIGTERM"])
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.stop, "requested_by", lambda max_time: next(asked))
+        with pytest.raises(Stopped, match="saved in"):
+            run_retrain(GENOTYPE, settings, tmp_path / "cut", False)
+    run_retrain(GENOTYPE, settings, tmp_path / "cut", False)
+    whole = model_of(retrain("holdout=0.3", "sampler=class_balanced", epochs=2))[2]
+    cut = model_of(RunFolder.open(tmp_path / "cut"))[2]
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_a_holdout_is_part_of_the_identity_and_runs_without_one_keep_theirs():

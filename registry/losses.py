@@ -51,6 +51,13 @@ class Objective(abc.ABC):
         """Why it cannot be computed on this head, which gives what it `reads`; None if it can."""
         return None
 
+    def refuses_mixing(self) -> str | None:
+        """Why it cannot be trained on mixed images, whose loss is lam * loss(y_a) + (1 - lam) * loss(y_b); else None.
+
+        Any loss of labelled images can, unless it relates the images of a batch to each other.
+        """
+        return None
+
     def head_options(self) -> Mapping[str, Any]:
         """Options for the default head, derived from the options of this objective."""
         return {}
@@ -112,17 +119,17 @@ def _device_type(output: Any) -> str:
     return (output[0] if isinstance(output, tuple) else output).device.type
 
 
-class CrossEntropyOptions(Options):
-    """Options of `ce`."""
+class Smoothed(Options):
+    """Options of a cross-entropy whose targets can be smoothed."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
 
 
-@LOSSES.register("ce", options=CrossEntropyOptions)
+@LOSSES.register("ce", options=Smoothed)
 class CrossEntropy(Objective):
     """Cross-entropy of the class scores."""
 
-    options: CrossEntropyOptions
+    options: Smoothed
 
     def held_prior(self) -> NDArray[np.float64] | None:
         """The class shares. Smoothed targets are minimised by a mixture with them, which holds no prior."""

@@ -57,10 +57,11 @@ class CorrectionRecord(BaseModel):
 class ModelCard(BaseModel):
     """How to build a network and prepare its images, and what it was trained on.
 
-    If the head is named `auto`, the loss builds it. `train_counts` leave out the share `holdout` of the training split,
-    which was set aside by the seed. `prior` is the class prior [C] under which the softmax of the outputs is the
-    posterior; a card without it was written before cards had one. A network with `corrections` has tensors that scale
-    and shift the outputs of its head.
+    If the head is named `auto`, the loss builds it. `ema` is the decay of the moving average that the weights are, or
+    None if they are those of the last step. `train_counts` leave out the share `holdout` of the training split, which
+    was set aside by the seed. `prior` is the class prior [C] under which the softmax of the outputs is the posterior; a
+    card without it was written before cards had one. A network with `corrections` has tensors that scale and shift the
+    outputs of its head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -79,6 +80,7 @@ class ModelCard(BaseModel):
     data: str
     data_sha256: str
     seed: int
+    ema: float | None = Field(None, ge=0, lt=1)
     holdout: float = Field(0.0, ge=0, lt=1)
     prior: list[Annotated[float, Field(gt=0, le=1)]] | Literal["unknown"] | None = None
     corrections: list[CorrectionRecord] = Field(default_factory=list)

@@ -16,8 +16,10 @@ from registry.state import load_module, load_optimizer, module_tensors, optimize
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.batches import Batch, TrainingBatches, load_batches, num_batches, training_subset
 from ssfnas_cli.data.holdout import rest_counts, split_holdout
+from ssfnas_cli.data.policies import build_policy
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import cosine, set_lr
+from ssfnas_cli.engine.loop import set_lr
+from ssfnas_cli.engine.sgd import build_sgd, learning_rate
 from ssfnas_cli.nets.heads import Classifier, Correction
 from ssfnas_cli.settings import AdjustSettings, PluginSection, RetrainSettings, build_plugin
 
@@ -27,9 +29,9 @@ BALANCED = PluginSection(name="class_balanced")
 class HeadPhase:
     """Trains some tensors behind the features of a network by cross-entropy of class-balanced samples.
 
-    Images are augmented as in the training that the network comes from. The encoder is in evaluation mode and gets no
-    gradient, so none of its tensors changes. With a new head this is cRT, with the correction's scale LWS (Kang et al.,
-    2020, section 4); their code leaves batch normalisation in training mode.
+    Images are augmented as in the training that the network comes from, but not mixed. The encoder is in evaluation
+    mode and gets no gradient, so none of its tensors changes. With a new head this is cRT, with the correction's scale
+    LWS (Kang et al., 2020, section 4); their code leaves batch normalisation in training mode.
 
     Args:
         settings: of the correction.
@@ -63,9 +65,8 @@ class HeadPhase:
         self.head, self.correction = model.head, model.correction
         self.weights = [weight.requires_grad_(True) for weight in weights]
         self.head.train(any(weight.requires_grad for weight in self.head.parameters()))  # a plugin's may have BN
-        self.optimizer = torch.optim.SGD(
-            self.weights, settings.lr, momentum=training.momentum, weight_decay=training.weight_decay
-        )
+        self.optimizer = build_sgd(self.weights, settings.lr, training)
+        self.policy = build_policy(training, data.image_size)
 
     def num_steps(self, epoch: int) -> int:
         return num_batches(self.sampler.length(epoch / self.epochs), self.batch_size)
@@ -81,6 +82,7 @@ class HeadPhase:
             num_views=1,
             cutout=self.training.cutout,
             compiled=self.device.compiled_views,
+            policy=self.policy,
         )
         order = self.sampler.order(self.split.labels[self.rows], subset.seed, epoch, epoch / self.epochs)
         batches = TrainingBatches(subset, order, self.batch_size, epoch)
@@ -89,7 +91,7 @@ class HeadPhase:
 
     def step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:
         """Take one SGD step, at a rate that falls to 0 along a cosine."""
-        lr = cosine(self.lr, 0.0, (epoch + step / self.num_steps(epoch)) / self.epochs)
+        lr = learning_rate(self.lr, 0.0, epoch, step, self.num_steps(epoch), self.epochs)
         set_lr(self.optimizer, lr)
         with self.device.autocast():
             with torch.no_grad():

@@ -56,6 +56,7 @@ def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSe
         data=str(data.path.resolve()),
         data_sha256=data.sha256,
         seed=settings.seed,
+        ema=None if settings.ema == "none" else settings.ema,
         holdout=settings.holdout,
         prior=held_prior(settings, objective),
     )

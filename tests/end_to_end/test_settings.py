@@ -39,6 +39,14 @@ def test_the_order_of_layers(ssfnas, tmp_path):
     assert "label_smoothing" not in settings["loss"], "those of the plugin it replaces are forgotten"
 
 
+@pytest.mark.parametrize(("presets", "epochs"), [(["paper", "strong"], 150), (["strong"], 40)])
+def test_a_recipe_lies_over_the_preset_that_is_named_or_that_would_be_taken(ssfnas, tmp_path, presets, epochs):
+    flags = [word for name in presets for word in ("--preset", name)]
+    shown = ssfnas.ok("retrain", "resnet20", "--data", "some", *flags, "--show-settings", cwd=tmp_path)
+    settings = tomllib.loads(shown.out.decode())
+    assert (settings["epochs"], settings["nesterov"], settings["decay_bn"]) == (epochs, True, False)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
 def test_a_config_file_as_windows_writes_it_is_read(ssfnas, tmp_path, encoding):
     """With a byte-order mark, in UTF-16 (what > writes in PowerShell), with CR LF."""

@@ -89,10 +89,11 @@ def flags_for(method):
     return {"logit": {"tau": "auto"}, "tau-norm": {"tau": "auto"}, "temperature": {}}.get(method, {"epochs": 1})
 
 
-def head_phase(run, method, data, clip=5.0, **flags):
+def head_phase(run, method, data, trained=None, **flags):
+    """The phase of a correction; `trained` changes the settings of the training that it takes over."""
     model, _, _ = model_of(run)
     model.correction = Correction(10)
-    training = run.settings(RetrainSettings).resolve_plugins().model_copy(update={"clip": clip})
+    training = run.settings(RetrainSettings).resolve_plugins().model_copy(update=trained)
     settings = load_settings(AdjustSettings, flags={"method": method, **flags})
     weights = [model.correction.scale] if method == "lws" else list(model.head.parameters())
     return HeadPhase(settings, training, data, CPU, model, weights)

@@ -101,7 +101,7 @@ def test_the_factors_of_lws_follow_the_gradient_of_balanced_samples(retrain, tai
     """Slow direct code: the first step, from features of the encoder that was saved."""
     run = retrain()
     model, _, _ = model_of(run)
-    phase = head_phase(run, "lws", tailed, lr=0.5, clip=1e9)
+    phase = head_phase(run, "lws", tailed, trained={"clip": 1e9}, lr=0.5)
     batch = next(phase.batches(0, 0))
     with torch.no_grad():
         logits = model(batch.views[0]).double()
@@ -120,6 +120,16 @@ def test_training_on_frozen_features_sees_every_class_equally_often(retrain, tai
     assert (found - 0.1).abs().max() < 0.02
     assert sum(phase.num_steps(e) for e in range(40)) == sum(1 for e in range(40) for _ in phase.batches(e, 0))
     assert all(not module.training for name, module in phase.model.named_modules() if name.startswith("encoder"))
+
+
+def test_images_are_augmented_as_in_the_training_but_not_mixed(retrain, tailed):
+    run, first = retrain(), {}
+    for changes in ({}, {"cutout": 0.0}, {"augment": "rand"}, {"mixup": 0.4}):
+        first[str(changes)] = next(head_phase(run, "crt", tailed, trained=changes).batches(0, 0))
+    plain, *others, mixed = first.values()
+    for other in others:
+        assert torch.equal(plain.labels, other.labels) and not torch.equal(plain.views[0], other.views[0])
+    assert torch.equal(plain.views[0], mixed.views[0]) and mixed.mixed is None
 
 
 @pytest.mark.parametrize("method", ["crt", "lws"])

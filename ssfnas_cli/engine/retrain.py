@@ -44,12 +44,15 @@ def run_retrain(
     plan, card = plan_retrain(genotype, settings, output, other_data, force)
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
-        say_training_figure([result], plan.data.counts("train"), settings.mixes)
+        say_training_figure([result], card.train_counts, settings.mixes)
         return result
     device, phases, model = build_retrain(plan, card)
     with open_run(plan, device, force) as (run, loop):
         weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
         log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
+        if card.holdout:
+            total, aside = sum(plan.data.counts("train")), sum(plan.data.counts("train")) - sum(card.train_counts)
+            log.info("holdout: %d of %d training images are set aside (seed %d, per class)", aside, total, card.seed)
         if genotype is not None:
             write_bytes(run.path / "genotype.json", genotype.to_json())
         for index, phase in enumerate(phases):
@@ -59,7 +62,7 @@ def run_retrain(
         network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
         facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name, "num_params": weights}
         result = finish(run, loop, plan.settings, network | facts)
-    say_training_figure(loop.cursor.metrics, plan.data.counts("train"), settings.mixes)
+    say_training_figure(loop.cursor.metrics, card.train_counts, settings.mixes)
     return result
 
 

@@ -60,18 +60,31 @@ class RunPlan:
         return False
 
     def identify(self, run: RunFolder) -> dict[str, Any]:
-        """The identity of an existing run. Settings that ssfnas gained after it was made have their default values."""
-        try:
-            settings = run.settings(type(self.settings)).resolve_plugins()
-        except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run
-            log.debug("%s: %s", run.path, error)
-            return dict(run.config["identity"])
-        extra = {key: value for key, value in run.config["identity"].items() if key in EXTRA_IDENTITY}
-        identity = settings.identity()
-        return identity | ({"stem": run.stem} if "stem" in identity else {}) | extra
+        """The identity of an existing run."""
+        return identity_of(run, type(self.settings))
 
 
-EXTRA_IDENTITY = ("data_sha256", "genotype")  # the keys of an identity that are not settings
+def identity_of(run: RunFolder, model: type[Training]) -> dict[str, Any]:
+    """The identity of an existing run. Settings that ssfnas gained after it was made have their default values."""
+    try:
+        settings = run.settings(model).resolve_plugins()
+    except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run
+        log.debug("%s: %s", run.path, error)
+        return dict(run.config["identity"])
+    identity = settings.identity()
+    return identity | ({"stem": run.stem} if "stem" in identity else {}) | extra_identity(run)
+
+
+def extra_identity(run: RunFolder) -> dict[str, Any]:
+    """The part of a run's identity that is not settings of its training."""
+    return {
+        key: value
+        for key, value in run.config["identity"].items()
+        if key in ("data_sha256", "genotype") or key.startswith(ADJUSTMENT)
+    }
+
+
+ADJUSTMENT = "adjustment."  # how the keys begin that only a corrected run has
 
 
 def plan_run(

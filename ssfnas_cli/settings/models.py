@@ -280,6 +280,9 @@ class RetrainSettings(Training):
     lr_warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the learning rate rises to lr")
     nesterov: bool = Field(False, description="Nesterov's momentum")
     decay_bn: bool = Field(True, description="weight decay also of biases and of batch normalisation's weights")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="share of each class of train that is set aside, for 'adjust' to choose on"
+    )
 
     PLUGIN_KINDS: ClassVar = {
         "network": "network",

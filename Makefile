@@ -26,14 +26,16 @@ check: $(READY) ## check style, types, imports and scripts, as CI does before th
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck examples/*.sh examples/slurm/*.sh .ci/run
+	$(BIN)/shellcheck examples/*.sh examples/slurm/*.sh experiments/*/*.sh .ci/run
 
 bench: $(READY) ## run all benchmarks and write their tables to docs/performance.md
 	PYTHONPATH=. $(BIN)/python benchmarks/search_step.py
 	PYTHONPATH=. $(BIN)/python benchmarks/retrain_step.py
 	PYTHONPATH=. $(BIN)/python benchmarks/input.py
+	PYTHONPATH=. $(BIN)/python benchmarks/recipe.py
 	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py
 	PYTHONPATH=. $(BIN)/python benchmarks/many_images.py
+	PYTHONPATH=. $(BIN)/python benchmarks/large_data.py
 	PYTHONPATH=. $(BIN)/python benchmarks/shared_machine.py
 
 docs: $(READY) ## print the tables of docs/first-run.md from the runs in first-run/ (see examples/first-run.sh)

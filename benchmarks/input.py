@@ -67,11 +67,11 @@ def usual_view(view: int, data: DataSet, options: Views) -> transforms.Compose:
     return transforms.Compose([*steps, transforms.ToTensor(), transforms.Normalize(data.mean, data.std)])
 
 
-def make_data(folder: Path) -> DataSet:
+def make_data(folder: Path, num_images: int = NUM_IMAGES) -> DataSet:
     """Make a data set of random pixels in our format. The time does not depend on the content of the images."""
     draw = np.random.default_rng(0)
     arrays = {}
-    for split, count in {"train": NUM_IMAGES, "val": 100, "test": 100}.items():
+    for split, count in {"train": num_images, "val": 100, "test": 100}.items():
         arrays[f"{split}_images"] = draw.integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = (np.arange(count) % 10)[:, None].astype(np.uint8)
     np.savez(folder / "random.npz", **arrays)

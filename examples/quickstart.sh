@@ -10,10 +10,10 @@ mkdir -p "$out"
 
 [ -e "$out/data" ] || ssfnas make-dataset --source digits --dist exp --mu 0.1 -o "$out/data" >"$out/dataset.json"
 
-ssfnas search --data "$out/data" --preset quick --epochs 12 --threads 1 --relax sigmoid --loss barlow -o "$out/search" |
+ssfnas search --data "$out/data" --preset quick --epochs 10 --threads 1 --relax sigmoid --loss barlow -o "$out/search" |
     ssfnas derive - |
     tee "$out/genotype.json" |
-    ssfnas retrain - --preset quick --epochs 12 --threads 1 --pretrain barlow -o "$out/retrain" |
+    ssfnas retrain - --preset quick --epochs 10 --threads 1 --pretrain barlow -o "$out/retrain" |
     ssfnas evaluate - >"$out/metrics.json"
 
 ssfnas plot-genotype "$out/genotype.json" -o "$out/cells.png" --force --quiet

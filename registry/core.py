@@ -17,7 +17,7 @@ import importlib
 import importlib.metadata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -32,6 +32,8 @@ class Options(BaseModel):
     """Base class of plugin options. It forbids unknown keys, later changes and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+    LACKS: ClassVar[Mapping[str, str]] = {}  # options that one would expect here, and why there is none
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ class Plugin(Generic[T]):
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"]) or "options"
             if first["type"] == "extra_forbidden":
+                if reason := self.options.LACKS.get(key):
+                    raise PluginError(f"'{self.name}' has no option '{key}': {reason}") from None
                 known = sorted(field.alias or name for name, field in self.options.model_fields.items())
                 hint = did_you_mean(key, known)
                 available = ", ".join(known) or "none"
@@ -295,7 +299,9 @@ SOURCES: Registry[Any] = Registry(
     {
         "ssfnas_cli.data.sources.arrays": ("digits", "cifar10", "cifar100"),
         "ssfnas_cli.data.sources.folder": ("folder",),
+        "ssfnas_cli.data.sources.lists": ("list",),
         "ssfnas_cli.data.sources.npz": ("npz",),
+        "ssfnas_cli.data.sources.idx": ("idx",),
     },
     default_facts=SourceFacts(),
 )

@@ -15,11 +15,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from registry.balance import class_priors
 from registry.core import HEADS, LOSSES, Options
 
 
@@ -48,6 +51,13 @@ class Objective(abc.ABC):
         """Why it cannot be computed on this head, which gives what it `reads`; None if it can."""
         return None
 
+    def refuses_mixing(self) -> str | None:
+        """Why it cannot be trained on mixed images, whose loss is lam * loss(y_a) + (1 - lam) * loss(y_b); else None.
+
+        Any loss of labelled images can, unless it relates the images of a batch to each other.
+        """
+        return None
+
     def head_options(self) -> Mapping[str, Any]:
         """Options for the default head, derived from the options of this objective."""
         return {}
@@ -63,6 +73,14 @@ class Objective(abc.ABC):
         return plugin.factory(
             plugin.parse_options(self.head_options()), num_features, self.num_classes, self.class_counts
         )
+
+    def held_prior(self) -> NDArray[np.float64] | None:
+        """The class prior [C] under which the softmax of trained outputs is the posterior; None if it is not known.
+
+        It is that of a training which shows every image equally often. Cross-entropy is minimised by the posterior
+        under the class shares of its images, so it holds those. A correction of a finished network starts from here.
+        """
+        return None
 
     @abc.abstractmethod
     def loss(self, outputs: Sequence[Any], labels: Tensor | None, progress: float = 1.0) -> Tensor:
@@ -101,17 +119,21 @@ def _device_type(output: Any) -> str:
     return (output[0] if isinstance(output, tuple) else output).device.type
 
 
-class CrossEntropyOptions(Options):
-    """Options of `ce`."""
+class Smoothed(Options):
+    """Options of a cross-entropy whose targets can be smoothed."""
 
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all classes")
 
 
-@LOSSES.register("ce", options=CrossEntropyOptions)
+@LOSSES.register("ce", options=Smoothed)
 class CrossEntropy(Objective):
     """Cross-entropy of the class scores."""
 
-    options: CrossEntropyOptions
+    options: Smoothed
+
+    def held_prior(self) -> NDArray[np.float64] | None:
+        """The class shares. Smoothed targets are minimised by a mixture with them, which holds no prior."""
+        return None if self.options.label_smoothing else class_priors(self.class_counts)
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         assert labels is not None, "a supervised objective needs labels"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from registry.balance import class_priors, positive_counts
+from registry.balance import class_priors, positive_counts, power_of_prior
 from registry.core import LOSSES, Options
-from registry.losses import Objective
+from registry.losses import Objective, Smoothed
 from registry.reweighting import Reweighted, Weighted
 
 
-class LDAMOptions(Weighted):
+class LDAMOptions(Weighted, Smoothed):
     """Options of `ldam`."""
 
     max_margin: float = Field(0.5, ge=0, description="margin of the smallest class, in units of the cosine")
@@ -58,7 +58,21 @@ class LDAM(Reweighted):
     def image_losses(self, scores: Tensor, labels: Tensor) -> Tensor:
         shifts = self.options.scale * scores.new_tensor(self.margins())
         of_label = F.one_hot(labels, scores.shape[1]).to(scores.dtype)
-        return F.cross_entropy(scores - of_label * shifts, labels, reduction="none")
+        smoothing = self.options.label_smoothing
+        return F.cross_entropy(scores - of_label * shifts, labels, reduction="none", label_smoothing=smoothing)
+
+
+class PriorShiftedOptions(Options):
+    """Options of a loss with shifted scores. Even smoothing and a shift contradict each other.
+
+    The best scores would be log(((1 - e) * p_c + e / C) / pi_c^tau). Where a class is impossible they are
+    log(e / C) - tau * log(pi_c): on every image high for a class that is rare.
+    """
+
+    LACKS: ClassVar = {
+        "label_smoothing": "its shift by the priors would turn even smoothing into high scores of rare classes on "
+        "every image; ce, inverse_frequency, class_balanced and ldam take it"
+    }
 
 
 class _PriorShifted(Objective):
@@ -69,13 +83,17 @@ class _PriorShifted(Objective):
     def tau(self) -> float:
         """What multiplies the log priors."""
 
+    def held_prior(self) -> np.ndarray | None:
+        """The class shares to the power of 1 - tau: the loss adds the rest before its softmax."""
+        return power_of_prior(class_priors(self.class_counts), 1 - self.tau)
+
     def loss(self, outputs: Sequence[Tensor], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         assert labels is not None, "a supervised objective needs labels"
         log_priors = outputs[0].new_tensor(np.log(class_priors(self.class_counts)))
         return F.cross_entropy(outputs[0] + self.tau * log_priors, labels)
 
 
-class LogitAdjustedOptions(Options):
+class LogitAdjustedOptions(PriorShiftedOptions):
     """Options of `logit_adjusted`."""
 
     tau: float = Field(1.0, ge=0, description="strength; 0: cross-entropy, 1: the scores are for equally many images")
@@ -92,7 +110,7 @@ class LogitAdjusted(_PriorShifted):
         return self.options.tau
 
 
-@LOSSES.register("balanced_softmax")
+@LOSSES.register("balanced_softmax", options=PriorShiftedOptions)
 class BalancedSoftmax(_PriorShifted):
     """Cross-entropy of a softmax that multiplies each class by its number of images (Ren et al., 2020, Eq. 3).
 
@@ -107,6 +125,8 @@ class LabelAwareSmoothingOptions(Options):
 
     head: float = Field(0.1, ge=0, lt=1, description="smoothing of the largest class")
     tail: float = Field(0.0, ge=0, lt=1, description="smoothing of the smallest class")
+
+    LACKS: ClassVar = {"label_smoothing": "loss.head and loss.tail are its smoothing"}
 
 
 @LOSSES.register("label_aware_smoothing", options=LabelAwareSmoothingOptions)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from registry.balance import Deferred, Weighting, class_weights, is_deferred
 from registry.core import LOSSES
-from registry.losses import Objective
+from registry.losses import Objective, Smoothed
 
 
 class Weighted(Deferred):
@@ -49,19 +49,29 @@ class Reweighted(Objective):
         return (losses.new_tensor(weights)[labels] * losses).mean()
 
 
+class SmoothedDeferred(Deferred, Smoothed):
+    """Options of a re-weighted cross-entropy. The class weight multiplies the whole loss of an image, smoothed or not.
+
+    So the smoothing stays even where the classes have become alike: the best scores are those of w_c * p(c) / sum,
+    smoothed.
+    """
+
+
 class _WeightedCrossEntropy(Reweighted):
+    options: SmoothedDeferred
+
     def image_losses(self, scores: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(scores, labels, reduction="none")
+        return F.cross_entropy(scores, labels, reduction="none", label_smoothing=self.options.label_smoothing)
 
 
-@LOSSES.register("inverse_frequency", options=Deferred)
+@LOSSES.register("inverse_frequency", options=SmoothedDeferred)
 class InverseFrequency(_WeightedCrossEntropy):
     """Cross-entropy, each class weighed by the inverse of its number of images."""
 
     weighting = "inverse_frequency"
 
 
-class ClassBalancedOptions(Deferred):
+class ClassBalancedOptions(SmoothedDeferred):
     """Options of `class_balanced`."""
 
     beta: float = Field(0.9999, ge=0, lt=1, description="0: plain cross-entropy; towards 1: inverse_frequency")
@@ -78,6 +88,8 @@ class FocalOptions(Weighted):
     """Options of `focal`."""
 
     gamma: float = Field(2.0, ge=0, description="how much less easy images count; 0: cross-entropy")
+
+    LACKS: ClassVar = {"label_smoothing": "its factor is of the label's probability, which smoothing keeps away from 1"}
 
 
 @LOSSES.register("focal", options=FocalOptions)
@@ -100,6 +112,8 @@ class GHMOptions(Deferred):
     """Options of `ghm`."""
 
     bins: int = Field(30, ge=1, le=10_000, description="equal bins of the gradient's norm between 0 and 1")
+
+    LACKS: ClassVar = {"label_smoothing": "its bins are of the distance from a target of 0 or 1"}
 
 
 @LOSSES.register("ghm", options=GHMOptions)

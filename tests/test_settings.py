@@ -9,6 +9,7 @@ import pytest
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import (
     PRESETS,
+    RECIPES,
     MakeDatasetSettings,
     RetrainSettings,
     SearchSettings,
@@ -210,6 +211,70 @@ def test_every_preset_is_valid():
             load(model=model, preset=name).resolve_plugins()
 
 
+# Recipes
+
+
+def test_a_recipe_lies_over_any_preset_and_keeps_its_budget():
+    for name, budget in PRESETS[RetrainSettings].items():
+        plain = flatten(load(model=RetrainSettings, preset=name).model_dump())
+        for given in ([name, "strong"], ["strong", name], ["strong", name, "strong"]):
+            ours = flatten(load(model=RetrainSettings, preset=given).resolve_plugins().model_dump())
+            changed = {key for key, value in plain.items() if ours[key] != value}
+            assert changed <= set(flatten(RECIPES[RetrainSettings]["strong"])) and "ema" in changed
+        assert all(ours[key] == value for key, value in budget.items() if key != "views")
+
+
+def test_what_is_given_beside_a_recipe_wins_over_it(toml):
+    retrain = lambda *sets, **more: load(*sets, model=RetrainSettings, preset=["standard", "strong"], **more)
+    assert retrain().ema != "none" and retrain("ema=none").ema == "none"
+    assert retrain(config=toml("nesterov = false")).nesterov is False
+    assert retrain().loss.options() == {"label_smoothing": 0.1} == retrain(loss="ce").loss.options()
+    assert retrain(loss="logit_adjusted").loss.options() == {}, "another loss forgets it"
+
+
+def test_two_budgets_and_recipes_of_another_command_are_refused():
+    assert refused(model=RetrainSettings, preset=["strong", "quick", "paper"]) == (
+        "--preset: 'quick' and 'paper' each set the whole budget: give one of them"
+    )
+    known = "Available: quick, standard, paper"
+    assert refused(preset=["strong"]) == f"--preset: unknown preset 'strong'. {known}"
+    told = refused(model=RetrainSettings, preset=["stron"])
+    assert told == f"--preset: unknown preset 'stron'. Did you mean 'strong'? {known}, strong"
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["mixup=0"], "setting 'mixup': Input should be 'none' or should be greater than 0 (got 0)"),
+        (["mixup=-1"], "setting 'mixup': "),
+        (["cutmix=-0.5"], "setting 'cutmix': Input should be 'none' or should be greater than 0 (got -0.5)"),
+        (["cutmix=2000"], "or should be less than or equal to 1000 (got 2000)"),
+        (["ema=1"], "setting 'ema': Input should be 'none' or should be less than 1 (got 1)"),
+        (["ema=-0.1"], "setting 'ema': Input should be 'none' or should be greater than or equal to 0 (got -0.1)"),
+        (["lr_warmup_epochs=8", "epochs=8"], "'lr_warmup_epochs': leaves none of the 8 epochs to train in"),
+        (["lr_warmup_epochs=-1"], "setting 'lr_warmup_epochs': Input should be greater than or equal to 0"),
+        (["nesterov=true", "momentum=0"], "setting 'nesterov': needs momentum, and momentum is 0"),
+        (["augment=trivail"], "setting 'augment': Input should be 'none', 'trivial' or 'rand' (got 'trivail')"),
+        (["augment=trivial", "rand_ops=3"], "'rand_ops': is RandAugment's, and augment is 'trivial': set augment=rand"),
+        (["rand_magnitude=5"], "'rand_magnitude': is RandAugment's, and augment is 'none': set augment=rand"),
+        (["augment=rand", "rand_magnitude=31"], "setting 'rand_magnitude': Input should be less than or equal to 30"),
+        (["augment=rand", "rand_ops=0"], "setting 'rand_ops'"),
+        (["mixup=nan"], "setting 'mixup': "),
+        (["decay_bn=maybe"], "setting 'decay_bn': "),
+    ],
+)
+def test_a_wrong_value_of_a_recipe_is_told(sets, message):
+    assert message in refused(*sets, model=RetrainSettings)
+
+
+def test_a_warm_up_shorter_than_the_training_and_options_of_rand_are_taken():
+    assert load("lr_warmup_epochs=7", "epochs=8", model=RetrainSettings).lr_warmup_epochs == 7
+    assert load("augment=rand", "rand_ops=3", model=RetrainSettings).rand_ops == 3
+    assert not load(model=RetrainSettings).mixes and load("cutmix=1", model=RetrainSettings).mixes
+    settings = load(model=RetrainSettings, preset=["paper", "strong"]).resolve_plugins()
+    assert RetrainSettings.model_validate(tomllib.loads(to_toml(settings))) == settings
+
+
 def test_a_config_that_cannot_be_read_is_told(tmp_path, toml):
     assert "no such file" in refused(config=tmp_path / "missing.toml", error=InputError)
     assert "is not TOML" in refused(config=toml("epochs = = 3"), error=InputError)
@@ -342,15 +407,15 @@ def test_wrong_settings_of_a_mix_and_of_samplers_are_told(given, words):
 
 
 def test_a_plugin_whose_name_became_a_builtins_is_a_warning_when_that_name_is_used(monkeypatch, caplog):
-    from ssfnas_cli.settings import models
+    from ssfnas_cli.settings import base
 
-    models._warn_of_clash.cache_clear()
+    base._warn_of_clash.cache_clear()
     clash = {"class_balanced": "acme 1.2 also brings the built-in loss 'class_balanced'; the built-in is used"}
-    monkeypatch.setattr(models.REGISTRIES["loss"], "clashes", lambda: clash)
+    monkeypatch.setattr(base.REGISTRIES["loss"], "clashes", lambda: clash)
     with caplog.at_level("WARNING", logger="ssfnas"):
         load(loss="ce").resolve_plugins()
         assert not caplog.messages
         for _ in range(2):
             load(loss="class_balanced").resolve_plugins()
     assert caplog.messages == [clash["class_balanced"]]
-    models._warn_of_clash.cache_clear()
+    base._warn_of_clash.cache_clear()

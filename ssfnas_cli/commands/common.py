@@ -11,7 +11,7 @@ import typer
 from registry import REGISTRIES
 from ssfnas_cli import machine
 from ssfnas_cli.console import log, write_text
-from ssfnas_cli.settings import PRESETS, Settings, to_toml
+from ssfnas_cli.settings import PRESETS, RECIPES, Settings, to_toml
 
 RUN_PANEL = "Running"
 SETTINGS_PANEL = "Settings"
@@ -34,15 +34,19 @@ def by_preset(model: type[Settings], name: str, text: str) -> Any:
     return typer.Option(help=text, show_default=str(default) if len(set(values.values())) == 1 else named)
 
 
-Preset = Annotated[
-    str | None,
-    typer.Option(
-        help="A named set of settings: quick (a trial of a minute or two), standard (minutes to an hour), or paper "
-        "(the paper's: days on two cores).",
-        rich_help_panel=SETTINGS_PANEL,
-        show_default="quick on the embedded digits, standard on other data",
-    ),
-]
+def preset_flag(model: type[Settings]) -> Any:
+    """The flag `--preset` of a command with settings of `model`."""
+    text = (
+        "A named set of settings: quick (a trial of a minute or two), standard (minutes to an hour), or paper "
+        "(the paper's: days on two cores)."
+    )
+    if recipes := RECIPES.get(model):
+        text += f" Repeatable with a recipe on top, which keeps the budget: {', '.join(recipes)}."
+    default = "quick on the embedded digits, standard on other data"
+    option = typer.Option("--preset", metavar="NAME", help=text, rich_help_panel=SETTINGS_PANEL, show_default=default)
+    return Annotated[list[str] | None, option]
+
+
 Config = Annotated[
     Path | None,
     typer.Option(help="Settings from a TOML file.", rich_help_panel=SETTINGS_PANEL, show_default=False),

@@ -15,7 +15,7 @@ from ssfnas_cli import stop
 from ssfnas_cli.commands import common
 from ssfnas_cli.console import box_style, emit, printable, set_verbosity
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.settings import Training, load_settings
+from ssfnas_cli.settings import PRESETS, Training, load_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ def _shared_flags(model: type[Training]) -> dict[str, tuple[Any, Any]]:
         "stem": (common.Stem, None),
         "seed": (common.Seed, None),
         "output": (common.RunOutput, None),
-        "preset": (common.Preset, None),
+        "presets": (common.preset_flag(model), None),
         "config": (common.Config, None),
         "sets": (common.Set, None),
         "show_settings": (common.ShowSettings, False),
@@ -66,7 +66,7 @@ class Flags:
 
     settings: dict[str, Any]
     output: Path | None
-    preset: str | None
+    presets: list[str] | None
     config: Path | None
     sets: list[str] | None
     show_settings: bool
@@ -77,7 +77,7 @@ class Flags:
     def load(
         self, model: type[Model], own: dict[str, Any], default_preset: Callable[[str], str], **more: Any
     ) -> tuple[Model, str]:
-        """The settings of a command, and the name of the preset below them.
+        """The settings of a command, and the name of the preset below them, which is no recipe.
 
         Args:
             own: the command's own flags that are settings, None if not given.
@@ -85,8 +85,10 @@ class Flags:
             more: for `load_settings`.
         """
         layers = {"config": self.config, "sets": self.sets or (), "flags": {**self.settings, **own}, **more}
-        preset = self.preset or default_preset(load_settings(model, **layers).data)
-        return load_settings(model, preset=preset, **layers), preset
+        named = self.presets or []
+        chosen = [name for name in named if name in PRESETS[model]]
+        preset = chosen[0] if chosen else default_preset(load_settings(model, preset=named, **layers).data)
+        return load_settings(model, preset=[preset, *named], **layers), preset
 
     def run(
         self,

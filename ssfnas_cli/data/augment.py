@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssfnas_cli.data.policies import Policy
 from ssfnas_cli.native.views import load as load_kernels
 from ssfnas_cli.settings import Views
 
@@ -126,7 +127,7 @@ def to_float(images: np.ndarray) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The augmentation of training images."""
+    """The augmentation of training images. Cutout and policy are for the single view of a supervised loss."""
 
     num_views: int
     normalise: Normalise
@@ -135,6 +136,7 @@ class Augmentation:
     views: Views = DEFAULT_VIEWS
     compiled: bool = False
     """Whether compiled kernels make the views if there is a compiler. They differ from torch's in the last bits."""
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         if self.compiled:
@@ -144,8 +146,10 @@ class Augmentation:
         """Augment images uint8 [N, H, W, C] of the given draws. Return a normalised channels-last tensor per view."""
         uniforms = draw_uniforms(seed, epoch, draws, self.num_views)
         if self.num_views == 1:
-            normal = self.normalise(to_float(crop_and_flip(images, uniforms[0], self.flip)))
-            return (cutout(normal, uniforms[0], self.cutout),)
+            cropped = crop_and_flip(images, uniforms[0], self.flip)
+            if self.policy is not None:
+                cropped = self.policy(cropped, uniforms[0])
+            return (cutout(self.normalise(to_float(cropped)), uniforms[0], self.cutout),)
         shape = images.shape[1:]
         drawn = [draw_view(uniforms[view], view, self.views, self.flip, *shape) for view in range(self.num_views)]
         kernels = load_kernels() if self.compiled else None

@@ -18,6 +18,8 @@ from torch.utils.data import Dataset
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.data.augment import Augmentation, Normalise, to_float
 from ssfnas_cli.data.loader import load_in_processes
+from ssfnas_cli.data.mixing import Mixed, Mixing
+from ssfnas_cli.data.policies import Policy
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.settings import Training
 
@@ -26,11 +28,13 @@ class Batch(NamedTuple):
     """`views` are normalised images [N, C, H, W], one tensor per view; `labels` [N].
 
     `beside` are further views of the same images, for a self-supervised loss that stands beside the supervised one.
+    `mixed` says what was mixed into `views`, if anything was; `labels` are those of the first images.
     """
 
     views: tuple[Tensor, ...]
     labels: Tensor
     beside: tuple[Tensor, ...] = ()
+    mixed: Mixed | None = None
 
 
 class SearchBatch(NamedTuple):
@@ -84,6 +88,8 @@ STREAMS = {
     "search weights beside": 5,
     "search alphas beside": 6,
     "train beside": 7,
+    "train mixing": 8,
+    "adjust": 16,
 }
 
 
@@ -113,10 +119,11 @@ def training_subset(
     cutout: float = 0.0,
     compiled: bool = False,
     beside: Subset | None = None,
+    policy: Policy | None = None,
 ) -> Subset:
     """Rows of the training split with the augmentation of the settings. `stream` is one of STREAMS."""
     flip, _ = mirroring(data, settings)
-    augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views, compiled)
+    augment = Augmentation(num_views, normaliser(data), flip, cutout, settings.views, compiled, policy)
     return Subset(split, rows, augment, stream_seed(settings.seed, stream), beside)
 
 
@@ -135,10 +142,10 @@ def num_batches(num: int, batch_size: int) -> int:
 
 
 class TrainingBatches(Dataset):
-    """The batches of one epoch of a subset, in the order of a sampler. Item k is batch k."""
+    """The batches of one epoch of a subset, in the order of a sampler. Item k is batch k, mixed by `mixing`."""
 
-    def __init__(self, subset: Subset, order: np.ndarray, batch_size: int, epoch: int):
-        self.subset, self.epoch = subset, epoch
+    def __init__(self, subset: Subset, order: np.ndarray, batch_size: int, epoch: int, mixing: Mixing | None = None):
+        self.subset, self.epoch, self.mixing = subset, epoch, mixing
         self.batches = cut_batches(order, batch_size)
         self.first_draws = np.cumsum([0, *map(len, self.batches)])
 
@@ -146,7 +153,11 @@ class TrainingBatches(Dataset):
         return len(self.batches)
 
     def __getitem__(self, number: int) -> Batch:
-        return self.subset.batch(self.batches[number], int(self.first_draws[number]), self.epoch)
+        batch = self.subset.batch(self.batches[number], int(self.first_draws[number]), self.epoch)
+        if self.mixing is None:
+            return batch
+        views, mixed = self.mixing(batch.views, batch.labels, self.epoch, number)
+        return batch._replace(views=views, mixed=mixed)
 
 
 class BilevelBatches(Dataset):
@@ -197,12 +208,15 @@ class BilevelBatches(Dataset):
         return draw.choice(len(half), self.batch_size, replace=False)
 
 
-def load_batches(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
-    """Yield the items `start`, `start + 1`, ... of a dataset in order. If `workers` is 0, this process loads them."""
+def load_batches(dataset: Dataset[Any], start: int, workers: int, max_time: float | None = None) -> Iterator[Any]:
+    """Yield the items `start`, `start + 1`, ... of a dataset in order. If `workers` is 0, this process loads them.
+
+    `max_time` is the time limit of the run (see `stop.requested_by`), which a wait for loader processes honours.
+    """
     numbers = range(start, len(dataset))  # type: ignore[arg-type]
     if workers == 0:
         return (dataset[number] for number in numbers)
-    return load_in_processes(dataset, numbers, workers)  # type: ignore[arg-type]
+    return load_in_processes(dataset, numbers, workers, max_time)  # type: ignore[arg-type]
 
 
 def plain_batches(

@@ -24,19 +24,22 @@ def say_search_figure(last: Mapping[str, Any], class_counts: Sequence[int]) -> N
             log.info("look at %s: %s, higher is better", name, _beside_chance(last[name], class_counts))
 
 
-def say_training_figure(lines: Sequence[Mapping[str, Any]], class_counts: Sequence[int]) -> None:
+def say_training_figure(lines: Sequence[Mapping[str, Any]], class_counts: Sequence[int], mixed: bool) -> None:
     """What a retraining's accuracy says, and whether it was still rising.
 
     Args:
         lines: the metrics of every epoch; those of a pretraining have no accuracy.
+        mixed: whether the images were mixed with others.
     """
     accuracies = [line["train_accuracy"] for line in lines if "train_accuracy" in line]
     if not accuracies:
         return
+    images = "mixed images, of two classes each," if mixed else "images"
     log.info(
-        "train_accuracy: %s, higher is better; it is of images that the network has learned from: 'evaluate' tells "
-        "what it is worth on others",
+        "train_accuracy: %s, higher is better; it is of %s that the network has learned from: 'evaluate' tells what it "
+        "is worth on others",
         _beside_chance(accuracies[-1], class_counts),
+        images,
     )
     if is_still_rising(accuracies):
         log.info("training accuracy was still rising: more epochs may help (--epochs %d)", 2 * len(accuracies))

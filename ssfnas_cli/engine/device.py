@@ -69,7 +69,8 @@ class Device:
             tuple(view.to(self.torch, memory_format=torch.channels_last) for view in one)
             for one in (batch.views, batch.beside)
         )
-        return Batch(views, batch.labels.to(self.torch), beside)
+        mixed = batch.mixed and batch.mixed._replace(labels=batch.mixed.labels.to(self.torch))
+        return Batch(views, batch.labels.to(self.torch), beside, mixed)
 
     @contextlib.contextmanager
     def full_precision(self) -> Iterator[None]:

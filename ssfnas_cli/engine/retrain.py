@@ -44,22 +44,25 @@ def run_retrain(
     plan, card = plan_retrain(genotype, settings, output, other_data, force)
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
-        say_training_figure([result], plan.data.counts("train"))
+        say_training_figure([result], card.train_counts, settings.mixes)
         return result
     device, phases, model = build_retrain(plan, card)
     with open_run(plan, device, force) as (run, loop):
         weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
         log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
+        if card.holdout:
+            total, aside = sum(plan.data.counts("train")), sum(plan.data.counts("train")) - sum(card.train_counts)
+            log.info("holdout: %d of %d training images are set aside (seed %d, per class)", aside, total, card.seed)
         if genotype is not None:
             write_bytes(run.path / "genotype.json", genotype.to_json())
         for index, phase in enumerate(phases):
             loop.run_phase(index, phase)
         run.check_lock()
-        save_model(run.path / "model.safetensors", model.state_dict(), card)
+        save_model(run.path / "model.safetensors", phases[-1].trained(), card)
         network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
         facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name, "num_params": weights}
         result = finish(run, loop, plan.settings, network | facts)
-    say_training_figure(loop.cursor.metrics, plan.data.counts("train"))
+    say_training_figure(loop.cursor.metrics, card.train_counts, settings.mixes)
     return result
 
 
@@ -118,7 +121,10 @@ def build_phases(
         head = pretext.build_head(model.encoder.num_features)
         schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr)
         phases.append(TrainPhase(schedule, settings, data, device, PretrainingModel(model.encoder, head), pretext))
-    schedule = Schedule("train", settings.epochs, settings.lr, True, settings.cutout, settings.aux_weight)
+    schedule = Schedule.of_training(settings, data.image_size)
+    if schedule.mixing is not None and (reason := loss.refuses_mixing()):
+        shown = "mixup" if settings.mixup != "none" else "cutmix"
+        raise UsageError(f"--set {shown}={getattr(settings, shown)}: loss '{settings.loss.name}' {reason}")
     phases.append(TrainPhase(schedule, settings, data, device, model, loss, mix))
     return phases, model
 

@@ -161,7 +161,8 @@ class SearchPhase:
 
     def batches(self, epoch: int, start: int) -> Iterator[SearchBatch]:
         """Yield the batches of the epoch's steps from `start` on."""
-        for weights, alphas, head_views in load_batches(self._epoch(epoch), start, self.settings.workers):
+        workers, time_limit = self.settings.workers, self.settings.time_limit
+        for weights, alphas, head_views in load_batches(self._epoch(epoch), start, workers, time_limit):
             move = self.device.move
             yield SearchBatch(move(weights), move(alphas), None if head_views is None else move(head_views))
 

@@ -60,18 +60,30 @@ class RunPlan:
         return False
 
     def identify(self, run: RunFolder) -> dict[str, Any]:
-        """The identity of an existing run. Settings that ssfnas gained after it was made have their default values."""
-        try:
-            settings = run.settings(type(self.settings)).resolve_plugins()
-        except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run
-            log.debug("%s: %s", run.path, error)
-            return dict(run.config["identity"])
-        extra = {key: value for key, value in run.config["identity"].items() if key in EXTRA_IDENTITY}
-        identity = settings.identity()
-        return identity | ({"stem": run.stem} if "stem" in identity else {}) | extra
+        """The identity of an existing run."""
+        return identity_of(run, type(self.settings))
 
 
-EXTRA_IDENTITY = ("data_sha256", "genotype")  # the keys of an identity that are not settings
+def identity_of(run: RunFolder, model: type[Training]) -> dict[str, Any]:
+    """The identity of an existing run. Settings that ssfnas gained after it was made have their default values."""
+    try:
+        settings = run.settings(model).resolve_plugins()
+    except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run
+        log.debug("%s: %s", run.path, error)
+        return dict(run.config["identity"])
+    return settings.identity() | extra_identity(run)
+
+
+def extra_identity(run: RunFolder) -> dict[str, Any]:
+    """The part of a run's identity that is not settings of its training."""
+    return {
+        key: value
+        for key, value in run.config["identity"].items()
+        if key in ("data_sha256", "genotype") or key.startswith(ADJUSTMENT)
+    }
+
+
+ADJUSTMENT = "adjustment."  # how the keys begin that only a corrected run has
 
 
 def plan_run(
@@ -106,7 +118,7 @@ def plan_run(
     if output is not None:
         return plan_in(output)
     begin = "-".join([kind, data.path.name, *names, f"s{settings.seed}"])
-    path = Path("runs") / f"{begin}-{identity_hash(_usual_stem(settings, data).changed_identity() | extra)}"
+    path = Path("runs") / f"{begin}-{identity_hash(usual_stem(settings, data.image_size).changed_identity() | extra)}"
     if not path.exists():
         for other in sorted(path.parent.glob(f"{glob.escape(begin)}-????????")):
             if (plan := plan_in(other)).is_in_folder():
@@ -133,9 +145,9 @@ def _resolve_stem(settings: Training, data: DataSet, path: Path | None) -> tuple
     return settings.model_copy(update={"stem": stem}), reason
 
 
-def _usual_stem(settings: Training, data: DataSet) -> Training:
+def usual_stem(settings: Training, image_size: int) -> Training:
     """The same settings with `auto` as the stem if it means the same, so that the run has one name."""
-    usual, _ = choose_stem("auto", data.image_size)
+    usual, _ = choose_stem("auto", image_size)
     return settings.model_copy(update={"stem": "auto"}) if settings.stem == usual else settings
 
 

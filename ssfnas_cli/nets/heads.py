@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from registry.networks import Encoder
@@ -43,14 +44,39 @@ class AuxiliaryHead(nn.Module):
         return self.classifier(self.features(pooled).flatten(1))
 
 
-class Classifier(nn.Module):
-    """A network that classifies: `encoder`, `head`, and `aux` if it is trained with an auxiliary head."""
+class Correction(nn.Module):
+    """Scales and shifts the logits [N, C] of a finished network, class by class. It changes nothing at first.
 
-    def __init__(self, encoder: Encoder, head: nn.Module, aux: nn.Module | None = None):
+    One module serves heads with and without a bias. `scale` and `shift` [C] are buffers, so they are no weights that
+    are counted, but they are saved and moved with the network.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.register_buffer("scale", torch.ones(num_classes))
+        self.register_buffer("shift", torch.zeros(num_classes))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits * self.scale + self.shift
+
+
+class Classifier(nn.Module):
+    """A network that classifies: `encoder` and `head`.
+
+    It has `aux` if it is trained with an auxiliary head, and `correction` if it was corrected after its training.
+    """
+
+    def __init__(
+        self, encoder: Encoder, head: nn.Module, aux: nn.Module | None = None, correction: Correction | None = None
+    ):
         super().__init__()
         self.encoder = encoder
         self.head = head
         self.aux = aux
+        self.correction = correction
 
     @classmethod
     def of_genotype(
@@ -71,9 +97,14 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N, num_classes]."""
-        return self.head(self.encoder(images).features)
+        return self.logits(self.encoder(images).features)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[N, F] -> logits [N, num_classes], corrected if the network was."""
+        logits = self.head(features)
+        return logits if self.correction is None else self.correction(logits)
 
     def with_aux(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits, and those of the auxiliary head, or None if there is none."""
         encoded = self.encoder(images)
-        return self.head(encoded.features), self.aux(encoded.aux_map) if self.aux is not None else None
+        return self.logits(encoded.features), self.aux(encoded.aux_map) if self.aux is not None else None

@@ -1,25 +1,25 @@
-"""The settings of each command: what can be set (`models`), and where it comes from (`layers`)."""
+"""The settings of each command: what can be set (`base`, `models`), and where it comes from (`layers`)."""
 
-from ssfnas_cli.settings.layers import PRESETS, load_settings, to_toml
+from ssfnas_cli.settings.adjust import ADJUST_METHODS, AdjustSettings, refuse_useless
+from ssfnas_cli.settings.base import PluginSection, Settings, build_plugin, flatten, identity_hash
+from ssfnas_cli.settings.layers import PRESETS, RECIPES, load_settings, to_toml
 from ssfnas_cli.settings.models import (
     PAPER_OPS,
     Execution,
     MakeDatasetSettings,
-    PluginSection,
     RetrainSettings,
     SearchSettings,
     SelfSupervised,
-    Settings,
     Training,
     Views,
-    build_plugin,
-    flatten,
-    identity_hash,
 )
 
 __all__ = [
+    "ADJUST_METHODS",
     "PAPER_OPS",
     "PRESETS",
+    "RECIPES",
+    "AdjustSettings",
     "Execution",
     "MakeDatasetSettings",
     "PluginSection",
@@ -33,5 +33,6 @@ __all__ = [
     "flatten",
     "identity_hash",
     "load_settings",
+    "refuse_useless",
     "to_toml",
 ]

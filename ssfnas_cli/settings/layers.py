@@ -17,16 +17,8 @@ from pydantic import ValidationError
 from registry.core import did_you_mean
 from ssfnas_cli.console import decode_text
 from ssfnas_cli.errors import InputError, UsageError
-from ssfnas_cli.settings.models import (
-    MakeDatasetSettings,
-    Model,
-    PluginSection,
-    RetrainSettings,
-    SearchSettings,
-    Settings,
-    as_section,
-    nest,
-)
+from ssfnas_cli.settings.base import Model, PluginSection, Settings, as_section, nest
+from ssfnas_cli.settings.models import MakeDatasetSettings, RetrainSettings, SearchSettings
 
 _FORMS = {"float", "int", "bool", "str"}  # how pydantic names the forms of a union in an error's place
 
@@ -51,11 +43,26 @@ PRESETS: dict[type[Settings], dict[str, dict[str, Any]]] = {
     MakeDatasetSettings: {},
 }
 
+# A recipe lies over one of the presets above, whose budget it keeps: `--preset paper --preset strong`.
+RECIPES: dict[type[Settings], dict[str, dict[str, Any]]] = {
+    RetrainSettings: {
+        "strong": {
+            "loss": {"label_smoothing": 0.1},  # of `ce`; another loss forgets it, as it does every option of `ce`
+            "augment": "trivial",
+            "mixup": 0.2,
+            "ema": 0.999,
+            "lr_warmup_epochs": 2,
+            "nesterov": True,
+            "decay_bn": False,
+        },
+    },
+}
+
 
 def load_settings(
     model: type[Model],
     *,
-    preset: str | None = None,
+    preset: str | Sequence[str] | None = None,
     config: Path | None = None,
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
@@ -64,6 +71,7 @@ def load_settings(
     """Settings from their layers.
 
     Args:
+        preset: at most one of PRESETS, and any of RECIPES, which lie over it in the given order.
         flags: those whose value is None were not given.
         fixed: settings that nobody may give here, each with the reason. A preset's value for one is left out.
 
@@ -71,34 +79,45 @@ def load_settings(
         UsageError: an unknown preset or setting, or a value out of range, named as the user wrote it.
         InputError: the TOML file is missing or broken.
     """
-    layers: list[dict[str, Any]] = []
-    if preset is not None:
-        known = PRESETS.get(model, {})
-        if preset not in known:
-            raise UsageError(
-                f"--preset: unknown preset '{preset}'.{did_you_mean(preset, list(known))} "
-                f"Available: {', '.join(known) or 'none'}"
-            )
-        layers.append({key: value for key, value in known[preset].items() if key not in (fixed or {})})
-    if config is not None:
-        layers.append(_read_toml(config))
-        _check_keys(model, layers[-1], f"--config {config}: ")
+    presets = _preset_layers(model, [preset] if isinstance(preset, str) else preset or ())
+    presets = [{key: value for key, value in layer.items() if key not in (fixed or {})} for layer in presets]
+    configs = [] if config is None else [_read_toml(config)]
+    for layer in configs:
+        _check_keys(model, layer, f"--config {config}: ")
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     command_line = [*(_parse_set(text) for text in sets), given]
-    for layer in (*layers[preset is not None :], *command_line):
+    for layer in (*configs, *command_line):
         for key in (fixed or {}).keys() & layer.keys():
             shown = f"--{key.replace('_', '-')}" if key in given else f"setting '{key}'"
             raise UsageError(f"{shown}: {(fixed or {})[key]}")
     defaults = model.plugin_defaults()
-    layers += [_plugin_names(command_line, set(defaults)), *command_line]
     merged = nest({path: {"name": name} for path, name in defaults.items()})
-    for layer in layers:
+    for layer in (*presets, *configs, _plugin_names(command_line, set(defaults)), *command_line):
         _check_keys(model, layer)
         merged = _merge(merged, layer, set(defaults))
     try:
         return model.model_validate(merged)
     except ValidationError as error:
         raise UsageError(_explain(error, set(given))) from None
+
+
+def _preset_layers(model: type[Settings], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The named presets as layers, the recipes last.
+
+    Raises:
+        UsageError: a name is unknown, or two of PRESETS are named, each of which sets the whole budget.
+    """
+    budgets, recipes = PRESETS.get(model, {}), RECIPES.get(model, {})
+    known = [*budgets, *recipes]
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"--preset: unknown preset '{name}'.{did_you_mean(name, known)} Available: {', '.join(known) or 'none'}"
+            )
+    chosen = [name for name in dict.fromkeys(names) if name in budgets]
+    if len(chosen) > 1:
+        raise UsageError(f"--preset: '{chosen[0]}' and '{chosen[1]}' each set the whole budget: give one of them")
+    return [budgets[name] for name in chosen] + [recipes[name] for name in dict.fromkeys(names) if name in recipes]
 
 
 def to_toml(settings: Settings) -> str:

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from registry import OPS, REGISTRIES, SOURCES
+from registry import OPS, SOURCES
 from registry.core import did_you_mean
-from ssfnas_cli.console import log
-
-Model = TypeVar("Model", bound="Settings")
+from ssfnas_cli.settings.base import PluginSection, Section, Settings, flatten, nest
 
 PAPER_OPS = (  # paper.md, IV-B
     "none",
@@ -34,23 +20,6 @@ PAPER_OPS = (  # paper.md, IV-B
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
-
-
-class PluginSection(BaseModel):
-    """A plugin's name and its options, as given; `resolve_plugins` checks and completes them."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str
-
-    def options(self) -> dict[str, Any]:
-        """The options given beside the name."""
-        return dict(self.model_extra or {})
-
-
-def as_section(value: Any) -> Any:
-    """A plugin's bare name as a section."""
-    return {"name": value} if isinstance(value, str) else value
 
 
 def _comma_list(value: Any) -> Any:
@@ -67,117 +36,13 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-Section = Annotated[PluginSection, BeforeValidator(as_section)]
 # Far beyond what any machine trains, so that a slip of the finger is refused before memory is asked for.
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 Channels = Annotated[int, Field(ge=2, le=65_536, multiple_of=2)]
 MAX_LAYERS = 1000
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Settings(BaseModel):
-    """Base of every command's settings: unknown keys and numbers that are not finite are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    PLUGIN_KINDS: ClassVar[dict[str, str]] = {}  # section -> registry
-    PLACE: ClassVar[str] = ""  # how a setting of settings that lie within others begins
-
-    @classmethod
-    def plugin_defaults(cls) -> dict[str, str]:
-        """The path of every plugin's section, such as `loss` or `ssl.loss`, and the name that it has by default."""
-        paths = {section: cls.model_fields[section].default.name for section in cls.PLUGIN_KINDS}
-        for name, field in cls.model_fields.items():
-            if isinstance(field.default, Settings):
-                paths |= {f"{name}.{path}": default for path, default in type(field.default).plugin_defaults().items()}
-        return paths
-
-    def plugin_names(self) -> dict[str, str]:
-        """The path of every plugin's section, and the name that it has here."""
-        sections: dict[str, Any] = {
-            path: functools.reduce(getattr, path.split("."), self) for path in self.plugin_defaults()
-        }
-        return {path: section.name for path, section in sections.items()}
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _plugin_is_known(cls, value: Any, info: ValidationInfo) -> Any:
-        if not isinstance(value, PluginSection) or info.field_name not in cls.PLUGIN_KINDS:
-            return value
-        if is_placeholder(value):
-            if value.name != cls.model_fields[info.field_name].default.name:
-                REGISTRIES[cls.PLUGIN_KINDS[info.field_name]].get(value.name)  # raises: no plugin has that name
-            if value.options():
-                raise ValueError(f"options without a plugin: name one with '--set {cls.PLACE}{info.field_name}=NAME'")
-            return value
-        kind = REGISTRIES[cls.PLUGIN_KINDS[info.field_name]]
-        if value.name not in kind.names():
-            kind.get(value.name)  # raises, with a suggestion
-        return value
-
-    def unused(self) -> frozenset[str]:
-        """The settings that mean nothing beside the others; they are neither shown nor part of a run's identity."""
-        return frozenset()
-
-    def resolve_plugins(self: Model) -> Model:
-        """The same settings with every option of every plugin spelled out. Imports the plugins, so torch."""
-        inner = {name: value for name, value in self if isinstance(value, Settings)}
-        changes: dict[str, Any] = {name: value.resolve_plugins() for name, value in inner.items()}
-        for field, kind in self.PLUGIN_KINDS.items():
-            section = getattr(self, field)
-            if is_placeholder(section):
-                continue
-            _warn_of_clash(kind, section.name)
-            options = REGISTRIES[kind].get(section.name).parse_options(section.options())
-            changes[field] = PluginSection(name=section.name, **options.model_dump(by_alias=True, mode="json"))
-        return self.model_copy(update=changes)
-
-
-@functools.cache
-def _warn_of_clash(kind: str, name: str) -> None:
-    """Once, if an installed package brings a plugin whose name has become a built-in's."""
-    if clash := REGISTRIES[kind].clashes().get(name):
-        log.warning("%s", clash)
-
-
-def is_placeholder(section: PluginSection) -> bool:
-    """Whether a section names no plugin: `none` leaves it out, `auto` leaves the choice to another setting."""
-    return section.name in ("none", "auto")
-
-
-def build_plugin(registry: Any, section: PluginSection, **context: Any) -> Any:
-    """The object that a section of the settings stands for."""
-    plugin = registry.get(section.name)
-    return plugin.factory(plugin.parse_options(section.options()), **context)
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys joined by dots as a tree; no key is the beginning of another."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *above, last = path.split(".")
-        place = tree
-        for key in above:
-            place = place.setdefault(key, {})
-        place[last] = value
-    return tree
-
-
-def identity_hash(identity: Mapping[str, Any]) -> str:
-    """Eight hex digits that name an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+Concentration = Annotated[float, Field(gt=0, le=1000)]
 
 
 class MakeDatasetSettings(Settings):
@@ -199,7 +64,7 @@ class MakeDatasetSettings(Settings):
     on_bad: Literal["skip", "fail"] = "fail"
     shard_mb: float = Field(64.0, gt=0, le=4096, description="size of a shard in MiB")
 
-    PLUGIN_KINDS = {"source": "source"}
+    PLUGIN_KINDS: ClassVar = {"source": "source"}
 
     @field_validator("root")
     @classmethod
@@ -233,6 +98,11 @@ class Execution(Settings):
     log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
     max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
 
+    @property
+    def time_limit(self) -> float | None:
+        """`max_time` in seconds since the program started, or None."""
+        return None if self.max_time == "none" else float(self.max_time)
+
 
 class Views(Settings):
     """The augmentation of self-supervised views (Barlow Twins; REFERENCE gives its probabilities)."""
@@ -254,7 +124,7 @@ class SelfSupervised(Settings):
     loss: Section = Field(PluginSection(name="none"), description="none: the supervised loss stands alone")
     weight: float = Field(1.0, gt=0, description="factor on it; the supervised loss has 1")
 
-    PLUGIN_KINDS = {"loss": "loss"}
+    PLUGIN_KINDS: ClassVar = {"loss": "loss"}
     PLACE = "ssl."
 
     @model_validator(mode="after")
@@ -333,7 +203,7 @@ class SearchSettings(Training):
     )
     probe_lr: Rate = Field(1e-3, description="Adam's, for the linear probe of a self-supervised search")
 
-    PLUGIN_KINDS = {
+    PLUGIN_KINDS: ClassVar = {
         "strategy": "strategy",
         "relax": "relaxation",
         "loss": "loss",
@@ -395,14 +265,59 @@ class RetrainSettings(Training):
     aux_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0: no such head")
     drop_path: float = Field(0.2, ge=0, lt=1, description="probability at the last epoch; rises from 0")
     cutout: float = Field(0.5, ge=0, le=1, description="side of the erased square over the image's side")
+    augment: Literal["none", "trivial", "rand"] = Field(
+        "none", description="ops on every image after crop and flip: TrivialAugment's or RandAugment's"
+    )
+    rand_ops: int = Field(2, ge=1, le=100, description="augment=rand: how many ops an image gets")
+    rand_magnitude: int = Field(9, ge=0, le=30, description="augment=rand: how strong they are, from 0 to 30")
+    mixup: Literal["none"] | Concentration = Field(
+        "none", description="alpha: two images are averaged with weights from Beta(alpha, alpha)"
+    )
+    cutmix: Literal["none"] | Concentration = Field(
+        "none", description="alpha: a box of another image, of a share from Beta(alpha, alpha), replaces a part"
+    )
+    ema: Literal["none"] | Beta = Field("none", description="decay of a moving average of the weights, which is kept")
+    lr_warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the learning rate rises to lr")
+    nesterov: bool = Field(False, description="Nesterov's momentum")
+    decay_bn: bool = Field(True, description="weight decay also of biases and of batch normalisation's weights")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="share of each class of train that is set aside, for 'adjust' to choose on"
+    )
 
-    PLUGIN_KINDS = {
+    PLUGIN_KINDS: ClassVar = {
         "network": "network",
         "loss": "loss",
         "pretrain": "loss",
         "head": "head",
         "sampler": "sampler",
     }
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others."""
+        return (self.mixup, self.cutmix) != ("none", "none")
+
+    @field_validator("rand_ops", "rand_magnitude")
+    @classmethod
+    def _is_of_rand(cls, value: int, info: ValidationInfo) -> int:
+        if value != cls.model_fields[str(info.field_name)].default and info.data.get("augment", "rand") != "rand":
+            raise ValueError(f"is RandAugment's, and augment is '{info.data['augment']}': set augment=rand")
+        return value
+
+    @field_validator("lr_warmup_epochs")
+    @classmethod
+    def _leaves_epochs(cls, warmup: int, info: ValidationInfo) -> int:
+        epochs = info.data.get("epochs")
+        if warmup and epochs is not None and warmup >= epochs:
+            raise ValueError(f"leaves none of the {epochs} epochs to train in: take fewer, or more epochs")
+        return warmup
+
+    @field_validator("nesterov")
+    @classmethod
+    def _has_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
+        if nesterov and info.data.get("momentum") == 0:
+            raise ValueError("needs momentum, and momentum is 0")
+        return nesterov
 
     def unused(self) -> frozenset[str]:
         """As for every command; of a plain network, what only a genotype's network has."""

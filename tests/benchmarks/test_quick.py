@@ -62,6 +62,25 @@ def test_a_shared_machine_is_measured_on_one_thread_and_on_two(tmp_path):
 
 
 @pytest.mark.slow
+def test_every_part_of_a_recipe_is_measured():
+    page = (ROOT / "docs" / "performance.md").read_bytes()
+    rows = [line.split("|")[1:3] for line in run("recipe.py").splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 7 and all(float(rate.split()[0]) > 0 for _, rate in rows)
+    assert (ROOT / "docs" / "performance.md").read_bytes() == page, "a quick run writes no docs"
+
+
+@pytest.mark.slow
 def test_many_images_are_made_and_evaluated_number_by_number():
     rows = [line for line in run("many_images.py").splitlines() if line.startswith("| ") and "images" not in line]
     assert [row.split("|")[1].strip() for row in rows[1:]] == ["200", "400"]
+
+
+@pytest.mark.slow
+def test_a_data_set_of_every_source_is_made_and_trained_on_and_its_memory_is_seen():
+    table = run("large_data.py", "--workers", 0)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    peaks = {row[0]: float(row[4].replace(",", "")) for row in rows[2:]}
+    made = {name: peak for name, peak in peaks.items() if name.startswith("make-dataset")}
+    assert list(made) == [f"make-dataset --source {source}" for source in ("npz", "idx", "list")]
+    trained = [peak for name, peak in peaks.items() if name.startswith("an epoch")]
+    assert len(trained) == 2 and min(trained) > 100 > min(made.values()) > 20, "torch alone takes more than 100 MB"

@@ -51,6 +51,8 @@ def tensors(item):
     """Every tensor of a batch or a pair of batches, in order (a loader process turns tuples into lists)."""
     if isinstance(item, torch.Tensor):
         return [item]
+    if item is None:  # nothing was mixed
+        return []
     return [tensor for part in item for tensor in tensors(part)]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = ["make-dataset", "search", "derive", "retrain", "evaluate"]
+COMMANDS = ["make-dataset", "search", "derive", "retrain", "evaluate", "adjust"]
 COMMANDS += ["plot-genotype", "describe", "import-genotype", "runs", "plugins"]
 PRESETS = ("quick", "standard", "paper")
 HEAVY = {"torch", "torchvision", "numpy", "sklearn", "matplotlib", "PIL", "safetensors"}
@@ -44,6 +44,7 @@ def test_help_names_the_presets_and_what_they_and_zero_mean(command, ssfnas, tmp
         assert f"[default: ({named})]" in lines[flag]
     assert "[default: (32 in quick" in lines["--batch-size"]
     assert all(preset in text for preset in PRESETS) and "standard on other data" in text
+    assert ("strong" in text) == (command == "retrain"), "a recipe"
     assert "0: torch's own choice" in lines["--threads"] and "0: the main process loads" in lines["--workers"]
 
 

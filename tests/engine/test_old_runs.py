@@ -17,6 +17,7 @@ from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
 from ssfnas_cli.artifacts.genotype import read_genotype
 from ssfnas_cli.artifacts.model import load_model, save_model
 from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.engine.adjust import run_adjust
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.evaluate import evaluate_run
@@ -24,7 +25,7 @@ from ssfnas_cli.engine.retrain import run_retrain
 from ssfnas_cli.engine.search import plan_search, run_search
 from ssfnas_cli.errors import OutputExistsError
 from ssfnas_cli.nets import stems
-from ssfnas_cli.settings import RetrainSettings, SearchSettings, load_settings
+from ssfnas_cli.settings import AdjustSettings, RetrainSettings, SearchSettings, load_settings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "runs_of_revision_3482c2b.zip"
 TINY = {"channels": 2, "layers": 3, "batch_size": 32}
@@ -84,6 +85,15 @@ def test_a_finished_retraining_is_found_done_and_evaluated(runs):
     metrics = evaluate_run(run, "", [], Device("cpu", 0))
     assert metrics["splits"]["test"]["top1"] == pytest.approx(10.704225352112676)  # as revision 3482c2b evaluates it
     assert run.evaluation()["splits"].keys() == {"test", "test_longtail"}
+
+
+def test_a_finished_retraining_is_corrected_from_the_prior_of_its_loss(runs, tiny_digits):
+    run = RunFolder.open(runs / RETRAINED, "retrain")
+    result = run_adjust(run, load_settings(AdjustSettings), None, False)
+    tensors, card = load_model(runs.parent / result["path"] / "model.safetensors")
+    counts = torch.tensor(tiny_digits.counts("train"), dtype=torch.float64)
+    torch.testing.assert_close(tensors["correction.shift"], -(counts / counts.sum()).log().float())
+    assert card.prior == pytest.approx([0.1] * 10)
 
 
 def test_an_unfinished_search_goes_on_from_where_it_stopped(runs, caplog):

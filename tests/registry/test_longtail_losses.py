@@ -93,6 +93,15 @@ def smoothed(head, tail):
     return mean_over_images(of_image)
 
 
+def smooth_ce(row, y, eps):
+    return -((1 - eps) * log_p(row)[y] + eps * log_p(row).mean())
+
+
+def smooth_ldam(eps):
+    margins = 0.5 * np.array([n**-0.25 for n in COUNTS])  # the smallest class has one image, so the largest is 0.5
+    return mean_over_images(lambda row, y: smooth_ce(row - 30 * margins[y] * np.eye(5)[y], y, eps))
+
+
 CASES = [
     ("inverse_frequency", {}, mean_over_images(lambda row, y: inverse()[y] * ce(row, y))),
     ("class_balanced", {"beta": 0.9}, mean_over_images(lambda row, y: effective(0.9)[y] * ce(row, y))),
@@ -105,6 +114,13 @@ CASES = [
     ("logit_adjusted", {}, adjusted(1)),
     ("logit_adjusted", {"tau": 2.5}, adjusted(2.5)),
     ("balanced_softmax", {}, mean_over_images(lambda row, y: ce(row + np.log(COUNTS), y))),
+    ("inverse_frequency", {"label_smoothing": 0.2}, mean_over_images(lambda r, y: inverse()[y] * smooth_ce(r, y, 0.2))),
+    (
+        "class_balanced",
+        {"beta": 0.9, "label_smoothing": 0.1},
+        mean_over_images(lambda row, y: effective(0.9)[y] * smooth_ce(row, y, 0.1)),
+    ),
+    ("ldam", {"label_smoothing": 0.1}, smooth_ldam(0.1)),
     ("label_aware_smoothing", {}, smoothed(0.1, 0.0)),
     ("label_aware_smoothing", {"head": 0.4, "tail": 0.1}, smoothed(0.4, 0.1)),
 ]
@@ -260,6 +276,51 @@ def test_shifted_scores_have_the_bayes_rule_of_the_balanced_distribution():
     np.testing.assert_allclose(scores.detach().softmax(1).numpy(), balanced.T, atol=1e-4)
     plain = np.log(likelihood * prior[:, None]).T  # the scores of cross-entropy, corrected afterwards
     assert (np.argmax(plain - np.log(prior), 1) == scores.detach().numpy().argmax(1)).all()
+
+
+def test_even_smoothing_stays_even_under_class_weights_and_would_not_under_a_shift():
+    """Why the re-weighted losses take it and the shifted ones do not: the scores of least risk, by hand."""
+    posterior, eps = np.array([0.9, 0.09, 0.01, 0.0, 0.0]), 0.1  # of one image
+
+    def risk(scores):
+        row = torch.stack([scores])
+        return sum(p * objective([row], torch.tensor([y]), 1.0) for y, p in enumerate(posterior))
+
+    objective = build("inverse_frequency", label_smoothing=eps)
+    scores = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scores], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-15)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = risk(scores)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    weighted = inverse() * posterior
+    expected = (1 - eps) * weighted / weighted.sum() + eps / 5
+    np.testing.assert_allclose(scores.detach().softmax(0).numpy(), expected, atol=1e-6)
+    prior = np.array(COUNTS) / sum(COUNTS)
+    shifted = np.log(((1 - eps) * posterior + eps / 5) / prior)
+    assert shifted.argmax() == 4 and posterior[4] == 0, "the rarest class wins on an image that is never of it"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("focal", "its factor is of the label's probability"),
+        ("ghm", "distance from a target of 0 or 1"),
+        (
+            "logit_adjusted",
+            "high scores of rare classes on every image; ce, inverse_frequency, class_balanced and ldam",
+        ),
+        ("balanced_softmax", "high scores of rare classes"),
+        ("label_aware_smoothing", "loss.head and loss.tail are its smoothing"),
+    ],
+)
+def test_a_loss_that_even_smoothing_does_not_suit_says_why_it_has_none(name, words):
+    with pytest.raises(PluginError, match=f"'{name}' has no option 'label_smoothing': .*{words}"):
+        build(name, label_smoothing=0.1)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ssfnas_cli.engine.corrections import Choice, Floats
 from ssfnas_cli.engine.head_phase import HeadPhase
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.network import held_prior, load_classifier
-from ssfnas_cli.engine.session import ADJUSTMENT, RECIPE, extra_identity, identity_of
+from ssfnas_cli.engine.session import ADJUSTMENT, RECIPE, extra_identity, identity_of, usual_stem
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.count import count_params
@@ -151,8 +151,9 @@ def _plan(work: Work, output: Path | None) -> Plan:
     extra = trained | {ADJUSTMENT + key: value for key, value in adjustment.items()}
     plain = [] if training.network.name == "none" else [training.network.name]
     names = [Path(work.card.data).name, *plain, training.loss.name, settings.method, f"s{training.seed}"]
-    stem = f"adjust-{'-'.join(names)}-{identity_hash(training.changed_identity() | extra)}"
-    return Plan(output or Path("runs") / stem, training.identity() | extra)
+    changed = usual_stem(training, work.card.image_size).changed_identity()
+    name = f"adjust-{'-'.join(names)}-{identity_hash(changed | extra)}"
+    return Plan(output or Path("runs") / name, training.identity() | extra)
 
 
 def _config(work: Work, plan: Plan, outcome: Outcome) -> dict[str, Any]:

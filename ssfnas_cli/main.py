@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from registry import PluginError
 from ssfnas_cli import __version__, console
 from ssfnas_cli.commands import (
+    adjust,
     derive,
     describe,
     evaluate,
@@ -70,6 +71,7 @@ for name, module in {
     "derive": derive,
     "retrain": retrain,
     "evaluate": evaluate,
+    "adjust": adjust,
     "plot-genotype": plot_genotype,
     "describe": describe,
     "import-genotype": import_genotype,

@@ -16,7 +16,7 @@ from registry.networks import Encoder
 from registry.samplers import Sampler
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Genotype
-from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part
+from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part, Preparation
 from ssfnas_cli.data.holdout import rest_counts
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.nets.derived import DerivedEncoder
@@ -55,6 +55,7 @@ def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSe
         image_size=data.image_size,
         mean=list(data.mean),
         std=list(data.std),
+        preparation=Preparation(pixel_range=data.manifest.pixel_range or "auto"),
         data=str(data.path.resolve()),
         data_sha256=data.sha256,
         seed=settings.seed,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = "ssfnas.model/2"
+MODEL = "model.safetensors"  # its name in a run folder
 # A card may come from an untrusted source. These bounds limit what is built from it and are far above practical sizes.
 MAX_CHANNELS, MAX_LAYERS, MAX_CLASSES = 4096, 512, 100_000
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from ssfnas_cli import stop
 from ssfnas_cli.artifacts.files import read_bytes, sha256_file, write_bytes
-from ssfnas_cli.artifacts.model import CorrectionRecord, ModelCard, load_model, save_model
+from ssfnas_cli.artifacts.model import MODEL, CorrectionRecord, ModelCard, save_model
 from ssfnas_cli.artifacts.run import RunFolder, finished_result, open_for_writing, set_run_aside, warn_of_differences
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.engine.adjust_methods import CORRECT, Outcome, Work
 from ssfnas_cli.engine.corrections import Choice
 from ssfnas_cli.engine.head_phase import HeadPhase
 from ssfnas_cli.engine.loop import Loop
-from ssfnas_cli.engine.network import load_classifier
+from ssfnas_cli.engine.network import load_finished
 from ssfnas_cli.engine.priors import find_prior
 from ssfnas_cli.engine.session import ADJUSTMENT, RECIPE, extra_identity, identity_of
 from ssfnas_cli.errors import InputError, UsageError
@@ -25,8 +25,6 @@ from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.count import count_params
 from ssfnas_cli.nets.heads import Correction
 from ssfnas_cli.settings import AdjustSettings, RetrainSettings, identity_hash
-
-MODEL = "model.safetensors"
 
 
 def run_adjust(run: RunFolder, settings: AdjustSettings, output: Path | None, force: bool) -> dict[str, Any]:
@@ -80,13 +78,9 @@ class Plan:
 
 def _begin(run: RunFolder, settings: AdjustSettings) -> Work:
     """Load the network that is to be corrected."""
-    state = run.status()["state"]
-    if state != "done":
-        raise InputError(f"{run.path}: is {state}, not done: run its command again to go on")
-    tensors, card = load_model(run.path / MODEL)
+    model, card = load_finished(run)
     _refuse_second(run, card, settings.method)
     training = run.settings(RetrainSettings).resolve_plugins().model_copy(update=settings.execution())
-    model = load_classifier(tensors, card, run.path / MODEL)
     if model.correction is None:
         model.correction = Correction(len(card.class_names))
     return Work(run, card, model, training, settings, find_prior(card, training, settings.from_prior))

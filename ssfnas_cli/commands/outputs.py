@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ssfnas_cli.artifacts.files import set_aside, write_bytes
+from ssfnas_cli.artifacts.files import atomic_path, set_aside, write_bytes
 from ssfnas_cli.console import is_stream, log
 from ssfnas_cli.console import write_bytes as write_stdout
 from ssfnas_cli.errors import OutputExistsError
@@ -32,7 +34,27 @@ def write_output(output: Path | None, data: bytes, force: bool) -> None:
     if output is None or is_stream(output):
         write_stdout(data)
         return
+    _make_room(output, force)
+    write_bytes(output, data)
+
+
+@contextlib.contextmanager
+def open_output(output: Path | None, force: bool) -> Iterator[Callable[[str], object]]:
+    """Yield a function that writes text to stdout, or to a file that is there only when all of it has been written.
+
+    What UTF-8 cannot express, such as the undecodable bytes of a file's name, is written as `\\udcXX`.
+    """
+    if output is None or is_stream(output):
+        yield lambda text: write_stdout(text.encode("utf-8", "backslashreplace"))
+        return
+    with atomic_path(output) as temporary:
+        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
+            yield stream.write
+        _make_room(output, force)
+
+
+def _make_room(output: Path, force: bool) -> None:
+    """With --force, move an old file aside."""
     refuse_existing(output, force)
     if output.exists():
         log.warning("--force: what was %s is now %s", output, set_aside(output))
-    write_bytes(output, data)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ssfnas_cli.artifacts.files import atomic_path
 from ssfnas_cli.artifacts.tensors import save_tensors
 from ssfnas_cli.errors import UsageError
 
@@ -37,13 +36,10 @@ def check_suffix(path: Path, flag: str) -> None:
 
 
 def write_predictions(path: Path, class_names: Sequence[str], splits: Mapping[str, Predicted]) -> None:
-    """Write the predictions of some splits atomically, in the format of the suffix.
+    """Write the predictions of some splits in the format of the suffix.
 
     A safetensors file has SPLIT.logits float32 [N, C], SPLIT.labels int64 [N] and SPLIT.source_index int64 [N]; its
     metadata names the classes. A CSV file has a row for each image and a column for each class.
-
-    Raises:
-        DiskError: the file cannot be written.
     """
     if path.suffix.lower() == ".csv":
         _write_csv(path, class_names, splits)
@@ -59,7 +55,7 @@ def write_predictions(path: Path, class_names: Sequence[str], splits: Mapping[st
 
 
 def _write_csv(path: Path, class_names: Sequence[str], splits: Mapping[str, Predicted]) -> None:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         logits = [f"logit:{name}" for name in class_names]
         writer.writerow(["split", "source_index", "class", "predicted", *logits])

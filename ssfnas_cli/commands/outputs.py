@@ -6,13 +6,13 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ssfnas_cli.artifacts.files import atomic_path, set_aside, write_bytes
+from ssfnas_cli.artifacts.files import atomic_path, set_aside
 from ssfnas_cli.console import is_stream, log
 from ssfnas_cli.console import write_bytes as write_stdout
 from ssfnas_cli.errors import OutputExistsError
 
 
-def refuse_existing(output: Path | None, force: bool) -> None:
+def refuse_existing(output: Path | None, force: bool, flag: str = "--output") -> None:
     """Check the output file before the work begins. Only --force may replace an existing file.
 
     Raises:
@@ -21,21 +21,18 @@ def refuse_existing(output: Path | None, force: bool) -> None:
     if output is None or is_stream(output) or not output.exists():
         return
     if output.is_dir():
-        raise OutputExistsError(f"--output {output}: is a folder; name a file")
+        raise OutputExistsError(f"{flag} {output}: is a folder; name a file")
     if not force:
-        raise OutputExistsError(f"--output {output}: is there already: choose another name, or --force")
+        raise OutputExistsError(f"{flag} {output}: is there already: choose another name, or --force")
 
 
 def write_output(output: Path | None, data: bytes, force: bool) -> None:
-    """Write the output to stdout or to a file.
-
-    With --force, an old file is moved aside here, after the work, so that a command that fails moves none.
-    """
+    """Write the output to stdout or to a file, as `new_file` does."""
     if output is None or is_stream(output):
         write_stdout(data)
         return
-    _make_room(output, force)
-    write_bytes(output, data)
+    with new_file(output, force) as temporary:
+        temporary.write_bytes(data)
 
 
 @contextlib.contextmanager
@@ -47,14 +44,21 @@ def open_output(output: Path | None, force: bool) -> Iterator[Callable[[str], ob
     if output is None or is_stream(output):
         yield lambda text: write_stdout(text.encode("utf-8", "backslashreplace"))
         return
+    with (
+        new_file(output, force) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream,
+    ):
+        yield stream.write
+
+
+@contextlib.contextmanager
+def new_file(output: Path, force: bool, flag: str = "--output") -> Iterator[Path]:
+    """Yield a path to write to, of the same name, whose file becomes the output when it is whole.
+
+    With --force, an old file is moved aside then, so that a command that fails moves none.
+    """
     with atomic_path(output) as temporary:
-        with temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as stream:
-            yield stream.write
-        _make_room(output, force)
-
-
-def _make_room(output: Path, force: bool) -> None:
-    """With --force, move an old file aside."""
-    refuse_existing(output, force)
-    if output.exists():
-        log.warning("--force: what was %s is now %s", output, set_aside(output))
+        yield temporary
+        refuse_existing(output, force, flag)
+        if output.exists():
+            log.warning("--force: what was %s is now %s", output, set_aside(output))

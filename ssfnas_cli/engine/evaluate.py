@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ssfnas_cli.artifacts.predictions import Predicted, write_predictions
+from ssfnas_cli.artifacts.predictions import Predicted
 from ssfnas_cli.artifacts.run import EVALUATION, RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.augment import Normalise
@@ -31,7 +30,7 @@ def evaluate_run(
     splits: Sequence[str],
     device: Device,
     other_data: bool = False,
-    predictions: Path | None = None,
+    keep: Callable[[Sequence[str], Mapping[str, Predicted]], object] | None = None,
 ) -> dict[str, Any]:
     """Compute the metrics of the network of a retrained run.
 
@@ -44,7 +43,7 @@ def evaluate_run(
         device: where to compute.
         other_data: allow another data set that has the same classes. Its images are standardised with the statistics
             of the network's training images.
-        predictions: a file for the logits of every image, of the format of its suffix.
+        keep: receives the class names, and what was predicted of every split.
 
     Returns:
         What `evaluate` prints, with whole confusion matrices. `kept_in` names the file in the run folder, if one holds
@@ -77,10 +76,9 @@ def evaluate_run(
         },
         "same_images": shared.same,
     }
-    if predictions is not None:
+    if keep is not None:
         places = {name: split.source_index for name, split in shared.splits.items()}
-        found = {name: Predicted(*scores, places[name]) for name, scores in predicted.items()}
-        write_predictions(predictions, card.class_names, found)
+        keep(card.class_names, {name: Predicted(*scores, places[name]) for name, scores in predicted.items()})
     if data.sha256 == card.data_sha256:
         try:
             run.write_evaluation(metrics)

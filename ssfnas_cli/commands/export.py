@@ -22,6 +22,10 @@ ONNX = ("onnx", "onnxscript", "onnxruntime")  # the extra `onnx`
 def command(
     run: Annotated[str, typer.Argument(help="Retrain run folder, or - for what retrain printed.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="FILE.onnx, or .pt2 for torch.export.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set folder, for images to check the file on, if it moved.", show_default="the run's"),
+    ] = None,
     force: common.Force = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -44,7 +48,7 @@ def command(
 
     model = load_run(folder, find_device("cpu"))
     with outputs.new_file(output, force) as temporary:
-        result = export(model, temporary, str(output))
+        result = export(model, temporary, str(output), data or "")
     emit(result, json, lambda console: _show(console, result))
 
 

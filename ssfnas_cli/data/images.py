@@ -254,7 +254,7 @@ def _check_range(image: Image.Image, name: str, pixel_range: PixelRange) -> None
         raise BadImage(
             name,
             f"has {kind} pixels, whose range is not known: state the values of black and white "
-            "with --set source.range=LOW:HIGH, or save it with 8 bits",
+            "with make-dataset's --set source.range=LOW:HIGH, or save it with 8 bits",
         )
     if pixel_range not in ("auto", FULL_RANGE) and _has_16_bits(image) and not image.mode.startswith("I"):
         raise BadImage(name, "has 16-bit colours, which no range can be stated for: save it with 8 bits")

@@ -51,13 +51,14 @@ class Standardising(nn.Module):
         return self.network(standardised.permute(0, 3, 1, 2))
 
 
-def export(model: Model, path: Path, name: str) -> dict[str, Any]:
+def export(model: Model, path: Path, name: str, data_path: str = "") -> dict[str, Any]:
     """Write the network to a file, run the file, and keep it if it gives the logits that the network gives.
 
     Args:
         model: the network.
         path: the file to write, whose suffix is one of FORMATS.
         name: what it is called in messages.
+        data_path: the folder of the network's data set; empty means the one that it was trained on.
 
     Returns:
         What `export` prints: the file, its input and output, and how well it agrees.
@@ -67,7 +68,7 @@ def export(model: Model, path: Path, name: str) -> dict[str, Any]:
         SsfnasError: the file's logits differ by more than TOLERANCE of the largest logit.
     """
     write = FORMATS[path.suffix.lower()]
-    arrays, origin = images_to_check(model.card)
+    arrays, origin = images_to_check(model.card, data_path)
     module = Standardising(model).eval()
     facts = describe(model)
     agreement = check(write(module, example(model.card), facts, path), model, arrays, name)
@@ -177,18 +178,20 @@ class _quiet(warnings.catch_warnings):
 FORMATS = {".onnx": write_onnx, ".pt2": write_pt2}
 
 
-def images_to_check(card: ModelCard) -> tuple[NDArray[np.uint8], str]:
+def images_to_check(card: ModelCard, data_path: str) -> tuple[NDArray[np.uint8], str]:
     """Prepared images [n, S, S, C] on which a file is compared with the network, and where they come from.
 
     They are spread over the test split of the network's data set, or random if that is not there any more.
     """
     try:
-        data = find_data("", card.data, card.data_sha256, "run", False, ["test"])
+        data = find_data(data_path, card.data, card.data_sha256, "run", False, ["test"])
         split = data.split("test")
         num = min(NUM_CHECKED, len(split))
         return split.rows(np.linspace(0, len(split) - 1, num).astype(int)), f"{num} images of test"
     except InputError as error:
-        log.warning("%s; the file is checked on random images instead", error)
+        if data_path:
+            raise
+        log.warning("%s; now the file is checked on random images", error)
     shape = NUM_CHECKED, card.image_size, card.image_size, card.in_channels
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), f"{NUM_CHECKED} random images (seed 0)"
 

@@ -77,7 +77,7 @@ class Model:
         Raises:
             InputError: the image cannot be read.
         """
-        return self.normalise(to_float(self._prepare(image)[None]))[0]
+        return self.normalise(to_float(np.stack([self._prepare(image)])))[0]
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is an iterable of texts, too

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from registry import PluginError
 from ssfnas_cli import __version__, console
 from ssfnas_cli.commands import (
+    compare,
     derive,
     describe,
     evaluate,
@@ -74,6 +75,7 @@ for name, module in {
     "describe": describe,
     "import-genotype": import_genotype,
     "runs": runs,
+    "compare": compare,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

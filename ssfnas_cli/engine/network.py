@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part
 from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.nets.count import count_macs, count_params
 from ssfnas_cli.nets.derived import DerivedEncoder
 from ssfnas_cli.nets.heads import AuxiliaryHead, Classifier
 from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
@@ -80,6 +81,21 @@ def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
     head = head_builder(_to_section(card.head), build_objective(_to_section(card.loss), card))
     aux = AuxiliaryHead(encoder.aux_channels, head) if card.aux and encoder.aux_channels else None
     return Classifier(encoder, head(encoder.num_features), aux)
+
+
+class NetworkSize(NamedTuple):
+    """Weights without those of the auxiliary head, and multiply-adds of one image."""
+
+    num_params: int
+    num_macs: int
+
+
+def count_card(card: ModelCard) -> NetworkSize:
+    """Count the network of a card, from shapes alone."""
+    with torch.device("meta"):
+        model = build_model(card)
+    model.aux = None
+    return NetworkSize(count_params(model), count_macs(model, card.in_channels, card.image_size))
 
 
 def describe_network(

@@ -17,6 +17,8 @@ from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_fa
 
 UNSET = ("none", "auto", "instance", False)  # defaults that are not worth a word in a label
 BARE = ("loss", "network", "relax", "genotype")  # sections whose plugin's name speaks for itself
+# The rules that go without saying
+USUAL_RULE = {"softmax": "darts", "sigmoid": "fairdarts"}
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,19 @@ def _value(run: RunFacts, key: str) -> Any:
     return run.threshold if key == "threshold" else run.settings.get(key)
 
 
+def _has(run: RunFacts, key: str) -> bool:
+    return key in ("data", "threshold") or key in run.settings
+
+
 def _differing(firsts: Sequence[RunFacts]) -> list[str]:
     """The settings in which groups differ, the data set and the threshold among them, the telling ones first.
 
-    An option of a plugin counts only beside the same plugin with another value, or where it is not the default.
+    A setting that only some groups have, such as one of the search, counts only if it differs among those. An option of
+    a plugin counts only beside the same plugin with another value, or where it is not the default.
     """
     keys = list(dict.fromkeys(key for run in firsts for key in run.settings))
     plain = ["data", *keys, "threshold"]
-    differing = [key for key in plain if len({json.dumps(_value(run, key)) for run in firsts}) > 1]
+    differing = [key for key in plain if len({json.dumps(_value(run, key)) for run in firsts if _has(run, key)}) > 1]
     if "threshold" in differing and len({_key(run) for run in firsts}) == len(firsts):
         differing.remove("threshold")
     kept = [key for key in differing if not _is_noise(key, firsts)]
@@ -132,6 +139,8 @@ def _rank(key: str) -> int:
 def _is_noise(key: str, firsts: Sequence[RunFacts]) -> bool:
     """Whether an option differs only because its plugin does, and has its default wherever there is that plugin."""
     having = [run for run in firsts if key in run.settings]
+    if key == f"{SEARCH}rule":
+        return all(USUAL_RULE.get(run.settings.get(f"{SEARCH}relax.name")) == run.settings[key] for run in having)
     section = next((one for run in having if (one := _section_of(key, run.settings)) is not None), None)
     if section is None:
         return False
@@ -176,7 +185,7 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
         if value == "none" and is_bare:
             continue
         words.append(_text(value) if is_bare or key == "data" else f"{name}={_text(value)}")
-    return ", ".join(words) or "the defaults"
+    return ", ".join(words) or _own_label(run)
 
 
 def _own_label(run: RunFacts) -> str:

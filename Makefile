@@ -35,6 +35,7 @@ bench: $(READY) ## run all benchmarks and write their tables to docs/performance
 	PYTHONPATH=. $(BIN)/python benchmarks/recipe.py
 	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py
 	PYTHONPATH=. $(BIN)/python benchmarks/many_images.py
+	PYTHONPATH=. $(BIN)/python benchmarks/large_data.py
 	PYTHONPATH=. $(BIN)/python benchmarks/shared_machine.py
 
 docs: $(READY) ## print the tables of docs/first-run.md from the runs in first-run/ (see examples/first-run.sh)

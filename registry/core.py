@@ -299,7 +299,9 @@ SOURCES: Registry[Any] = Registry(
     {
         "ssfnas_cli.data.sources.arrays": ("digits", "cifar10", "cifar100"),
         "ssfnas_cli.data.sources.folder": ("folder",),
+        "ssfnas_cli.data.sources.lists": ("list",),
         "ssfnas_cli.data.sources.npz": ("npz",),
+        "ssfnas_cli.data.sources.idx": ("idx",),
     },
     default_facts=SourceFacts(),
 )

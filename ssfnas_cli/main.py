@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 from registry import PluginError
 from ssfnas_cli import __version__, console
 from ssfnas_cli.commands import (
+    adjust,
     compare,
     derive,
     describe,
@@ -71,6 +72,7 @@ for name, module in {
     "derive": derive,
     "retrain": retrain,
     "evaluate": evaluate,
+    "adjust": adjust,
     "plot-genotype": plot_genotype,
     "describe": describe,
     "import-genotype": import_genotype,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ssfnas_cli.artifacts.files import validation_error
 from ssfnas_cli.artifacts.genotype import Genotype
@@ -31,20 +31,41 @@ class Part(BaseModel):
 
 
 class DerivedNetwork(BaseModel):
-    """A network that is derived from a genotype, with its width and depth."""
+    """A network that is derived from a genotype, with its width, depth and stem.
+
+    A card that names no stem is from when there was only the one for CIFAR.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     genotype: Genotype
     channels: int = Field(ge=1, le=MAX_CHANNELS)
     layers: int = Field(ge=1, le=MAX_LAYERS)
+    stem: Literal["cifar", "imagenet"] = "cifar"
+
+
+class CorrectionRecord(BaseModel):
+    """A correction of the finished network.
+
+    `value` is its tau or temperature, if it has one; `chosen_on` the images that it was chosen on (`val` or `holdout`),
+    unless it was given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    value: float | None = None
+    chosen_on: str | None = None
 
 
 class ModelCard(BaseModel):
     """How to build a network and prepare its images, and what it was trained on.
 
     If the head is named `auto`, the loss builds it. `ema` is the decay of the moving average that the weights are, or
-    None if they are those of the last step.
+    None if they are those of the last step. `train_counts` leave out the share `holdout` of the training split, which
+    was set aside by the seed. `prior` is the class prior [C] under which the softmax of the outputs is the posterior; a
+    card without it was written before cards had one. A network with `corrections` has tensors that scale and shift the
+    outputs of its head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -64,6 +85,15 @@ class ModelCard(BaseModel):
     data_sha256: str
     seed: int
     ema: float | None = Field(None, ge=0, lt=1)
+    holdout: float = Field(0.0, ge=0, lt=1)
+    prior: list[Annotated[float, Field(gt=0, le=1)]] | Literal["unknown"] | None = None
+    corrections: list[CorrectionRecord] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _prior_fits(self) -> ModelCard:
+        if isinstance(self.prior, list) and len(self.prior) != len(self.class_names):
+            raise ValueError("the prior and the class names differ in number")
+        return self
 
 
 def save_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:

@@ -63,6 +63,11 @@ class RunFolder:
         return str(self.config["kind"])
 
     @property
+    def stem(self) -> str:
+        """The stem of the run's network; a run that records none is from when there was only the one for CIFAR."""
+        return str(self.config["settings"].get("stem", "cifar"))
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"

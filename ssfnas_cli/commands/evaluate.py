@@ -15,7 +15,7 @@ from ssfnas_cli.json_text import layout_json
 
 
 def command(
-    run: Annotated[str, typer.Argument(help="Retrain run folder, or - for what retrain printed.")],
+    run: Annotated[str, typer.Argument(help="Retrain or adjust run folder, or - for what either printed.")],
     data: Annotated[str | None, typer.Option(help="Data set folder.", show_default="the run's")] = None,
     other_data: common.OtherData = False,
     split: Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssfnas_cli.commands import closing, common
-from ssfnas_cli.console import box_style, emit, log, set_verbosity
+from ssfnas_cli.console import box_style, emit, log, printable, set_verbosity
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.settings import MakeDatasetSettings, load_settings
 
@@ -23,7 +23,7 @@ def command(
     source: Annotated[
         str | None,
         typer.Option(
-            help="digits, cifar10, cifar100, folder, npz, or a plugin's.",
+            help="digits, cifar10, cifar100, folder, list, npz, idx, or a plugin's.",
             show_default="digits",
             autocompletion=common.names_of("source"),
         ),
@@ -31,7 +31,8 @@ def command(
     root: Annotated[
         Path | None,
         typer.Option(
-            help="What the source reads: a folder with one folder of images a class, an .npz file, a torchvision root.",
+            help="What the source reads: a folder with a folder of images for each class, with lists of images, or of "
+            "IDX files; an .npz file; a torchvision root.",
             show_default=False,
         ),
     ] = None,
@@ -39,7 +40,7 @@ def command(
         str | None,
         typer.Option(
             help="Class sizes: natural (as they are), balance (all alike), step or exp (made long-tailed by --mu).",
-            show_default="natural for folder and npz, exp for digits and CIFAR",
+            show_default="exp for digits and CIFAR, natural for the others",
         ),
     ] = None,
     mu: Annotated[
@@ -88,7 +89,6 @@ def command(
         return
     path = output or default_path(settings.resolve_plugins())
     from ssfnas_cli.data.build import build_dataset
-    from ssfnas_cli.data.images import printable
 
     if any("\ud800" <= character <= "\udfff" for character in str(path)):  # the printed JSON could not hold it
         raise UsageError(f"-o: the folder '{printable(str(path))}' is not named in UTF-8: give another name with -o")

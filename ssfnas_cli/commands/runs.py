@@ -40,6 +40,8 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
     entry: dict[str, Any] = {"path": str(run.path), "kind": run.kind, "age_seconds": round(seconds_since_update(run))}
     if command := run.config.get("command"):
         entry["command"] = str(command)
+    if isinstance(adjustment := run.config.get("adjustment"), dict):
+        entry |= {"adjusted": str(adjustment.get("method")), "source": str(adjustment.get("source"))}
     try:
         status = run.status()
     except InputError as error:
@@ -65,9 +67,13 @@ def _show(console: Console, entries: Sequence[dict[str, Any]], damaged: Sequence
 
     for entry in entries:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in entry.get("figures", {}).items())
-        progress = f"{entry.get('phase') or ''} {entry.get('epoch', 0)}/{entry.get('epochs') or '?'}".strip()
+        epochs = entry.get("epochs")  # a correction that trains nothing has 0
+        of = "" if epochs == 0 else f" {entry.get('epoch', 0)}/{epochs or '?'}"
+        progress = f"{entry.get('phase') or ''}{of}".strip()
         minutes = entry["age_seconds"] // 60
         told = [entry["state"], progress, f"{minutes // 60}:{minutes % 60:02d} h ago"]
+        if "source" in entry:
+            told.append(f"{entry['adjusted']} of {entry['source']}")
         console.print(printable(entry["path"]), style="bold", soft_wrap=True)
         console.print(Padding(", ".join(told), (0, 0, 0, 4)))
         if figures:

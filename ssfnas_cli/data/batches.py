@@ -89,6 +89,7 @@ STREAMS = {
     "search alphas beside": 6,
     "train beside": 7,
     "train mixing": 8,
+    "adjust": 16,
 }
 
 
@@ -207,12 +208,15 @@ class BilevelBatches(Dataset):
         return draw.choice(len(half), self.batch_size, replace=False)
 
 
-def load_batches(dataset: Dataset[Any], start: int, workers: int) -> Iterator[Any]:
-    """Yield the items `start`, `start + 1`, ... of a dataset in order. If `workers` is 0, this process loads them."""
+def load_batches(dataset: Dataset[Any], start: int, workers: int, max_time: float | None = None) -> Iterator[Any]:
+    """Yield the items `start`, `start + 1`, ... of a dataset in order. If `workers` is 0, this process loads them.
+
+    `max_time` is the time limit of the run (see `stop.requested_by`), which a wait for loader processes honours.
+    """
     numbers = range(start, len(dataset))  # type: ignore[arg-type]
     if workers == 0:
         return (dataset[number] for number in numbers)
-    return load_in_processes(dataset, numbers, workers)  # type: ignore[arg-type]
+    return load_in_processes(dataset, numbers, workers, max_time)  # type: ignore[arg-type]
 
 
 def plain_batches(

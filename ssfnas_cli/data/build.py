@@ -16,8 +16,10 @@ from registry import SOURCES
 from ssfnas_cli.artifacts.dataset import MANIFEST, DataSet, Manifest, ShortClass, Skipped, Split, SplitInfo
 from ssfnas_cli.artifacts.files import atomic_folder, set_aside, write_json
 from ssfnas_cli.artifacts.shards import ShardWriter
+from ssfnas_cli.console import printable
+from ssfnas_cli.data.duplicates import Contents, describe_duplicates
 from ssfnas_cli.data.holdout import check_val, cut_test, val_counts
-from ssfnas_cli.data.images import BadImage, printable
+from ssfnas_cli.data.images import BadImage
 from ssfnas_cli.data.longtail import (
     class_counts,
     class_order,
@@ -169,6 +171,7 @@ class _Builder:
     def __post_init__(self) -> None:
         side = self.source.image_size
         self.image_shape = (side, side, self.source.channels)
+        self.contents: dict[str, Contents] = {}  # of what has been written, `train` first
 
     def _writer(self, split: str) -> ShardWriter:
         return ShardWriter(self.folder, split, self.image_shape, int(self.settings.shard_mb * 2**20))
@@ -208,7 +211,9 @@ class _Builder:
             except BadImage as bad:
                 self.unreadable.add(bad)
                 continue
-            writer.add(image, int(split.labels[index]), int(split.source_index[index]))
+            label = int(split.labels[index])
+            writer.add(image, label, int(split.source_index[index]))
+            self.contents.setdefault(writer.split, Contents()).add(image, label, index)
             taken += 1
         return taken
 
@@ -235,6 +240,9 @@ class _Builder:
     def report_counts(self, plan: _Plan, splits: dict[str, SplitInfo]) -> None:
         """Report how many images are kept, why others are not, and which classes are small."""
         train = splits["train"].counts
+        origins = {name: self.source.splits.get(name, self.source.splits["train"]) for name in self.contents}
+        for line in describe_duplicates(self.contents, origins):  # a val split that the source lacks is part of train
+            self.report(line)
         reasons = []
         if spare := sum(plan.available) - sum(plan.counts):
             reasons.append(f"{spare} left out by {_flags(self.settings)}")

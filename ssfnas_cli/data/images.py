@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import stat
-import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,8 +27,6 @@ FULL_RANGE = (0.0, 65535.0)
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # The chunks of a PNG that determine its pixels: those that every reader must know, transparency, and the orientation.
 PNG_CHUNKS = {b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"eXIf"}
-# They change the direction of the text that follows.
-DIRECTION_MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 ORIENTATION, PHOTOMETRIC, SAMPLE_FORMAT = 0x0112, 262, 339
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,15 +57,6 @@ class Header(NamedTuple):
     height: int
     is_grey: bool
     has_16_bits: bool  # unsigned, per channel
-
-
-def printable(name: str) -> str:
-    """Escape undecodable bytes, control characters and direction marks in a name, so that it can be printed."""
-    text = name.encode("utf-8", "backslashreplace").decode()
-    if text.isprintable():
-        return text
-    is_control = lambda char: unicodedata.category(char) in ("Cc", "Zl", "Zp") or char in DIRECTION_MARKS
-    return "".join(f"\\u{ord(char):04x}" if is_control(char) else char for char in text)
 
 
 def _with_image(path: Path, name: str, use: Callable[[Image.Image], T]) -> T:

@@ -43,12 +43,16 @@ class Items(Protocol):
     def __getitem__(self, number: int) -> Any: ...
 
 
-def load_in_processes(items: Items, numbers: range, workers: int) -> Iterator[Any]:
+def load_in_processes(items: Items, numbers: range, workers: int, max_time: float | None = None) -> Iterator[Any]:
     """Yield items in the order of `numbers`. `workers` processes load them.
+
+    Args:
+        items, numbers, workers: as said.
+        max_time: the time limit of the run, in seconds since the program started; None means no limit.
 
     Raises:
         ResourceError: a process died, or shared memory, file descriptors or processes ran out.
-        Stopped: a signal has arrived, and no batch arrives.
+        Stopped: a signal has arrived or the time limit has passed, and no batch arrives.
     """
     others = set(multiprocessing.active_children())
     try:
@@ -63,7 +67,7 @@ def load_in_processes(items: Items, numbers: range, workers: int) -> Iterator[An
             futures.append(pool.submit(_load_item, number))
         processes = set(multiprocessing.active_children()) - others
         while futures:
-            item = _wait_for(futures.popleft())
+            item = _wait_for(futures.popleft(), max_time)
             for number in itertools.islice(remaining, 1):
                 futures.append(pool.submit(_load_item, number))
             yield item
@@ -78,7 +82,7 @@ def load_in_processes(items: Items, numbers: range, workers: int) -> Iterator[An
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _wait_for(future: Future[Any]) -> Any:
+def _wait_for(future: Future[Any], max_time: float | None) -> Any:
     silent = since_request = 0.0
     while True:
         try:
@@ -87,11 +91,11 @@ def _wait_for(future: Future[Any]) -> Any:
             if future.done():  # the loader process raised it
                 raise
         silent += POLL_SECONDS
-        if signal_name := stop.requested_by(None):
+        if request := stop.requested_by(max_time):
             since_request += POLL_SECONDS
             if since_request >= PATIENCE_SECONDS:
                 raise Stopped(
-                    f"stopped by {signal_name} while loader processes bring no batch: the same command goes on",
+                    f"stopped by {request} while loader processes bring no batch: the same command goes on",
                     interrupted=stop.interrupted(),
                 )
         if silent == SILENCE_SECONDS:

@@ -63,7 +63,7 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
         Diverged: the search diverges in its first steps.
     """
     with stop.interruptible("in a dry run; it leaves nothing behind"):
-        plan = plan_search(settings, output)
+        plan = plan_search(settings, output, force)
         _report_if_done(plan, force)
         device, phase = build_search(plan)
         warmup = min(plan.settings.warmup_epochs, phase.epochs)  # type: ignore[attr-defined]
@@ -90,7 +90,7 @@ def predict_retrain(
     It returns and raises the same as `predict_search`.
     """
     with stop.interruptible("in a dry run; it leaves nothing behind"):
-        plan, card = plan_retrain(genotype, settings, output, other_data)
+        plan, card = plan_retrain(genotype, settings, output, other_data, force)
         _report_if_done(plan, force)
         device, phases, model = build_retrain(plan, card)
         groups = [EpochGroup(phase, 0, phase.epochs) for phase in phases]
@@ -112,13 +112,14 @@ def _facts(
 ) -> dict[str, Any]:
     """The configuration with which the figures were measured."""
     settings = plan.settings
+    shape = [name for name in ("channels", "layers", "stem") if name not in settings.unused()]
     return {
         "kind": "dry-run",
         "of": plan.kind,
         "path": str(plan.path),
         "data": str(plan.data.path.resolve()),
         **chosen,
-        **{name: getattr(settings, name) for name in ("epochs", "batch_size", "channels", "layers")},
+        **{name: getattr(settings, name) for name in ("epochs", "batch_size", *shape)},
         "num_params": num_params,
         "computed_by": _computed_by(*phase.model.encoder.count_compiled()),
         "workers": settings.workers,

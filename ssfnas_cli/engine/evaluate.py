@@ -50,7 +50,7 @@ def evaluate_run(
     path = run.path
     state = run.status()["state"]
     if state != "done":
-        raise InputError(f"{path}: is {state}, not done: run its retrain command again to go on")
+        raise InputError(f"{path}: is {state}, not done: run its command again to go on")
     tensors, card = load_model(path / "model.safetensors")
     data = find_data(data_path, card.data, card.data_sha256, "run", other_data)
     data.verify()

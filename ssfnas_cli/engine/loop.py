@@ -118,7 +118,6 @@ class Loop:
             log.info("resuming %s at %s", run.path, self._position())
         newest = list_checkpoints(run.checkpoints)
         self._checkpoint = newest[-1].name if newest else None
-        self._max_time = None if settings.max_time == "none" else float(settings.max_time)
         self._event_file: EventFile | None = None
         self._saved_at = time.monotonic()
         self._resumed_at = time.monotonic()
@@ -252,7 +251,7 @@ class Loop:
         self._saved_at = time.monotonic()
 
     def _stop_if_requested(self, phase: Phase) -> None:
-        request = stop.requested_by(self._max_time)
+        request = stop.requested_by(self.settings.time_limit)
         if request is None:
             return
         self.save(phase)

@@ -33,7 +33,7 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     Returns:
         The output of `search`: `kind`, `path`, `state` and the figures of the run.
     """
-    plan = plan_search(settings, output)
+    plan = plan_search(settings, output, force)
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
         say_search_figure(result, plan.data.counts("train"))
@@ -68,13 +68,13 @@ def collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
-def plan_search(settings: SearchSettings, output: Path | None) -> RunPlan:
+def plan_search(settings: SearchSettings, output: Path | None, force: bool = False) -> RunPlan:
     """Resolve the settings, open the data set (the embedded one is created on first use) and choose the run folder."""
     settings = settings.resolve_plugins()
     data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
     strategy = [] if settings.strategy.name == "gradient" else [settings.strategy.name]
     names = [*strategy, settings.relax.name, settings.loss.name]
-    return plan_run("search", settings, data, {}, names, output)
+    return plan_run("search", settings, data, {}, names, output, force=force)
 
 
 def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:

@@ -45,6 +45,7 @@ from ssfnas_cli.engine.predict import accuracy, predict
 from ssfnas_cli.engine.search_health import derived, epoch_health, pruned_mixing
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.nets.search_model import SearchModel
+from ssfnas_cli.nets.stems import choose_stem
 from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import PluginSection, SearchSettings, build_plugin
 
@@ -98,7 +99,8 @@ class SearchPhase:
     def _build_model(self) -> None:
         settings, data = self.settings, self.data
         torch.manual_seed(settings.seed)
-        encoder = Supernet(data.channels, settings.channels, settings.layers, settings.ops, settings.op_options)
+        stem, _ = choose_stem(settings.stem, data.image_size)
+        encoder = Supernet(data.channels, settings.channels, settings.layers, settings.ops, settings.op_options, stem)
         head, alpha_head = self._head_sections()
         model = SearchModel(
             encoder,
@@ -160,7 +162,8 @@ class SearchPhase:
 
     def batches(self, epoch: int, start: int) -> Iterator[SearchBatch]:
         """Yield the batches of the epoch's steps from `start` on."""
-        for weights, alphas, head_views in load_batches(self._epoch(epoch), start, self.settings.workers):
+        workers, time_limit = self.settings.workers, self.settings.time_limit
+        for weights, alphas, head_views in load_batches(self._epoch(epoch), start, workers, time_limit):
             move = self.device.move
             yield SearchBatch(move(weights), move(alphas), None if head_views is None else move(head_views))
 

@@ -27,6 +27,7 @@ from ssfnas_cli.data.batches import (
     stream_seed,
     training_subset,
 )
+from ssfnas_cli.data.holdout import rest_counts, split_holdout
 from ssfnas_cli.data.mixing import Mixing
 from ssfnas_cli.data.policies import Policy, build_policy
 from ssfnas_cli.engine.averaging import MovingAverage
@@ -102,7 +103,7 @@ class TrainPhase:
 
     A self-supervised loss beside the supervised one has a separate head, `ssl_head`, which is part of the checkpoints
     but not of the trained model. A self-supervised phase visits each image once per epoch, because a sampler would use
-    labels.
+    labels. No phase sees the share of the split that `holdout` sets aside.
 
     With a moving average of the weights, that one is evaluated and kept, and the model trains on.
     """
@@ -121,8 +122,10 @@ class TrainPhase:
         self.name, self.epochs, self.seed = schedule.name, schedule.epochs, settings.seed
         self.objective, self.mix = objective, mix
         self.split = data.split("train")
+        self.rows, _ = split_holdout(self.split.labels, data.num_classes, settings.holdout, settings.seed)
         section = settings.sampler if objective.supervised else INSTANCE
-        self.sampler: Sampler = build_plugin(SAMPLERS, section, class_counts=data.counts("train"))
+        counts = rest_counts(data.counts("train"), settings.holdout)
+        self.sampler: Sampler = build_plugin(SAMPLERS, section, class_counts=counts)
         self.model = device.place(model)
         self.ssl_head = None
         if mix is not None:
@@ -133,8 +136,8 @@ class TrainPhase:
         self.average = None if schedule.ema is None else MovingAverage(model, schedule.ema)
 
     def _epoch(self, epoch: int) -> TrainingBatches:
-        rows, compiled = np.arange(len(self.split)), self.device.compiled_views
-        make = partial(training_subset, self.data, self.split, rows, self.settings, compiled=compiled)
+        compiled = self.device.compiled_views
+        make = partial(training_subset, self.data, self.split, self.rows, self.settings, compiled=compiled)
         beside = (
             None if self.mix is None else make(stream=f"{self.name} beside", num_views=self.mix.objective.num_views)
         )
@@ -146,7 +149,7 @@ class TrainPhase:
             beside=beside,
             policy=schedule.policy,
         )
-        order = self.sampler.order(self.split.labels, subset.seed, epoch, epoch / self.epochs)
+        order = self.sampler.order(self.split.labels[self.rows], subset.seed, epoch, epoch / self.epochs)
         return TrainingBatches(subset, order, self.settings.batch_size, epoch, schedule.mixing)
 
     def num_steps(self, epoch: int) -> int:
@@ -154,7 +157,7 @@ class TrainPhase:
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Yield the batches of the epoch from `start` on."""
-        for batch in load_batches(self._epoch(epoch), start, self.settings.workers):
+        for batch in load_batches(self._epoch(epoch), start, self.settings.workers, self.settings.time_limit):
             yield self.device.move(batch)
 
     def step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:

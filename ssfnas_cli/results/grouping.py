@@ -15,6 +15,7 @@ from typing import Any
 
 from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_facts, search_of
 
+ADJUST = "adjustment."  # how the settings of a correction begin
 UNSET = ("none", "auto", "instance", False)  # defaults that are not worth a word in a label
 BARE = ("loss", "network", "relax", "genotype")  # sections whose plugin's name speaks for itself
 # The rules that go without saying
@@ -112,7 +113,8 @@ def _value(run: RunFacts, key: str) -> Any:
 
 
 def _has(run: RunFacts, key: str) -> bool:
-    return key in ("data", "threshold") or key in run.settings
+    """Whether a run has a setting, or lacking it says something: a run that is not corrected is another one."""
+    return key in ("data", "threshold") or key.startswith(ADJUST) or key in run.settings
 
 
 def _differing(firsts: Sequence[RunFacts]) -> list[str]:
@@ -140,7 +142,7 @@ def _is_noise(key: str, firsts: Sequence[RunFacts]) -> bool:
     """Whether an option differs only because its plugin does, and has its default wherever there is that plugin."""
     having = [run for run in firsts if key in run.settings]
     if key == f"{SEARCH}rule":
-        return all(USUAL_RULE.get(run.settings.get(f"{SEARCH}relax.name")) == run.settings[key] for run in having)
+        return all(USUAL_RULE.get(str(run.settings.get(f"{SEARCH}relax.name"))) == run.settings[key] for run in having)
     section = next((one for run in having if (one := _section_of(key, run.settings)) is not None), None)
     if section is None:
         return False
@@ -181,6 +183,7 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
             continue
         short = key.removeprefix(SEARCH)
         name = (key if short in both else short).removesuffix(".name")
+        name = name.replace(f"{ADJUST}method", "adjust").replace(ADJUST, "adjust.")
         is_bare = short.removesuffix(".name") in BARE and short not in both
         if value == "none" and is_bare:
             continue

@@ -101,6 +101,11 @@ class Execution(Settings):
     )
     max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
 
+    @property
+    def time_limit(self) -> float | None:
+        """`max_time` in seconds since the program started, or None."""
+        return None if self.max_time == "none" else float(self.max_time)
+
 
 class Views(Settings):
     """The augmentation of self-supervised views (Barlow Twins; REFERENCE gives its probabilities)."""
@@ -142,6 +147,9 @@ class Training(Execution):
     batch_size: int = Field(64, ge=2, le=1_000_000, description="at least 2: batch statistics need two images")
     channels: Channels
     layers: int
+    stem: Literal["auto", "cifar", "imagenet"] = Field(
+        "auto", description="cifar keeps the side of the images, imagenet divides it by 8; auto: by that side"
+    )
     lr: Rate = 0.025
     lr_min: float = Field(0.001, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -160,7 +168,7 @@ class Training(Execution):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
-        return flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT)))
+        return flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT) | self.unused()))
 
     def changed_identity(self) -> dict[str, Any]:
         """What `identity` says beyond the defaults: it stays the same when a setting is added."""
@@ -249,9 +257,11 @@ class SearchSettings(Training):
 class RetrainSettings(Training):
     """Retraining a derived network, or training a plain one from the registry.
 
-    `pretrain` names a self-supervised loss that comes before. A plain network has a width and depth of its own, so
-    `channels` and `layers` are not part of its identity.
+    `pretrain` names a self-supervised loss that comes before. The settings OF_CELLS are for the network of a genotype.
+    A plain network has a width, a depth and a stem of its own.
     """
+
+    OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "layers", "stem"})
 
     network: Section = Field(PluginSection(name="none"), description="none: the network of the genotype")
     loss: Section = PluginSection(name="ce")
@@ -279,6 +289,9 @@ class RetrainSettings(Training):
     lr_warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the learning rate rises to lr")
     nesterov: bool = Field(False, description="Nesterov's momentum")
     decay_bn: bool = Field(True, description="weight decay also of biases and of batch normalisation's weights")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="share of each class of train that is set aside, for 'adjust' to choose on"
+    )
 
     PLUGIN_KINDS: ClassVar = {
         "network": "network",
@@ -315,9 +328,6 @@ class RetrainSettings(Training):
             raise ValueError("needs momentum, and momentum is 0")
         return nesterov
 
-    def identity(self) -> dict[str, Any]:
-        """As for every training; a plain network's leaves out what only a genotype's network has."""
-        identity = super().identity()
-        if self.network.name != "none":
-            identity = {key: value for key, value in identity.items() if key not in ("channels", "layers")}
-        return identity
+    def unused(self) -> frozenset[str]:
+        """As for every command; of a plain network, what only a genotype's network has."""
+        return super().unused() if self.network.name == "none" else self.OF_CELLS

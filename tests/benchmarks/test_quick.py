@@ -73,3 +73,14 @@ def test_every_part_of_a_recipe_is_measured():
 def test_many_images_are_made_and_evaluated_number_by_number():
     rows = [line for line in run("many_images.py").splitlines() if line.startswith("| ") and "images" not in line]
     assert [row.split("|")[1].strip() for row in rows[1:]] == ["200", "400"]
+
+
+@pytest.mark.slow
+def test_a_data_set_of_every_source_is_made_and_trained_on_and_its_memory_is_seen():
+    table = run("large_data.py", "--workers", 0)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    peaks = {row[0]: float(row[4].replace(",", "")) for row in rows[2:]}
+    made = {name: peak for name, peak in peaks.items() if name.startswith("make-dataset")}
+    assert list(made) == [f"make-dataset --source {source}" for source in ("npz", "idx", "list")]
+    trained = [peak for name, peak in peaks.items() if name.startswith("an epoch")]
+    assert len(trained) == 2 and min(trained) > 100 > min(made.values()) > 20, "torch alone takes more than 100 MB"

@@ -13,7 +13,7 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data import build
 from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.data.sources.base import Source, SourceSplit, open_source
-from ssfnas_cli.data.sources.folder import FolderSplit
+from ssfnas_cli.data.sources.files import FileSplit
 from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
 from ssfnas_cli.settings import MakeDatasetSettings, load_settings
 
@@ -305,7 +305,7 @@ def test_a_class_of_one_training_image_is_said_with_advice_that_fits(make_folder
 def count_of_images_in_memory(monkeypatch, root, output):
     """The most images of a folder that were alive at one time while its data set was made."""
     alive, most = set(), 0
-    read = FolderSplit.read
+    read = FileSplit.read
 
     def counted(self, index):
         nonlocal most
@@ -315,7 +315,7 @@ def count_of_images_in_memory(monkeypatch, root, output):
         most = max(most, len(alive))
         return image
 
-    monkeypatch.setattr(FolderSplit, "read", counted)
+    monkeypatch.setattr(FileSplit, "read", counted)
     build_dataset(plan_of(root, source="folder"), output, lambda line: None)
     monkeypatch.undo()
     return most
@@ -342,7 +342,7 @@ def test_the_images_of_a_folder_are_held_one_by_one(make_folder, monkeypatch, tm
         ({"test_share": 1.0}, "--test-share"),
         ({"val_share": -0.1}, "--val-share"),
         ({"root": "x\udcff"}, "--root: is not named in UTF-8"),
-        ({"source": "digit"}, "--source: unknown source 'digit'.*Did you mean 'digits'.*folder, npz"),
+        ({"source": "digit"}, "--source: unknown source 'digit'.*Did you mean 'digits'.*folder, list, npz, idx"),
     ],
 )
 def test_a_setting_out_of_range_names_its_flag(flags, words):

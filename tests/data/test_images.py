@@ -1,6 +1,5 @@
 """One image file: what is read, what is refused, how modes and sizes are made equal."""
 
-import os
 import struct
 import tracemalloc
 import zlib
@@ -12,7 +11,7 @@ from sources_support import opened, png_claiming, save
 
 from registry import PluginError
 from ssfnas_cli.data import images
-from ssfnas_cli.data.images import BadImage, fit_array, printable, read_header, read_image
+from ssfnas_cli.data.images import BadImage, fit_array, read_header, read_image
 from ssfnas_cli.errors import InputError
 
 
@@ -193,13 +192,6 @@ def test_transparency_is_the_same_in_parts_as_whole(tmp_path, monkeypatch):
     whole = read_image(path, "x", 3, 40)
     monkeypatch.setattr(images, "STRIP_BYTES", 4 * 40 * 7)
     assert np.array_equal(read_image(path, "x", 3, 40), whole)
-
-
-def test_names_are_printable_whatever_they_hold():
-    assert printable("Größe 猫") == "Größe 猫"
-    assert printable("a\nb\x1b[31m") == "a\\u000ab\\u001b[31m"
-    assert printable("abc\u202egnp") == "abc\\u202egnp"
-    assert printable(os.fsdecode(b"\xff.png")) == "\\udcff.png"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tiff", "webp", "gif", "ppm"])

@@ -85,6 +85,16 @@ def test_a_stop_is_noticed_while_a_process_hangs(monkeypatch):
     wait_for_their_end()
 
 
+def test_the_time_limit_holds_while_a_process_hangs(monkeypatch):
+    monkeypatch.setattr(loader, "PATIENCE_SECONDS", 1.0)
+    loaded = load_in_processes(Items(hang), range(8), 2, max_time=0.0)
+    assert [number for _, number in (next(loaded), next(loaded), next(loaded))] == [0, 1, 2]
+    with pytest.raises(Stopped, match="stopped by --max-time 0 s while loader processes bring no batch") as raised:
+        next(loaded)
+    assert raised.value.exit_code == 75
+    wait_for_their_end()
+
+
 def test_a_stop_waits_for_a_batch_that_comes(monkeypatch):
     """The training takes its step and saves."""
     monkeypatch.setattr(stop, "_received", [signal.SIGTERM])

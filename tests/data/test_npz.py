@@ -4,12 +4,13 @@ import io
 import os
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from sources_support import opened
 
-from ssfnas_cli.errors import InputError
+from ssfnas_cli.errors import DiskError, InputError
 
 
 def test_an_npz_is_read_with_its_own_splits(make_npz):
@@ -36,19 +37,90 @@ def test_an_npz_may_lack_val_and_have_flat_labels_and_colours(make_npz):
     assert source.splits["test"].read(0).shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize("side", [28, 64, 128, 224])
+@pytest.mark.parametrize("colours", [(), (3,)], ids=["grey", "colour"])
+@pytest.mark.parametrize("wide", [(), (1,)], ids=["N", "Nx1"])
+def test_every_published_size_and_colour_is_read_as_it_is(make_npz, side, colours, wide):
+    arrays = {}
+    for split, number in (("train", 6), ("val", 0), ("test", 3)):
+        pixels = np.random.default_rng(number).integers(0, 256, (number, side, side, *colours), np.uint8)
+        arrays |= {f"{split}_images": pixels, f"{split}_labels": (np.arange(number) % 3).reshape(-1, *wide)}
+    source = opened("npz", make_npz(**arrays))
+    assert (list(source.splits), source.image_size, source.channels) == (["train", "test"], side, len(colours) * 2 + 1)
+    for name, split in source.splits.items():
+        expected = arrays[f"{name}_images"].reshape(-1, side, side, source.channels)
+        assert all(np.array_equal(split.read(index), image) for index, image in enumerate(expected))
+        assert split.labels.tolist() == (np.arange(len(split)) % 3).tolist()
+        split.release()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_images_are_never_in_memory_as_a_whole(tmp_path, save):
+    pixels = np.random.default_rng(0).integers(0, 256, (128, 224, 224, 3), np.uint8)  # 19 MB
+    arrays = {"train_images": pixels, "train_labels": np.arange(128) % 2}
+    save(tmp_path / "large.npz", **arrays)
+    order = np.random.default_rng(1).permutation(128).tolist()
+
+    def read():
+        split = opened("npz", tmp_path / "large.npz").splits["train"]
+        assert all(np.array_equal(split.read(index), pixels[index]) for index in order)
+
+    read()  # what is imported for the first time
+    assert traced_peak(read) < 6 * 2**20
+
+
+def test_an_array_in_fortrans_order_is_read(make_npz):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), np.uint8)
+    others = {f"{split}_{what}": None for split in ("val", "test") for what in ("images", "labels")}
+    square = opened("npz", make_npz(train_images=np.asfortranarray(pixels), **others), 12).splits["train"]
+    assert all(np.array_equal(square.read(index), image) for index, image in enumerate(pixels))
+
+
+def test_classes_may_have_names_and_begin_at_one(make_npz, tmp_path):
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+    labels = {f"{split}_labels": 1 + np.arange(n) % 4 for split, n in {"train": 40, "val": 8, "test": 12}.items()}
+    source = opened("npz", make_npz(**labels), first_label=1, classes="names.txt")
+    assert source.class_names == ["a", "b", "c", "d"] and source.splits["test"].labels.max() == 3
+
+
+def test_too_little_room_to_unpack_is_said_with_the_mend(make_npz, monkeypatch):
+    split = opened("npz", make_npz()).splits["train"]
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100}))
+    with pytest.raises(DiskError, match=r"'train_images' takes 5,760 bytes in .*, and 100 are free: set TMPDIR"):
+        split.read(0)
+
+
+def test_the_room_is_free_again_when_a_split_is_released(make_npz, monkeypatch, tmp_path):
+    (tmp_path / "room").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "room"))
+
+    def held():
+        maps = Path("/proc/self/maps").read_text()
+        return maps.count(str(tmp_path / "room"))
+
+    split = opened("npz", make_npz()).splits["train"]
+    assert split.read(3).shape == (12, 12, 1) and held() == 1
+    assert list((tmp_path / "room").iterdir()) == [], "nothing stays if the program is killed"
+    split.release()
+    assert held() == 0
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
         ({"test_images": None}, "no 'test_images'"),
         ({"train_labels": None}, "no 'train_labels'"),
-        ({"train_labels": np.zeros((40, 14), np.int64)}, "multi-label"),
+        ({"train_labels": np.zeros((40, 14), np.int64)}, "has 14 labels an image: multi-label data is not supported"),
         ({"train_labels": np.zeros(39, np.int64)}, r"'train_labels' has shape \(39,\), for 40 images"),
         ({"train_labels": np.zeros(40)}, "not whole numbers"),
         ({"train_labels": np.full(40, -1)}, "'train_labels' has labels -1"),
-        ({"train_labels": np.full(40, 999)}, "label 999"),
+        ({"train_labels": np.full(40, 999)}, "no image has label 4, and the highest label is 999"),
         ({"train_images": np.zeros((40, 12, 12))}, "'train_images' holds float64, not uint8"),
         ({"train_images": np.zeros((40, 12), np.uint8)}, "'train_images' has shape"),
         ({"train_images": np.zeros((40, 12, 12, 3), np.uint8)}, "differ in channels"),
+        ({"train_images": np.zeros((40, 28, 28, 28), np.uint8)}, "'train_images' holds volumes of 28x28x28 voxels"),
+        ({"train_images": np.zeros((40, 28, 28, 28, 1), np.uint8)}, "'train_images' holds volumes of 28x28x28 voxels"),
+        ({"train_images": np.zeros((40, 12, 12, 2), np.uint8)}, r"has shape \(40, 12, 12, 2\), not"),
         ({"train_labels": np.array([{}] * 40, dtype=object)}, "'train_labels' holds object"),
     ],
 )
@@ -108,7 +180,7 @@ def test_an_npz_without_training_images_is_refused(make_npz):
 
 def test_labels_that_start_at_one_say_so_with_the_mend(make_npz):
     labels = {f"{split}_labels": 1 + np.arange(n) % 4 for split, n in {"train": 40, "val": 8, "test": 12}.items()}
-    with pytest.raises(InputError, match=r"its labels start at 1 and end at 4.*subtract 1 from the labels of every"):
+    with pytest.raises(InputError, match=r"its labels start at 1 and end at 4.*--set source.first_label=1"):
         opened("npz", make_npz(**labels))
 
 

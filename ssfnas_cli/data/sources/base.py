@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry import SOURCES, Plugin, PluginError
-from ssfnas_cli.data.images import BadImage, fit_array, printable
+from ssfnas_cli.console import printable
+from ssfnas_cli.data.images import BadImage, fit_array
 from ssfnas_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +44,10 @@ class SourceSplit:
         """
         raise NotImplementedError
 
+    def name(self, index: int) -> str:
+        """What an image is called in messages: a path below the root, or its number in the source."""
+        return f"image {int(self.source_index[index])}"
+
     def release(self) -> None:
         """Free memory. Images can still be read afterwards."""
 
@@ -63,6 +69,23 @@ class ArraySplit(SourceSplit):
         return fit_array(self._images[index], self._size)
 
 
+class MappedSplit(SourceSplit):
+    """Images that are opened at the first read: `open_images()` gives uint8 [n, H, W, C], on the disk or in memory."""
+
+    def __init__(self, open_images: Callable[[], NDArray[np.uint8]], labels: NDArray[np.int64], size: int):
+        super().__init__(labels)
+        self._open_images, self._size = open_images, size
+        self._images: NDArray[np.uint8] | None = None
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        if self._images is None:
+            self._images = self._open_images()
+        return fit_array(self._images[index], self._size)
+
+    def release(self) -> None:
+        self._images = None
+
+
 class PartOfSplit(SourceSplit):
     """The images of a split at the given positions, int64 [m]."""
 
@@ -72,6 +95,9 @@ class PartOfSplit(SourceSplit):
 
     def read(self, index: int) -> NDArray[np.uint8]:
         return self._whole.read(int(self._places[index]))
+
+    def name(self, index: int) -> str:
+        return self._whole.name(int(self._places[index]))
 
     def release(self) -> None:
         self._whole.release()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssfnas_cli.artifacts.files import reason
-from ssfnas_cli.data.images import printable
+from ssfnas_cli.console import printable
 from ssfnas_cli.errors import InputError
 
 WANTED = "source 'folder' wants CLASS/, or train/CLASS/ and test/CLASS/"

@@ -21,6 +21,7 @@ from ssfnas_cli.commands import (
     evaluate,
     import_genotype,
     make_dataset,
+    plot,
     plot_genotype,
     plugins,
     retrain,
@@ -78,6 +79,7 @@ for name, module in {
     "import-genotype": import_genotype,
     "runs": runs,
     "compare": compare,
+    "plot": plot,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

@@ -73,16 +73,16 @@ def command(
 
     selection = select_runs(runs, "evaluation", kind)
     comparison = compare(with_counts(selection), split or [], baseline)
-    on_terminal = chosen == "text" and (output is None or is_stream(output)) and stdout().isatty()
-    if not on_terminal:
+    to_file = output is not None and not is_stream(output)
+    if to_file or chosen not in ("text", "markdown"):  # those two say it below their tables
         for remark in comparison.remarks:
             log.warning("%s", remark.sentence)
-    if on_terminal:
+    if chosen == "text" and not to_file and stdout().isatty():
         compare_table.show(comparison)
-    else:
-        outputs.write_output(output, compare_table.write(comparison, chosen), force)
-        if output is not None and not is_stream(output):
-            log.info("%s", output)
+        return
+    outputs.write_output(output, compare_table.write(comparison, chosen), force)
+    if to_file:
+        log.info("%s", output)
 
 
 def _format(named: str | None, output: Path | None, json: bool) -> str:

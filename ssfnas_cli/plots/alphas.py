@@ -78,7 +78,8 @@ def _frame_map(axes: Axes, num_edges: int, epochs: int) -> None:
 def draw_lines(record: Record) -> Figure:
     """A panel for each edge of each cell, a line for each op. Edges into the same node are a row."""
     figure = new_figure(11.6, 5.9)
-    parts = [figure.add_subfigure(place) for place in list(figure.add_gridspec(1, len(CELL_TYPES)))]
+    grid = figure.add_gridspec(1, len(CELL_TYPES))
+    parts = [figure.add_subfigure(grid[0, column]) for column in range(len(CELL_TYPES))]
     figure.suptitle(shown_name(f"Mixing weights: {record.label}", 90), x=0.01, ha="left", fontsize=10)
     handles: list = []
     for kind, part in zip(CELL_TYPES, parts, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +25,8 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
     figure = new_figure(5.0, 5.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=FAINT_INK, linewidth=0.9, linestyle=(0, (2, 2)))
-    upper.annotate("perfectly calibrated", (0.04, 0.06), rotation=37, fontsize=7.5, color=FAINT_INK)
+    along: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "transform_rotates_text": True}
+    upper.text(0.03, 0.05, "perfectly calibrated", fontsize=7.5, color=FAINT_INK, **along)
     upper.annotate("too sure", (0.98, 0.04), ha="right", fontsize=8, color=FAINT_INK)
     upper.annotate("not sure enough", (0.02, 0.96), va="top", fontsize=8, color=FAINT_INK)
     for number, group in enumerate(groups):
@@ -40,6 +41,6 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
         share = bins["num_images"] / max(total, 1)
         lower.stairs(100 * share, edges, color=looks["color"], linestyle=looks["linestyle"], linewidth=1.4)
     upper.set(ylabel="accuracy", ylim=(-0.02, 1.02), xlim=(0, 1), title=f"Calibration, {split}")
-    lower.set(ylabel="images in percent", xlabel="confidence")
+    lower.set(ylabel="% of images", xlabel="confidence")
     add_legend(figure, upper)
     return figure

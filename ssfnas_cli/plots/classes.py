@@ -29,14 +29,16 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
     names, counts = facts["class_names"], facts["train_counts"]
     order = sorted(range(len(names)), key=lambda c: -counts[c])
     named = len(names) <= NAMED
-    figure = new_figure(6.8, 3.9)
+    shown = [shown_name(names[c], 24) for c in order]
+    upright = len(shown) * max(8, *map(len, shown)) > 110  # characters side by side
+    figure = new_figure(6.8, 3.9 + (0.06 * max(map(len, shown)) if named and upright else 0))
     axes = figure.subplots()
     places: list[float] = list(range(len(names))) if named else [max(1, counts[c]) for c in order]
     for number, group in enumerate(groups):
         _draw_series(axes, group, split, [names[c] for c in order], places, number, len(groups), named)
     if named:
-        labels = [f"{shown_name(names[c], 12)}\n{counts[c]:,}" for c in order]
-        axes.set_xticks(range(len(names)), labels, fontsize=7.5, rotation=90 if len(names) > 11 else 0)
+        labels = [f"{name}{', ' if upright else chr(10)}{counts[c]:,}" for name, c in zip(shown, order, strict=True)]
+        axes.set_xticks(range(len(names)), labels, fontsize=7.5, rotation=90 if upright else 0)
         axes.set_xlabel("class, and its training images")
         axes.grid(False, axis="x")
     else:
@@ -44,7 +46,9 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
     axes.set_ylim(-3, 103)
     axes.set_ylabel("accuracy in percent")
     axes.set_title(f"Accuracy by class, {split}")
-    add_legend(figure, axes)
+    several = any(len(group.runs) > 1 for group in groups)
+    note = "points: mean of the seeds; bars: from the least to the most of them" if several else ""
+    add_legend(figure, axes, note=note)
     return figure
 
 

@@ -29,7 +29,7 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
     facts = evaluated(groups, split)
     names, counts = facts["class_names"], facts["train_counts"]
     order = sorted(range(len(names)), key=lambda c: -counts[c])
-    shown = [shown_name(names[c], 16) for c in order]
+    shown = [shown_name(names[c], 24) for c in order]
     side = 3.9 if len(names) <= 12 else 5.4
     figure, axes = panels(len(groups), side + 0.5, side + 0.2, columns=3)
     image = None

@@ -45,7 +45,9 @@ def draw(groups: Sequence[Group]) -> Figure:
         _draw_panel(groups, name, title, place)
     last = [_curve(group, chosen[0][0]) for group in groups]
     drawn = [curve for curve in last if curve is not None]
-    add_legend(figure, axes[0], sorted(range(len(drawn)), key=lambda place: -drawn[place].mean[-1]))
+    several = any(len(group.runs) > 1 for group in groups)
+    note = "lines: mean of the seeds; bands: from the least to the most of them" if several else ""
+    add_legend(figure, axes[0], sorted(range(len(drawn)), key=lambda place: -drawn[place].mean[-1]), note)
     return figure
 
 

@@ -44,7 +44,7 @@ def _draw_panel(one: Distribution, axes: Axes) -> None:
                 f"{count:,}", (place, count), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=7.5
             )
     if named:
-        names = [shown_name(name, 14) for name in one.class_names]
+        names = [shown_name(name, 24) for name in one.class_names]
         turned = sum(map(len, names)) > 45
         axes.set_xticks(places, names, rotation=40 if turned else 0, ha="right" if turned else "center", fontsize=8)
         axes.tick_params("x", length=0)

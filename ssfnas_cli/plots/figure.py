@@ -76,6 +76,7 @@ def to_bytes(draw: Callable[[], Figure], fmt: str, chart: bool = False) -> bytes
         figure = draw()
         width, height = figure.get_size_inches()
         dpi = min(PNG_DPI, (MAX_PNG_PIXELS / (width * height)) ** 0.5, MAX_PNG_SIDE / max(width, height))
+        figure.draw_without_rendering()  # the layout settles with the second drawing
         file = io.BytesIO()
         figure.savefig(file, format=fmt, dpi=dpi if fmt == "png" else 72, metadata=METADATA[fmt])
     return file.getvalue()
@@ -101,8 +102,10 @@ def series_looks(number: int) -> dict[str, Any]:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure in inches, whose axes make room for each other's labels."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    return Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    return Figure(figsize=(width, height), facecolor="white", layout=layout)
 
 
 def panels(number: int, width: float, height: float, columns: int, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -116,11 +119,14 @@ def panels(number: int, width: float, height: float, columns: int, **options: An
     return figure, list(grid.flat)[:number]
 
 
-def add_legend(figure: Figure, axes: Axes, order: Sequence[int] | None = None) -> None:
-    """A legend of the series of some axes, below the figure; none for one series without a name.
+def add_legend(figure: Figure, axes: Axes, order: Sequence[int] | None = None, note: str = "") -> None:
+    """A legend of the series of some axes, below the figure, which grows by its height.
 
     Args:
+        figure: the figure.
+        axes: some axes that have all series.
         order: of the series, such as that of their ends from the top.
+        note: a line above the legend, such as what a band means.
     """
     handles, labels = axes.get_legend_handles_labels()
     if order is not None:
@@ -131,7 +137,7 @@ def add_legend(figure: Figure, axes: Axes, order: Sequence[int] | None = None) -
     columns = max(1, int((figure.get_size_inches()[0] - 0.3) / widest))
     columns = min(columns, len(labels), 4)
     rows = -(-len(labels) // columns)
-    height = 0.19 * rows + 0.12
-    width, before = figure.get_size_inches()
-    figure.set_size_inches(width, before + height)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handlelength=3.6, fontsize=8.5)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.19 * (rows + bool(note)) + 0.12)
+    looks: dict[str, Any] = {"handlelength": 3.6, "fontsize": 8.5, "title_fontsize": 8.0}
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=note or None, **looks)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ssfnas_cli.artifacts.run import RunFolder
-from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs
+from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, shown_state
 from ssfnas_cli.console import next_step
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.results.facts import RunFacts, read_facts
@@ -96,9 +96,7 @@ def _find(paths: Sequence[Path], kind: str | None) -> tuple[list[RunFolder], lis
 def _unfit(run: RunFolder, need: Need) -> LeftOut | None:
     """Why a run does not have what is needed; None if it has."""
     status = run.status()
-    state = status["state"]
-    if state == "running" and not run.is_locked():
-        state = "interrupted"
+    state = shown_state(run, status)
     at = f" at epoch {status.get('epoch', 0)} of {status.get('epochs') or '?'}"
     command = str(run.config.get("command", ""))
     if need == "epochs":

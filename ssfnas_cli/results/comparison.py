@@ -87,7 +87,10 @@ def refuse_other_classes(runs: Sequence[RunFacts]) -> None:
     Raises:
         InputError: they have not, so that chance is another accuracy for each.
     """
-    counts = {len(run.evaluation["class_names"]): run for run in reversed(runs) if run.evaluation}
+    counts: dict[int, RunFacts] = {}
+    for run in runs:
+        if run.evaluation:
+            counts.setdefault(len(run.evaluation["class_names"]), run)
     if len(counts) > 1:
         (one, first), (other, second), *_ = counts.items()
         raise InputError(

@@ -19,6 +19,12 @@ SEARCH = "search."  # how the settings of the search begin that a retraining's g
 # Parts of an identity that do not belong to an arm of a comparison: what is held apart, what changes no result, and
 # the network that a correction began with, which is another one for each seed
 NO_ARM = ("seed", "track_test", "data_sha256", "genotype", "adjustment.source")
+# Settings that mean nothing where another one has this value
+WITHOUT = {
+    **dict.fromkeys(("pretrain_epochs", "pretrain_lr"), ("pretrain.name", "none")),
+    "ssl.weight": ("ssl.loss.name", "none"),
+    **dict.fromkeys(("rand_ops", "rand_magnitude"), ("augment", "none")),
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,8 @@ def own_settings(run: RunFolder, resolve: bool = False) -> dict[str, Any]:
         flat = known | {key: value for key, value in recorded.items() if key not in known}
         flat |= {"stem": run.stem} if "stem" in known else {}
     meant = {name: told["value"] for name, told in run.config.get("resolved", {}).items() if name in flat}
-    return {key: value for key, value in (flat | meant).items() if key not in NO_ARM}
+    idle = {key for key, (other, value) in WITHOUT.items() if flat.get(other) == value}
+    return {key: value for key, value in (flat | meant).items() if key not in NO_ARM and key not in idle}
 
 
 def changed_settings(run: RunFolder) -> frozenset[str]:

@@ -16,7 +16,7 @@ from typing import Any
 from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_facts, search_of
 
 ADJUST = "adjustment."  # how the settings of a correction begin
-UNSET = ("none", "auto", "instance", False)  # defaults that are not worth a word in a label
+UNSET = ('"none"', '"auto"', '"instance"', "false")  # as JSON: defaults that are not worth a word in a label
 BARE = ("loss", "network", "relax", "genotype")  # sections whose plugin's name speaks for itself
 # The rules that go without saying
 USUAL_RULE = {"softmax": "darts", "sigmoid": "fairdarts"}
@@ -112,6 +112,16 @@ def _value(run: RunFacts, key: str) -> Any:
     return run.threshold if key == "threshold" else run.settings.get(key)
 
 
+def _num_values(key: str, firsts: Sequence[RunFacts]) -> int:
+    return len({json.dumps(_value(run, key)) for run in firsts if _has(run, key)})
+
+
+def _is_option_of(key: str, differing: Sequence[str], firsts: Sequence[RunFacts]) -> bool:
+    """Whether a setting is an option of a plugin in which the groups differ."""
+    sections = {_section_of(key, run.settings) for run in firsts if key in run.settings} - {None}
+    return any(f"{section}.name" in differing for section in sections)
+
+
 def _has(run: RunFacts, key: str) -> bool:
     """Whether a run has a setting, or lacking it says something: a run that is not corrected is another one."""
     return key in ("data", "threshold") or key.startswith(ADJUST) or key in run.settings
@@ -124,8 +134,8 @@ def _differing(firsts: Sequence[RunFacts]) -> list[str]:
     a plugin counts only beside the same plugin with another value, or where it is not the default.
     """
     keys = list(dict.fromkeys(key for run in firsts for key in run.settings))
-    plain = ["data", *keys, "threshold"]
-    differing = [key for key in plain if len({json.dumps(_value(run, key)) for run in firsts if _has(run, key)}) > 1]
+    differing = [key for key in ["data", *keys, "threshold"] if _num_values(key, firsts) > 1]
+    differing += [key for key in keys if key not in differing and _is_option_of(key, differing, firsts)]
     if "threshold" in differing and len({_key(run) for run in firsts}) == len(firsts):
         differing.remove("threshold")
     kept = [key for key in differing if not _is_noise(key, firsts)]
@@ -179,7 +189,7 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
     words = []
     for key in differing:
         value = _value(run, key)
-        if value is None or (value in UNSET and key.removesuffix(".name") not in BARE):
+        if value is None or (json.dumps(value) in UNSET and key.removesuffix(".name") not in BARE):
             continue
         short = key.removeprefix(SEARCH)
         name = (key if short in both else short).removesuffix(".name")

@@ -54,7 +54,7 @@ METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
 }
 # Okabe and Ito's colours, from dark to light and back, so that neighbours differ in grey as well
-COLOURS = ("#0072B2", "#E69F00", "#1f2933", "#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#8a7a00")
+COLOURS = ("#0072B2", "#E69F00", "#1f2933", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#8a7a00")
 LINES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "h")
 

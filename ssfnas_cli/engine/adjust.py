@@ -17,7 +17,7 @@ from ssfnas_cli.engine.adjust_methods import CORRECT, Outcome, Work
 from ssfnas_cli.engine.corrections import Choice
 from ssfnas_cli.engine.head_phase import HeadPhase
 from ssfnas_cli.engine.loop import Loop
-from ssfnas_cli.engine.network import load_finished
+from ssfnas_cli.engine.network import count_card, load_finished
 from ssfnas_cli.engine.priors import find_prior
 from ssfnas_cli.engine.session import ADJUSTMENT, RECIPE, extra_identity, identity_of, usual_stem
 from ssfnas_cli.errors import InputError, UsageError
@@ -125,7 +125,7 @@ def _config(work: Work, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "choice": _describe(work, outcome.choice),
     }
     return {
-        **{key: source[key] for key in ("genotype", "resolved") if key in source},
+        **{key: source[key] for key in ("genotype", "resolved", "changed") if key in source},
         "settings": work.training.model_dump(mode="json"),
         "data": source["data"],
         "environment": environment() | computed,
@@ -181,6 +181,7 @@ def _result(target: RunFolder, work: Work, outcome: Outcome) -> dict[str, Any]:
         "loss": training.loss.name,
         "pretrain": training.pretrain.name,
         "num_params": weights,
+        "num_macs": count_card(work.card).num_macs,
         "epochs": training.epochs,
         "data": target.config["data"]["path"],
         "data_sha256": target.config["data"]["sha256"],

@@ -14,6 +14,7 @@ from ssfnas_cli.artifacts.run import RunFolder, finished_result, open_for_writin
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.data.batches import mirroring
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.event_files import refuse_without_tensorboard
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.machine import environment
@@ -157,6 +158,8 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
 
     Build everything that can fail beforehand, so that a failure leaves no folder behind.
     """
+    if plan.settings.tensorboard:
+        refuse_without_tensorboard()
     if force:
         set_run_aside(plan.path)
     current = environment() | device.facts()
@@ -166,6 +169,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         resolved["stem"] = {"value": plan.settings.stem, "why": plan.stem_reason}
     config = {
         "settings": plan.settings.model_dump(mode="json"),
+        "changed": plan.settings.changed_identity(),
         "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
         "environment": current,
         "resolved": resolved,

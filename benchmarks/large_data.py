@@ -1,4 +1,4 @@
-"""The memory of making a data set larger than memory, and of training on it.
+"""The memory of making a large data set, and of training on it.
 
     python benchmarks/large_data.py [--gigabytes 10] [--side 224] [--source npz idx list] [--workers 0 2] [--quick]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
 from registry.core import Options
@@ -43,6 +43,13 @@ def class_priors(counts: Sequence[int]) -> NDArray[np.float64]:
     """The share of every class [C] in the training images."""
     positive = positive_counts(counts)
     return positive / positive.sum()
+
+
+def power_of_prior(prior: ArrayLike, exponent: float) -> NDArray[np.float64]:
+    """A class prior [C] to a power, normalised: exponent 1 leaves it as it is, and 0 gives the uniform one."""
+    logs = exponent * np.log(np.asarray(prior, dtype=np.float64))
+    raw = np.maximum(np.exp(logs - logs.max()), np.finfo(np.float64).tiny)
+    return raw / raw.sum()
 
 
 def class_weights(weighting: Weighting, counts: Sequence[int], beta: float = 0.0) -> NDArray[np.float64]:

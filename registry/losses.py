@@ -15,11 +15,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from registry.balance import class_priors
 from registry.core import HEADS, LOSSES, Options
 
 
@@ -71,6 +74,14 @@ class Objective(abc.ABC):
             plugin.parse_options(self.head_options()), num_features, self.num_classes, self.class_counts
         )
 
+    def held_prior(self) -> NDArray[np.float64] | None:
+        """The class prior [C] under which the softmax of trained outputs is the posterior; None if it is not known.
+
+        It is that of a training which shows every image equally often. Cross-entropy is minimised by the posterior
+        under the class shares of its images, so it holds those. A correction of a finished network starts from here.
+        """
+        return None
+
     @abc.abstractmethod
     def loss(self, outputs: Sequence[Any], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         """Compute the loss, a scalar, from the head's outputs.
@@ -119,6 +130,10 @@ class CrossEntropy(Objective):
     """Cross-entropy of the class scores."""
 
     options: Smoothed
+
+    def held_prior(self) -> NDArray[np.float64] | None:
+        """The class shares. Smoothed targets are minimised by a mixture with them, which holds no prior."""
+        return None if self.options.label_smoothing else class_priors(self.class_counts)
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         assert labels is not None, "a supervised objective needs labels"

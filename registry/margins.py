@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from registry.balance import class_priors, positive_counts
+from registry.balance import class_priors, positive_counts, power_of_prior
 from registry.core import LOSSES, Options
 from registry.losses import Objective, Smoothed
 from registry.reweighting import Reweighted, Weighted
@@ -82,6 +82,10 @@ class _PriorShifted(Objective):
     @abc.abstractmethod
     def tau(self) -> float:
         """What multiplies the log priors."""
+
+    def held_prior(self) -> np.ndarray | None:
+        """The class shares to the power of 1 - tau: the loss adds the rest before its softmax."""
+        return power_of_prior(class_priors(self.class_counts), 1 - self.tau)
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         assert labels is not None, "a supervised objective needs labels"

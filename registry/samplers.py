@@ -13,6 +13,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,12 @@ class Sampler(abc.ABC):
 
     Args:
         class_counts: the number of images per class in the split, or in the half of it, that is sampled.
+
+    Attributes:
+        keeps_prior: whether every image is shown equally often, so that a loss sees the classes as often as they are.
     """
+
+    keeps_prior: ClassVar[bool] = False
 
     def __init__(self, options: Options, class_counts: Sequence[int]):
         self.options = options
@@ -58,6 +64,8 @@ def epoch_numbers(seed: int, epoch: int) -> np.random.Generator:
 @SAMPLERS.register("instance")
 class Instance(Sampler):
     """Instance-balanced sampling: every epoch visits each image once, in random order."""
+
+    keeps_prior = True
 
     def order(self, labels: Positions, seed: int, epoch: int, progress: float) -> Positions:
         return epoch_numbers(seed, epoch).permutation(len(labels))

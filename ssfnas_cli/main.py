@@ -14,13 +14,18 @@ from typer.core import TyperCommand
 from registry import PluginError
 from ssfnas_cli import __version__, console
 from ssfnas_cli.commands import (
+    adjust,
+    compare,
     derive,
     describe,
     evaluate,
+    export,
     import_genotype,
     make_dataset,
+    plot,
     plot_genotype,
     plugins,
+    predict,
     retrain,
     runs,
     search,
@@ -70,10 +75,15 @@ for name, module in {
     "derive": derive,
     "retrain": retrain,
     "evaluate": evaluate,
+    "predict": predict,
+    "export": export,
+    "adjust": adjust,
     "plot-genotype": plot_genotype,
     "describe": describe,
     "import-genotype": import_genotype,
     "runs": runs,
+    "compare": compare,
+    "plot": plot,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

@@ -7,6 +7,7 @@ version, so the same seed and source yield the same bytes. Its sha256 identifies
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,7 +62,11 @@ class Skipped(Record):
 
 
 class Manifest(Record):
-    """The content of `manifest.json`. `mean` and `std` are per channel of the train split, on a scale of 0 to 1."""
+    """The content of `manifest.json`. `mean` and `std` are per channel of the train split, on a scale of 0 to 1.
+
+    `pixel_range` is what is black and white in the source's pixels of more than 8 bits, if its `range` says so. It is
+    written only then, so that the other manifests keep their bytes, which identify a data set.
+    """
 
     schema_name: Literal["ssfnas.dataset/1"] = Field("ssfnas.dataset/1", alias="schema")
     source: str
@@ -77,6 +82,7 @@ class Manifest(Record):
     mirrorable: bool
     short_classes: list[ShortClass]
     skipped: Skipped
+    pixel_range: tuple[float, float] | None = Field(None, strict=False)
     splits: dict[Literal["train", "val", "test", "test_longtail"], SplitInfo]
 
     @model_validator(mode="after")
@@ -94,7 +100,8 @@ class Manifest(Record):
 
     def to_value(self) -> dict[str, Any]:
         """The value to write as JSON, with the keys in the order of the fields."""
-        return self.model_dump(by_alias=True, mode="json")
+        unsaid = {"pixel_range"} if self.pixel_range is None else set()
+        return self.model_dump(by_alias=True, mode="json", exclude=unsaid)
 
 
 class Split:
@@ -194,8 +201,12 @@ class DataSet:
         self.splits = [name for name in SPLITS if name in manifest.splits]
 
     @classmethod
-    def open(cls, path: str | Path) -> DataSet:
+    def open(cls, path: str | Path, splits: Collection[str] = SPLITS) -> DataSet:
         """Read the manifest of a data set folder and check that its shards exist and have the right sizes.
+
+        Args:
+            path: the folder.
+            splits: those whose shards are checked; a reader that uses no others needs no others to be there.
 
         Raises:
             InputError: it is not a data set, has a newer schema, or a file is missing or truncated.
@@ -204,9 +215,8 @@ class DataSet:
         _refuse_non_dataset(path)
         data = read_bytes(path / MANIFEST)
         manifest = _parse_manifest(data, str(path / MANIFEST))
-        for split in manifest.splits.values():
-            for shard in split.shards:
-                check_size(path / shard.file, shard)
+        for shard in _shards(manifest, splits):
+            check_size(path / shard.file, shard)
         return cls(path, manifest, sha256_bytes(data))
 
     @property
@@ -229,22 +239,25 @@ class DataSet:
         """The number of images per class of a split, in class order; empty if the data set has no such split."""
         return next((list(info.counts) for split, info in self.manifest.splits.items() if split == name), [])
 
-    def verify(self) -> None:
-        """Read all shards and compare their sha256 with the manifest.
+    def verify(self, splits: Collection[str] = SPLITS) -> None:
+        """Read the shards of these splits and compare their sha256 with the manifest.
 
         Raises:
             InputError: a shard is damaged. The message names the first one.
         """
-        for split in self.manifest.splits.values():
-            for shard in split.shards:
-                file = self.path / shard.file
-                check_size(file, shard)
-                with errors_as_input_error(file):
-                    digest = sha256_file(file)
-                if digest != shard.sha256:
-                    raise InputError(
-                        f"{file}: is damaged: its sha256 differs from the manifest's: make the data set again"
-                    )
+        for shard in _shards(self.manifest, splits):
+            file = self.path / shard.file
+            check_size(file, shard)
+            with errors_as_input_error(file):
+                digest = sha256_file(file)
+            if digest != shard.sha256:
+                raise InputError(f"{file}: is damaged: its sha256 differs from the manifest's: make the data set again")
+
+
+def _shards(manifest: Manifest, splits: Collection[str]) -> Iterator[ShardInfo]:
+    for name, split in manifest.splits.items():
+        if name in splits:
+            yield from split.shards
 
 
 def _refuse_non_dataset(path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ssfnas_cli.artifacts.files import validation_error
 from ssfnas_cli.artifacts.genotype import Genotype
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = "ssfnas.model/2"
+MODEL = "model.safetensors"  # its name in a run folder
 # A card may come from an untrusted source. These bounds limit what is built from it and are far above practical sizes.
 MAX_CHANNELS, MAX_LAYERS, MAX_CLASSES = 4096, 512, 100_000
 
@@ -31,20 +32,58 @@ class Part(BaseModel):
 
 
 class DerivedNetwork(BaseModel):
-    """A network that is derived from a genotype, with its width and depth."""
+    """A network that is derived from a genotype, with its width, depth and stem.
+
+    A card that names no stem is from when there was only the one for CIFAR.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     genotype: Genotype
     channels: int = Field(ge=1, le=MAX_CHANNELS)
     layers: int = Field(ge=1, le=MAX_LAYERS)
+    stem: Literal["cifar", "imagenet"] = "cifar"
+
+
+class CorrectionRecord(BaseModel):
+    """A correction of the finished network.
+
+    `value` is its tau or temperature, if it has one; `chosen_on` the images that it was chosen on (`val` or `holdout`),
+    unless it was given.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str
+    value: float | None = None
+    chosen_on: str | None = None
+
+
+class Preparation(BaseModel):
+    """How an image file becomes the square uint8 array that is standardised, of `image_size` and `in_channels`.
+
+    The defaults are how `make-dataset` has always done it, so they hold for a card without a preparation. `pixel_range`
+    is what is black and white in pixels of more than 8 bits; `auto` means 0 and 65535 if they have 16.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    orientation: Literal["exif"] = "exif"
+    transparency: Literal["over white"] = "over white"
+    resize: Literal["shorter side"] = "shorter side"
+    resampling: Literal["bicubic"] = "bicubic"
+    crop: Literal["centre"] = "centre"
+    pixel_range: Literal["auto"] | tuple[float, float] = "auto"
 
 
 class ModelCard(BaseModel):
     """How to build a network and prepare its images, and what it was trained on.
 
     If the head is named `auto`, the loss builds it. `ema` is the decay of the moving average that the weights are, or
-    None if they are those of the last step.
+    None if they are those of the last step. `train_counts` leave out the share `holdout` of the training split, which
+    was set aside by the seed. `prior` is the class prior [C] under which the softmax of the outputs is the posterior; a
+    card without it was written before cards had one. A network with `corrections` has tensors that scale and shift the
+    outputs of its head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -60,10 +99,20 @@ class ModelCard(BaseModel):
     image_size: int = Field(ge=1)
     mean: list[float]
     std: list[float]
+    preparation: Preparation = Preparation()
     data: str
     data_sha256: str
     seed: int
     ema: float | None = Field(None, ge=0, lt=1)
+    holdout: float = Field(0.0, ge=0, lt=1)
+    prior: list[Annotated[float, Field(gt=0, le=1)]] | Literal["unknown"] | None = None
+    corrections: list[CorrectionRecord] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _prior_fits(self) -> ModelCard:
+        if isinstance(self.prior, list) and len(self.prior) != len(self.class_names):
+            raise ValueError("the prior and the class names differ in number")
+        return self
 
 
 def save_model(path: Path, tensors: Mapping[str, Tensor], card: ModelCard) -> None:

@@ -83,6 +83,11 @@ MaxTime = Annotated[
         show_default=False,
     ),
 ]
+STEM_HELP = (
+    "What comes before the cells: cifar (keeps the side of the images), imagenet (divides it by 8), or auto "
+    "(imagenet from 96 pixels on)."
+)
+Stem = Annotated[str | None, typer.Option(help=STEM_HELP, show_default="auto")]
 Seed = Annotated[int | None, typer.Option(show_default="0")]
 RunOutput = Annotated[
     Path | None,

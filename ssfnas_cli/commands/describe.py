@@ -11,12 +11,17 @@ from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.commands import common, inputs
 from ssfnas_cli.console import emit, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.settings import RetrainSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 # The papers' network on CIFAR-10, which a genotype alone is counted in
-DEFAULTS = {"channels": 36, "layers": 20, "num_classes": 10, "image_size": 32, "in_channels": 3}
+DEFAULTS: dict[str, Any] = {
+    **{"channels": 36, "layers": 20, "stem": "auto"},
+    **{"num_classes": 10, "image_size": 32, "in_channels": 3},
+}
+STEMS = ("auto", "cifar", "imagenet")
 
 
 def command(
@@ -34,6 +39,7 @@ def command(
     layers: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Number of cells.", show_default="the run's, or 20")
     ] = None,
+    stem: Annotated[str | None, typer.Option(help=common.STEM_HELP, show_default="the run's, or auto")] = None,
     num_classes: Annotated[int | None, typer.Option(min=1, max=10**6, show_default="the run's, or 10")] = None,
     image_size: Annotated[
         int | None, typer.Option(min=8, max=65_536, help="Side in pixels.", show_default="the run's, or 32")
@@ -49,8 +55,10 @@ def command(
     """Count the weights and the multiply-adds (of convolutions and linear layers, for one image) of a network."""
     set_verbosity(quiet, verbose)
     given = {name: value for name, value in locals().items() if name in DEFAULTS and value is not None}
+    if stem not in (None, *STEMS):
+        raise UsageError(f"--stem {stem}: should be one of {', '.join(STEMS)}")
     parsed, named, run = inputs.read_network_or_run(network)
-    for name in ("channels", "layers") if named is not None else ():
+    for name in RetrainSettings.OF_CELLS if named is not None else ():
         if name in given:
             raise UsageError(f"--{name}: '{named}' has its own; leave it out")
     if named is not None and aux:
@@ -60,11 +68,13 @@ def command(
 
     from ssfnas_cli.engine.network import describe_network
     from ssfnas_cli.nets.count import count_macs, count_params
+    from ssfnas_cli.nets.stems import choose_stem
 
+    size["stem"], _ = choose_stem(size["stem"], size["image_size"])
     with torch.device("meta"):
         model = describe_network(parsed if parsed is not None else str(named), **size, aux=aux)
     if named is not None:
-        size = {name: value for name, value in size.items() if name not in ("channels", "layers")}
+        size = {name: value for name, value in size.items() if name not in RetrainSettings.OF_CELLS}
     facts: dict[str, Any] = {
         **({"run": str(run.path)} if run is not None else {}),
         **({"network": named} if named is not None else {}),
@@ -85,12 +95,15 @@ def command(
     emit(facts, json, lambda console: _show(console, facts))
 
 
-def _size_of(run: RunFolder, given: Mapping[str, int]) -> dict[str, int]:
+def _size_of(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
     """The size of a run's own network, from its settings and its data set."""
     from ssfnas_cli.artifacts.dataset import DataSet
 
     settings = run.config["settings"]
     size = {name: settings[name] for name in ("channels", "layers") if isinstance(settings.get(name), int)}
+    if run.stem not in STEMS:
+        raise InputError(f"{run.path}: has the stem '{run.stem}', which this ssfnas does not know: upgrade ssfnas")
+    size["stem"] = run.stem
     try:
         data = DataSet.open(run.config["data"]["path"])
     except InputError as error:

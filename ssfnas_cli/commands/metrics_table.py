@@ -96,7 +96,8 @@ def _show_confusion(console: Console, split: str, names: list[str], facts: Mappi
         numbered = [f"{number} {name}" for number, name in zip(numbers, names, strict=True)]
         for rows, columns in ((names, names), (numbered, numbers)):
             table = _confusion_table(split, rows, columns, facts["confusion"])
-            if console.measure(table).maximum <= console.width:
+            unbounded = console.options.update(max_width=10_000)  # a measure never exceeds the width that it is given
+            if console.measure(table, options=unbounded).maximum <= console.width:
                 console.print(table)
                 return
     if not facts["worst_confusions"]:

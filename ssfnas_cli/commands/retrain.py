@@ -57,7 +57,7 @@ def command(
     from ssfnas_cli.data.embedded import is_embedded
 
     recorded = None if genotype is None else genotype.provenance.data
-    fixed = {} if name is None else {key: f"'{name}' has its own; leave it out" for key in ("channels", "layers")}
+    fixed = {} if name is None else {key: f"'{name}' has its own; leave it out" for key in RetrainSettings.OF_CELLS}
     own = {"data": data, "network": name, "loss": loss, "pretrain": pretrain, "pretrain_epochs": pretrain_epochs}
     settings, preset = flags.load(
         RetrainSettings, own, lambda named: "quick" if is_embedded(named, recorded) else "standard", fixed=fixed

@@ -40,6 +40,7 @@ def _shared_flags(model: type[Training]) -> dict[str, tuple[Any, Any]]:
         "batch_size": (Annotated[number, common.by_preset(model, "batch_size", "Images a step.")], None),
         "channels": (Annotated[number, common.by_preset(model, "channels", "Width of the first cells.")], None),
         "layers": (Annotated[number, common.by_preset(model, "layers", "Number of cells.")], None),
+        "stem": (common.Stem, None),
         "seed": (common.Seed, None),
         "output": (common.RunOutput, None),
         "presets": (common.preset_flag(model), None),
@@ -147,14 +148,20 @@ def _comments(settings: Training, data: str | None) -> dict[str, str]:
     from ssfnas_cli.artifacts.dataset import DataSet
     from ssfnas_cli.data.batches import mirroring
     from ssfnas_cli.data.embedded import embedded_path
+    from ssfnas_cli.nets.stems import choose_stem
 
-    if settings.flip != "auto":
-        return {}
     try:
-        flip, why = mirroring(DataSet.open(data or embedded_path()), settings)
+        opened = DataSet.open(data or embedded_path())
     except InputError:
         return {}
-    return {"flip": printable(f"{str(flip).lower()} here: {why}")}
+    comments = {}
+    if settings.flip == "auto":
+        flip, why = mirroring(opened, settings)
+        comments["flip"] = printable(f"{str(flip).lower()} here: {why}")
+    if settings.stem == "auto" and "stem" not in settings.unused():
+        stem, why = choose_stem(settings.stem, opened.image_size)
+        comments["stem"] = f"{stem} here: {why}"
+    return comments
 
 
 def _show_prediction(console: Console, facts: dict[str, Any]) -> None:
@@ -170,6 +177,7 @@ def _show_prediction(console: Console, facts: dict[str, Any]) -> None:
         "all of it": f"{format_duration(facts['total_seconds'])} ({epochs})",
         "peak memory": f"{facts['peak_memory_bytes'] / 2**20:,.0f} MB",
         "weights": f"{facts['num_params']:,}",
+        **({"stem": facts["stem"]} if "stem" in facts else {}),
         "disk": f"{facts['disk_bytes'] / 2**20:,.1f} MB (a checkpoint {facts['checkpoint_bytes'] / 2**20:,.1f} MB)",
         "computed by": f"{facts['computed_by']} ({facts['device']}, {facts['threads']} threads, {facts['kernels']})",
         "run folder": f"{facts['path']} (not written)",

@@ -89,6 +89,7 @@ STREAMS = {
     "search alphas beside": 6,
     "train beside": 7,
     "train mixing": 8,
+    "adjust": 16,
 }
 
 

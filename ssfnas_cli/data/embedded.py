@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,14 @@ def is_embedded(named: str | None, recorded: str | None) -> bool:
     return not named and (recorded is None or Path(recorded) == embedded_path().resolve())
 
 
-def find_data(named: str, path: str | None, sha256: str | None, origin: str, other_data: bool) -> DataSet:
+def find_data(
+    named: str,
+    path: str | None,
+    sha256: str | None,
+    origin: str,
+    other_data: bool,
+    splits: Collection[str] | None = None,
+) -> DataSet:
     """Open the data set that `--data` names, or the one that a genotype or run records.
 
     Its hash must be the recorded one, unless `other_data` allows another.
@@ -53,11 +61,12 @@ def find_data(named: str, path: str | None, sha256: str | None, origin: str, oth
         sha256: the recorded hash, or None.
         origin: the kind of artifact that records it, for messages.
         other_data: allow `--data` to name another data set.
+        splits: those that must be there; None means all.
 
     Raises:
         InputError: the data set does not exist, or it is another one than the recorded one.
     """
-    from ssfnas_cli.artifacts.dataset import DataSet
+    from ssfnas_cli.artifacts.dataset import SPLITS, DataSet
 
     if not named and path is None:
         log.info("the %s names no data set", origin)
@@ -65,7 +74,7 @@ def find_data(named: str, path: str | None, sha256: str | None, origin: str, oth
     where = Path(named or path)  # type: ignore[arg-type]
     if not named and not where.exists():
         raise InputError(f"{where}: the {origin}'s data set is not there any more: name it with --data")
-    data = DataSet.open(where)
+    data = DataSet.open(where, SPLITS if splits is None else splits)
     if sha256 is not None and data.sha256 != sha256 and not (named and other_data):
         mend = "to use it all the same, say --other-data" if named else "name the right one with --data"
         raise InputError(

@@ -1,4 +1,8 @@
-"""Splits that a source lacks: a test split cut from all images, and a val split cut from the training images."""
+"""Images that are set aside.
+
+A source may lack splits: a test split is cut from all its images, a val split from the training images. A retraining
+may set aside a part of the training split, which corrections of the finished network are chosen on.
+"""
 
 from __future__ import annotations
 
@@ -62,3 +66,25 @@ def val_counts(counts: list[int], share: float) -> list[int]:
     if not share:
         return [0] * len(counts)
     return [min(max(1, int(count * share)), count - 2) if count > 2 else 0 for count in counts]
+
+
+def split_holdout(labels: np.ndarray, num_classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide the positions of a training split into those to train on and those to set aside, class by class.
+
+    They depend on nothing but the arguments. Both are sorted. `val_counts` says how many images a class gives.
+
+    Args:
+        labels: of the split [N].
+        share: of each class; with 0 none is set aside.
+        seed: seed of the selection.
+    """
+    counts = np.bincount(labels, minlength=num_classes).tolist()
+    aside = np.zeros(len(labels), dtype=bool)
+    for label, number in enumerate(val_counts(counts, share)):
+        aside[class_order(np.flatnonzero(labels == label), seed, "retrain holdout", label)[:number]] = True
+    return np.flatnonzero(~aside), np.flatnonzero(aside)
+
+
+def rest_counts(counts: list[int], share: float) -> list[int]:
+    """How many images of each class remain to train on when a share is set aside."""
+    return [count - aside for count, aside in zip(counts, val_counts(counts, share), strict=True)]

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from ssfnas_cli.errors import InputError
 
 # Each use of the seed has its own number and thus its own random stream. Renumbering would change every data set.
-STREAMS = {"train": 0, "val": 1, "test": 2, "test_longtail": 3, "holdout": 4}
+STREAMS = {"train": 0, "val": 1, "test": 2, "test_longtail": 3, "holdout": 4, "retrain holdout": 5}
 
 
 def largest_class(available: Sequence[int], max_per_class: int = 0) -> int:

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
-from registry import HEADS, LOSSES, NETWORKS, PluginError
+from registry import HEADS, LOSSES, NETWORKS, SAMPLERS, PluginError
 from registry.losses import Objective
 from registry.networks import Encoder
+from registry.samplers import Sampler
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Genotype
-from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part
+from ssfnas_cli.artifacts.model import MODEL, DerivedNetwork, ModelCard, Part, Preparation, load_model
+from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.data.holdout import rest_counts
 from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.nets.count import count_macs, count_params
 from ssfnas_cli.nets.derived import DerivedEncoder
-from ssfnas_cli.nets.heads import AuxiliaryHead, Classifier
+from ssfnas_cli.nets.heads import AuxiliaryHead, Classifier, Correction
+from ssfnas_cli.nets.stems import StemName, choose_stem
 from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
 
 
@@ -29,12 +34,18 @@ def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSe
         genotype: the architecture, or None if the settings name a network.
         settings: resolved settings.
         data: the data set to train on.
+
+    Raises:
+        UsageError: the loss does not fit the head, or nothing can be set aside as `holdout` says.
     """
-    counts = data.counts("train")
+    counts = rest_counts(data.counts("train"), settings.holdout)
+    if settings.holdout and counts == data.counts("train"):
+        raise UsageError(f"--set holdout={settings.holdout:g}: no class has 3 images, of which one could be set aside")
     objective = build_plugin(LOSSES, settings.loss, num_classes=data.num_classes, class_counts=counts)
     network: DerivedNetwork | Part = _to_part(settings.network)
     if genotype is not None:
-        network = DerivedNetwork(genotype=genotype, channels=settings.channels, layers=settings.layers)
+        stem, _ = choose_stem(settings.stem, data.image_size)
+        network = DerivedNetwork(genotype=genotype, channels=settings.channels, layers=settings.layers, stem=stem)
     return ModelCard(
         network=network,
         loss=_to_part(settings.loss),
@@ -46,11 +57,24 @@ def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSe
         image_size=data.image_size,
         mean=list(data.mean),
         std=list(data.std),
+        preparation=Preparation(pixel_range=data.manifest.pixel_range or "auto"),
         data=str(data.path.resolve()),
         data_sha256=data.sha256,
         seed=settings.seed,
         ema=None if settings.ema == "none" else settings.ema,
+        holdout=settings.holdout,
+        prior=held_prior(settings, objective),
     )
+
+
+def held_prior(settings: RetrainSettings, objective: Objective) -> list[float] | Literal["unknown"]:
+    """The class prior [C] under which the softmax of the outputs is the posterior, after a training with a loss.
+
+    Re-sampling shows classes more or less often than the loss assumes. What the network makes of that is not known.
+    """
+    sampler: Sampler = build_plugin(SAMPLERS, settings.sampler, class_counts=objective.class_counts)
+    prior = objective.held_prior() if sampler.keeps_prior else None
+    return "unknown" if prior is None else prior.tolist()
 
 
 def _to_part(section: PluginSection) -> Part:
@@ -70,16 +94,41 @@ def build_encoder(card: ModelCard, drop_path: float = 0.0) -> Encoder:
     """Build the encoder of a card. `drop_path` is the probability that drop path reaches at the end of a training."""
     if isinstance(card.network, DerivedNetwork):
         network = card.network
-        return DerivedEncoder(network.genotype, card.in_channels, network.channels, network.layers, drop_path)
+        shape = network.channels, network.layers
+        return DerivedEncoder(network.genotype, card.in_channels, *shape, drop_path, network.stem)
     return build_plugin(NETWORKS, _to_section(card.network), in_channels=card.in_channels, image_size=card.image_size)
 
 
 def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
-    """Build the network of a card: the encoder, the head, and the auxiliary head if it has one."""
+    """Build the network of a card: the encoder, the head, the auxiliary head and the correction if it has them."""
     encoder = build_encoder(card, drop_path)
     head = head_builder(_to_section(card.head), build_objective(_to_section(card.loss), card))
-    aux = AuxiliaryHead(encoder.aux_channels, head) if card.aux and encoder.aux_channels else None
-    return Classifier(encoder, head(encoder.num_features), aux)
+    aux = None
+    if card.aux and encoder.aux_channels:
+        stem = card.network.stem if isinstance(card.network, DerivedNetwork) else "cifar"
+        aux = AuxiliaryHead(encoder.aux_channels, head, stem)
+    correction = Correction(len(card.class_names)) if card.corrections else None
+    return Classifier(encoder, head(encoder.num_features), aux, correction)
+
+
+def build_head(card: ModelCard, num_features: int) -> nn.Module:
+    """Build a new head of the kind that a card describes."""
+    return head_builder(_to_section(card.head), build_objective(_to_section(card.loss), card))(num_features)
+
+
+class NetworkSize(NamedTuple):
+    """Weights without those of the auxiliary head, and multiply-adds of one image."""
+
+    num_params: int
+    num_macs: int
+
+
+def count_card(card: ModelCard) -> NetworkSize:
+    """Count the network of a card, from shapes alone."""
+    with torch.device("meta"):
+        model = build_model(card)
+    model.aux = None
+    return NetworkSize(count_params(model), count_macs(model, card.in_channels, card.image_size))
 
 
 def describe_network(
@@ -90,11 +139,12 @@ def describe_network(
     image_size: int,
     in_channels: int,
     aux: bool,
+    stem: StemName = "cifar",
 ) -> Classifier:
     """A network with a linear head, for counting; `network` is a genotype or the name of a plain network."""
     of_genotype = isinstance(network, Genotype)
     card = ModelCard(
-        network=DerivedNetwork(genotype=network, channels=channels, layers=layers)
+        network=DerivedNetwork(genotype=network, channels=channels, layers=layers, stem=stem)
         if of_genotype
         else Part(name=str(network)),
         loss=Part(name="ce"),
@@ -151,6 +201,19 @@ def _gives(head: str) -> str | None:
         return HEADS.get(head).facts.gives
     except PluginError:
         return None
+
+
+def load_finished(run: RunFolder) -> tuple[Classifier, ModelCard]:
+    """Build the network of a finished retraining.
+
+    Raises:
+        InputError: the run is unfinished, or its model file is missing or damaged.
+    """
+    state = run.status()["state"]
+    if state != "done":
+        raise InputError(f"{run.path}: is {state}, not done: run its command again to go on")
+    tensors, card = load_model(run.path / MODEL)
+    return load_classifier(tensors, card, run.path / MODEL), card
 
 
 def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Classifier:

@@ -16,7 +16,7 @@ from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.closing import say_training_figure
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.mix import build_mix
-from ssfnas_cli.engine.network import build_model, build_objective, make_card
+from ssfnas_cli.engine.network import build_model, build_objective, count_card, make_card
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.engine.train_phase import PretrainingModel, Schedule, TrainPhase
 from ssfnas_cli.errors import UsageError
@@ -41,15 +41,18 @@ def run_retrain(
     Returns:
         The output of `retrain`: `kind`, `path`, `state` and the figures of the run.
     """
-    plan, card = plan_retrain(genotype, settings, output, other_data)
+    plan, card = plan_retrain(genotype, settings, output, other_data, force)
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
-        say_training_figure([result], plan.data.counts("train"), settings.mixes)
+        say_training_figure([result], card.train_counts, settings.mixes)
         return result
     device, phases, model = build_retrain(plan, card)
     with open_run(plan, device, force) as (run, loop):
         weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
         log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
+        if card.holdout:
+            total, aside = sum(plan.data.counts("train")), sum(plan.data.counts("train")) - sum(card.train_counts)
+            log.info("holdout: %d of %d training images are set aside (seed %d, per class)", aside, total, card.seed)
         if genotype is not None:
             write_bytes(run.path / "genotype.json", genotype.to_json())
         for index, phase in enumerate(phases):
@@ -57,28 +60,34 @@ def run_retrain(
         run.check_lock()
         save_model(run.path / "model.safetensors", phases[-1].trained(), card)
         network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
-        facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name, "num_params": weights}
+        facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name}
+        facts |= {"num_params": weights, "num_macs": count_card(card).num_macs}  # type: ignore[dict-item]
         result = finish(run, loop, plan.settings, network | facts)
-    say_training_figure(loop.cursor.metrics, plan.data.counts("train"), settings.mixes)
+    say_training_figure(loop.cursor.metrics, card.train_counts, settings.mixes)
     return result
 
 
 def plan_retrain(
-    genotype: Genotype | None, settings: RetrainSettings, output: Path | None, other_data: bool = False
+    genotype: Genotype | None,
+    settings: RetrainSettings,
+    output: Path | None,
+    other_data: bool = False,
+    force: bool = False,
 ) -> tuple[RunPlan, ModelCard]:
     """Resolve the settings, find the data set and choose the run folder. Also return the card of the network."""
     settings = settings.resolve_plugins()
     names = [settings.loss.name, settings.pretrain.name]
     if genotype is None:
         data = find_data(settings.data, None, None, "network", other_data)
-        plan = plan_run("retrain", settings, data, {}, [settings.network.name, *names], output)
+        plan = plan_run("retrain", settings, data, {}, [settings.network.name, *names], output, force=force)
     else:
         origin = genotype.provenance
         data = find_data(settings.data, origin.data, origin.data_sha256, "genotype", other_data)
         shape = genotype.model_dump(by_alias=True, mode="json", include={"normal", "reduce", "drop_path", "op_options"})
         document = genotype.model_dump(by_alias=True, mode="json", exclude_none=True)
-        plan = plan_run("retrain", settings, data, {"genotype": shape}, names, output, {"genotype": document})
-    return plan, make_card(genotype, settings, data)
+        plan = plan_run("retrain", settings, data, {"genotype": shape}, names, output, {"genotype": document}, force)
+    assert isinstance(plan.settings, RetrainSettings)
+    return plan, make_card(genotype, plan.settings, data)
 
 
 def build_retrain(plan: RunPlan, card: ModelCard) -> tuple[Device, list[TrainPhase], Classifier]:

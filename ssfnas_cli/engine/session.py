@@ -14,9 +14,11 @@ from ssfnas_cli.artifacts.run import RunFolder, finished_result, open_for_writin
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.data.batches import mirroring
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.event_files import refuse_without_tensorboard
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.machine import environment
+from ssfnas_cli.nets.stems import choose_stem
 from ssfnas_cli.settings import Training, identity_hash
 
 RECIPE = 2  # increase it when the same settings lead to a different training; config.json records it
@@ -28,11 +30,12 @@ class RunPlan:
 
     Attributes:
         kind: `search` or `retrain`.
-        settings: resolved settings.
+        settings: resolved settings; `auto` as the stem is replaced by what it means.
         data: the data set.
         identity: the values that must be equal for another run to count as the same run.
         path: the run folder.
         config: additional values for config.json.
+        stem_reason: why the network has that stem; empty if it has one of its own.
     """
 
     kind: str
@@ -41,6 +44,7 @@ class RunPlan:
     identity: dict[str, Any]
     path: Path
     config: dict[str, Any]
+    stem_reason: str
 
     def result(self, force: bool) -> dict[str, Any] | None:
         """The result of the run if it is done, or None if it must be started, resumed, or (with `force`) repeated.
@@ -50,18 +54,37 @@ class RunPlan:
         """
         return None if force else finished_result(self.path, self.kind, self.identity, self.identify)
 
+    def is_in_folder(self) -> bool:
+        """Whether the folder holds this run, done or not."""
+        with contextlib.suppress(InputError):
+            return self.identify(RunFolder.open(self.path, self.kind)) == self.identity
+        return False
+
     def identify(self, run: RunFolder) -> dict[str, Any]:
-        """The identity of an existing run. Settings that ssfnas gained after it was made have their default values."""
-        try:
-            settings = run.settings(type(self.settings)).resolve_plugins()
-        except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run
-            log.debug("%s: %s", run.path, error)
-            return dict(run.config["identity"])
-        extra = {key: value for key, value in run.config["identity"].items() if key in EXTRA_IDENTITY}
-        return settings.identity() | extra
+        """The identity of an existing run."""
+        return identity_of(run, type(self.settings))
 
 
-EXTRA_IDENTITY = ("data_sha256", "genotype")  # the keys of an identity that are not settings
+def identity_of(run: RunFolder, model: type[Training]) -> dict[str, Any]:
+    """The identity of an existing run. Settings that ssfnas gained after it was made have their default values."""
+    try:
+        settings = run.settings(model).resolve_plugins()
+    except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run
+        log.debug("%s: %s", run.path, error)
+        return dict(run.config["identity"])
+    return settings.identity() | extra_identity(run)
+
+
+def extra_identity(run: RunFolder) -> dict[str, Any]:
+    """The part of a run's identity that is not settings of its training."""
+    return {
+        key: value
+        for key, value in run.config["identity"].items()
+        if key in ("data_sha256", "genotype") or key.startswith(ADJUSTMENT)
+    }
+
+
+ADJUSTMENT = "adjustment."  # how the keys begin that only a corrected run has
 
 
 def plan_run(
@@ -72,6 +95,7 @@ def plan_run(
     names: Sequence[str],
     output: Path | None,
     config: Mapping[str, Any] | None = None,
+    force: bool = False,
 ) -> RunPlan:
     """Plan a run.
 
@@ -84,26 +108,48 @@ def plan_run(
         output: the run folder; None means `runs/KIND-DATA-NAMES-sSEED-HASH`. The hash covers only settings that differ
             from the defaults, so the name does not change if ssfnas gains a setting.
         config: additional values for config.json.
+        force: the run will be started over.
     """
     extra = {"data_sha256": data.sha256, **extra_identity}
-    identity = settings.identity() | extra
-    stem = "-".join([kind, data.path.name, *names, f"s{settings.seed}"])
-    path = output or Path("runs") / f"{stem}-{identity_hash(settings.changed_identity() | extra)}"
-    plan = RunPlan(kind, settings, data, identity, path, dict(config or {}))
-    if output is None and not path.exists() and (older := _find_under_old_name(plan, stem)) is not None:
-        log.info("%s is this run, under the name that an earlier ssfnas gave it", older)
-        return RunPlan(kind, settings, data, identity, older, dict(config or {}))
-    return plan
+
+    def plan_in(path: Path) -> RunPlan:
+        resolved, reason = _resolve_stem(settings, data, None if force else path)
+        return RunPlan(kind, resolved, data, resolved.identity() | extra, path, dict(config or {}), reason)
+
+    if output is not None:
+        return plan_in(output)
+    begin = "-".join([kind, data.path.name, *names, f"s{settings.seed}"])
+    path = Path("runs") / f"{begin}-{identity_hash(usual_stem(settings, data.image_size).changed_identity() | extra)}"
+    if not path.exists():
+        for other in sorted(path.parent.glob(f"{glob.escape(begin)}-????????")):
+            if (plan := plan_in(other)).is_in_folder():
+                log.info("%s is this run, under the name that an earlier ssfnas gave it", other)
+                return plan
+    return plan_in(path)
 
 
-def _find_under_old_name(plan: RunPlan, stem: str) -> Path | None:
-    """A folder of the same run whose name ends in another hash, as earlier versions of ssfnas computed it."""
-    for path in sorted(plan.path.parent.glob(f"{glob.escape(stem)}-????????")):
+def _resolve_stem(settings: Training, data: DataSet, path: Path | None) -> tuple[Training, str]:
+    """Settings with the stem that they mean, and why. A plain network has its own, so its settings stay as they are.
+
+    Args:
+        settings: of a run.
+        data: its data set.
+        path: the run's folder. If it holds a run that records no stem, `auto` means the stem which that run has.
+    """
+    if "stem" in settings.unused():
+        return settings, ""
+    stem, reason = choose_stem(settings.stem, data.image_size)
+    if settings.stem == "auto" and stem != "cifar" and path is not None:
         with contextlib.suppress(InputError):
-            run = RunFolder.open(path, plan.kind)
-            if plan.identify(run) == plan.identity:
-                return path
-    return None
+            if "stem" not in RunFolder.open(path).config["settings"]:
+                stem, reason = "cifar", "the run was begun by an ssfnas that knew no other"
+    return settings.model_copy(update={"stem": stem}), reason
+
+
+def usual_stem(settings: Training, image_size: int) -> Training:
+    """The same settings with `auto` as the stem if it means the same, so that the run has one name."""
+    usual, _ = choose_stem("auto", image_size)
+    return settings.model_copy(update={"stem": "auto"}) if settings.stem == usual else settings
 
 
 @contextlib.contextmanager
@@ -112,15 +158,21 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
 
     Build everything that can fail beforehand, so that a failure leaves no folder behind.
     """
+    if plan.settings.tensorboard:
+        refuse_without_tensorboard()
     if force:
         set_run_aside(plan.path)
     current = environment() | device.facts()
     flip, why = mirroring(plan.data, plan.settings)
+    resolved = {"flip": {"value": flip, "why": why}}
+    if plan.stem_reason:
+        resolved["stem"] = {"value": plan.settings.stem, "why": plan.stem_reason}
     config = {
         "settings": plan.settings.model_dump(mode="json"),
+        "changed": plan.settings.changed_identity(),
         "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
         "environment": current,
-        "resolved": {"flip": {"value": flip, "why": why}},
+        "resolved": resolved,
         "recipe": RECIPE,
         "command": command_line(),
         **plan.config,
@@ -132,6 +184,8 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         # This message comes last, so that a run that is refused shows only the reason.
         mirrored = "mirrored at random" if flip else "not mirrored"
         log.info("images are %s in training (flip=%s: %s)", mirrored, plan.settings.flip, why)
+        if plan.stem_reason:
+            log.info("the network has the stem '%s': %s", plan.settings.stem, plan.stem_reason)
         yield run, loop
 
 

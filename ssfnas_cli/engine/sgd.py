@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.settings import RetrainSettings
 
 
-def build_sgd(weights: Sequence[nn.Parameter], lr: float, settings: RetrainSettings) -> torch.optim.SGD:
+def build_sgd(weights: Sequence[Tensor], lr: float, settings: RetrainSettings) -> torch.optim.SGD:
     """The optimizer of a phase.
 
     Without the setting `decay_bn`, weights of one dimension do not decay: these are the biases, and the scales of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,16 @@ from ssfnas_cli.data.batches import (
     stream_seed,
     training_subset,
 )
+from ssfnas_cli.data.holdout import rest_counts, split_holdout
 from ssfnas_cli.data.mixing import Mixing
 from ssfnas_cli.data.policies import Policy, build_policy
 from ssfnas_cli.engine.averaging import MovingAverage
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import set_lr
 from ssfnas_cli.engine.mix import Mix
-from ssfnas_cli.engine.predict import accuracy, predict
+from ssfnas_cli.engine.predict import Scores, accuracy, predict
 from ssfnas_cli.engine.sgd import build_sgd, learning_rate
+from ssfnas_cli.engine.shared_images import SharedSplits, tracks
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
 
@@ -102,7 +104,7 @@ class TrainPhase:
 
     A self-supervised loss beside the supervised one has a separate head, `ssl_head`, which is part of the checkpoints
     but not of the trained model. A self-supervised phase visits each image once per epoch, because a sampler would use
-    labels.
+    labels. No phase sees the share of the split that `holdout` sets aside.
 
     With a moving average of the weights, that one is evaluated and kept, and the model trains on.
     """
@@ -121,8 +123,10 @@ class TrainPhase:
         self.name, self.epochs, self.seed = schedule.name, schedule.epochs, settings.seed
         self.objective, self.mix = objective, mix
         self.split = data.split("train")
+        self.rows, _ = split_holdout(self.split.labels, data.num_classes, settings.holdout, settings.seed)
         section = settings.sampler if objective.supervised else INSTANCE
-        self.sampler: Sampler = build_plugin(SAMPLERS, section, class_counts=data.counts("train"))
+        counts = rest_counts(data.counts("train"), settings.holdout)
+        self.sampler: Sampler = build_plugin(SAMPLERS, section, class_counts=counts)
         self.model = device.place(model)
         self.ssl_head = None
         if mix is not None:
@@ -133,8 +137,8 @@ class TrainPhase:
         self.average = None if schedule.ema is None else MovingAverage(model, schedule.ema)
 
     def _epoch(self, epoch: int) -> TrainingBatches:
-        rows, compiled = np.arange(len(self.split)), self.device.compiled_views
-        make = partial(training_subset, self.data, self.split, rows, self.settings, compiled=compiled)
+        compiled = self.device.compiled_views
+        make = partial(training_subset, self.data, self.split, self.rows, self.settings, compiled=compiled)
         beside = (
             None if self.mix is None else make(stream=f"{self.name} beside", num_views=self.mix.objective.num_views)
         )
@@ -146,7 +150,7 @@ class TrainPhase:
             beside=beside,
             policy=schedule.policy,
         )
-        order = self.sampler.order(self.split.labels, subset.seed, epoch, epoch / self.epochs)
+        order = self.sampler.order(self.split.labels[self.rows], subset.seed, epoch, epoch / self.epochs)
         return TrainingBatches(subset, order, self.settings.batch_size, epoch, schedule.mixing)
 
     def num_steps(self, epoch: int) -> int:
@@ -201,23 +205,31 @@ class TrainPhase:
             correct = share * correct + (1 - share) * (predicted == batch.mixed.labels).float().mean().item()
         return loss, {"train_accuracy": 100 * correct}
 
-    def evaluation_rows(self) -> dict[str, tuple[Split, np.ndarray]]:
-        """The splits, and the rows of them, that the end of an epoch evaluates."""
-        if not self.settings.track_test or not self.objective.supervised:
+    @cached_property
+    def tracked(self) -> SharedSplits:
+        """The splits whose accuracy is tracked."""
+        return SharedSplits(self.data, self.data.held_out)
+
+    def evaluation_rows(self, epoch: int) -> dict[str, tuple[Split, np.ndarray]]:
+        """The splits, and the rows of them, that the network is run on at the end of an epoch."""
+        if not self.objective.supervised or not tracks(self.settings, epoch, self.epochs):
             return {}
-        splits = {name: self.data.split(name) for name in self.data.held_out}
-        return {name: (split, np.arange(len(split))) for name, split in splits.items()}
+        return {name: (split, np.arange(len(split))) for name, split in self.tracked.wholes.items()}
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Compute the accuracy on the held-out splits, if configured."""
-        return {
-            f"accuracy_{name}": self.accuracy(split, rows) for name, (split, rows) in self.evaluation_rows().items()
-        }
+        if not self.evaluation_rows(epoch):
+            return {}
+        return {f"accuracy_{name}": value for name, value in self.tracked.accuracies(self.scores).items()}
 
     def accuracy(self, split: Split, rows: np.ndarray) -> float:
         """Top-1 accuracy in percent, of the moving average if there is one."""
+        return accuracy(*self.scores(split, rows))
+
+    def scores(self, split: Split, rows: np.ndarray | None = None) -> Scores:
+        """Class scores and labels of a split, or of some rows of it; of the moving average if there is one."""
         with contextlib.nullcontext() if self.average is None else self.average.applied(self.model):
-            return accuracy(*predict(self.model, split, normaliser(self.data), self.device, rows))
+            return predict(self.model, split, normaliser(self.data), self.device, rows)
 
     def trained(self) -> dict[str, Tensor]:
         """The weights and buffers to keep of the model: the moving average's if there is one, else its own."""

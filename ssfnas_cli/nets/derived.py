@@ -19,12 +19,12 @@ from ssfnas_cli.nets.skeleton import (
     AnyCell,
     CellInputs,
     CellSpec,
-    Stem,
     build_cells,
     concatenate,
     pool,
     reduction_layers,
 )
+from ssfnas_cli.nets.stems import STEMS, StemName
 
 
 class DerivedEncoder(Encoder):
@@ -34,11 +34,19 @@ class DerivedEncoder(Encoder):
         drop_path: the probability of drop path at the end of a training; it rises with `set_progress`.
     """
 
-    def __init__(self, genotype: Genotype, in_channels: int, channels: int, layers: int, drop_path: float = 0.0):
+    def __init__(
+        self,
+        genotype: Genotype,
+        in_channels: int,
+        channels: int,
+        layers: int,
+        drop_path: float = 0.0,
+        stem: StemName = "cifar",
+    ):
         super().__init__()
         self.max_drop_path, self.drop_path = drop_path, 0.0
-        self.stem = Stem(in_channels, channels)
-        cells = build_cells(layers, channels, lambda spec: DerivedCell(genotype, spec))
+        self.stem = STEMS[stem](in_channels, channels)
+        cells = build_cells(self.stem, layers, channels, lambda spec: DerivedCell(genotype, spec))
         self.cells = nn.ModuleList(cells)
         self.aux_layer = reduction_layers(layers)[1]
         self.aux_channels = cells[self.aux_layer].out_channels
@@ -62,7 +70,8 @@ class DerivedEncoder(Encoder):
 
     def forward(self, images: Tensor) -> Encoded:
         """Images [N, C, H, W] -> the pooled features and the map at two thirds of the depth."""
-        older = newer = aux_map = self.stem(images)
+        older, newer = self.stem(images)
+        aux_map = newer
         rate = self.drop_path if self.training else 0.0
         for layer, cell in enumerate(self.cells):
             older, newer = newer, cell(older, newer, rate)

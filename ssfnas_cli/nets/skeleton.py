@@ -1,4 +1,4 @@
-"""The parts that the supernet and every derived network share: a stem, a stack of cells, global average pooling."""
+"""The parts that the supernet and every derived network share: a stack of cells and global average pooling."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from registry.norm import BatchNorm
 from registry.ops import FactorizedReduce, ReLUConvBN
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.compiled.projection import with_kernels
-
-STEM_MULTIPLIER = 3
+from ssfnas_cli.nets.stems import Stem
 
 
 class CellSpec(NamedTuple):
-    """A cell's place in the stack: its inputs' widths, its own, and whether it or the cell before is a reduction."""
+    """A cell's place in the stack: its inputs' widths, its own, and whether it or what comes before it is a reduction.
+
+    If it comes after a reduction, be that a cell or the stem, its older input has twice the side of the newer one.
+    """
 
     prev_prev_channels: int
     prev_channels: int
@@ -31,26 +32,11 @@ def reduction_layers(layers: int) -> tuple[int, int]:
     return layers // 3, 2 * layers // 3
 
 
-class Stem(nn.Sequential):
-    """3x3 convolution to three times the cells' width, and BN: [N, in, H, W] -> [N, 3*channels, H, W]."""
-
-    def __init__(self, in_channels: int, channels: int):
-        width = STEM_MULTIPLIER * channels
-        super().__init__(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), BatchNorm(width))
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self[0](images)
-        if not (x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)):
-            return self[1](x)
-        # torch sums channels-last maps pixel by pixel, which loses digits; the other layout keeps them.
-        return self[1](x.contiguous()).contiguous(memory_format=torch.channels_last)
-
-
-def build_cells(layers: int, channels: int, make_cell: Callable[[CellSpec], AnyCell]) -> list[AnyCell]:
-    """Build the stack of cells; the width doubles at each reduction."""
+def build_cells(stem: Stem, layers: int, channels: int, make_cell: Callable[[CellSpec], AnyCell]) -> list[AnyCell]:
+    """Build the stack of cells on a stem; the width doubles at each reduction."""
     cells: list[AnyCell] = []
-    prev_prev = prev = STEM_MULTIPLIER * channels
-    reduction_prev = False
+    prev_prev = prev = stem.out_channels
+    reduction_prev = stem.reduces
     for layer in range(layers):
         reduction = layer in reduction_layers(layers)
         channels = channels * 2 if reduction else channels

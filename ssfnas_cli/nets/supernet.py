@@ -30,7 +30,8 @@ from registry.space import NUM_INPUTS, NUM_NODES, edge_list
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.compiled.fanout import FanOut, split_ops
 from ssfnas_cli.nets.compiled.projection import with_kernels
-from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, Stem, build_cells, concatenate, pool
+from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, concatenate, pool
+from ssfnas_cli.nets.stems import STEMS, StemName
 
 
 class Supernet(nn.Module):
@@ -42,6 +43,7 @@ class Supernet(nn.Module):
         layers: number of cells.
         ops: names of the candidate ops, in the order of the alphas' columns.
         op_options: options of ops that have some.
+        stem: makes the first cell's inputs.
     """
 
     def __init__(
@@ -51,14 +53,15 @@ class Supernet(nn.Module):
         layers: int,
         ops: Sequence[str],
         op_options: Mapping[str, Mapping[str, Any]] | None = None,
+        stem: StemName = "cifar",
     ):
         super().__init__()
         plugins = [OPS.get(name) for name in ops]
         options = {
             name: plugin.parse_options((op_options or {}).get(name)) for name, plugin in zip(ops, plugins, strict=True)
         }
-        self.stem = Stem(in_channels, channels)
-        cells = build_cells(layers, channels, lambda spec: SearchCell(spec, plugins, options))
+        self.stem = STEMS[stem](in_channels, channels)
+        cells = build_cells(self.stem, layers, channels, lambda spec: SearchCell(spec, plugins, options))
         self.cells = nn.ModuleList(cells)
         self.num_features = cells[-1].out_channels
 
@@ -81,7 +84,7 @@ class Supernet(nn.Module):
         running statistics do not move. Which ones are skipped is read once for each cell type, before the first cell.
         """
         mixing = {kind: Mixing.of(values.to(images.dtype)) for kind, values in weights.items()}
-        older = newer = self.stem(images)
+        older, newer = self.stem(images)
         for cell in self._cells():
             older, newer = newer, cell(older, newer, mixing["reduce" if cell.reduction else "normal"])
         return pool(newer)

@@ -1,5 +1,6 @@
 """The settings of each command: what can be set (`base`, `models`), and where it comes from (`layers`)."""
 
+from ssfnas_cli.settings.adjust import ADJUST_METHODS, AdjustSettings, refuse_useless
 from ssfnas_cli.settings.base import PluginSection, Settings, build_plugin, flatten, identity_hash
 from ssfnas_cli.settings.layers import PRESETS, RECIPES, load_settings, to_toml
 from ssfnas_cli.settings.models import (
@@ -14,9 +15,11 @@ from ssfnas_cli.settings.models import (
 )
 
 __all__ = [
+    "ADJUST_METHODS",
     "PAPER_OPS",
     "PRESETS",
     "RECIPES",
+    "AdjustSettings",
     "Execution",
     "MakeDatasetSettings",
     "PluginSection",
@@ -30,5 +33,6 @@ __all__ = [
     "flatten",
     "identity_hash",
     "load_settings",
+    "refuse_useless",
     "to_toml",
 ]

@@ -76,6 +76,10 @@ class Settings(BaseModel):
             kind.get(value.name)  # raises, with a suggestion
         return value
 
+    def unused(self) -> frozenset[str]:
+        """The settings that mean nothing beside the others; they are neither shown nor part of a run's identity."""
+        return frozenset()
+
     def resolve_plugins(self: Model) -> Model:
         """The same settings with every option of every plugin spelled out. Imports the plugins, so torch."""
         inner = {name: value for name, value in self if isinstance(value, Settings)}

@@ -121,10 +121,10 @@ def _preset_layers(model: type[Settings], names: Sequence[str]) -> list[dict[str
 
 
 def to_toml(settings: Settings) -> str:
-    """All settings as TOML that `--config` reads back."""
+    """All settings that mean something here, as TOML that `--config` reads back."""
     import tomli_w
 
-    return tomli_w.dumps(settings.model_dump(mode="json"))
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude=set(settings.unused())))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -96,6 +96,9 @@ class Execution(Settings):
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
     keep_checkpoints: int = Field(2, ge=1, le=1_000_000)
     log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
+    tensorboard: bool = Field(
+        False, description="event files for TensorBoard in the run's folder 'tensorboard'; needs ssfnas[tensorboard]"
+    )
     max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
 
     @property
@@ -137,11 +140,16 @@ class SelfSupervised(Settings):
 class Training(Execution):
     """What search and retraining share."""
 
+    NO_RESULT: ClassVar[frozenset[str]] = frozenset(Execution.model_fields)  # settings that change no result
+
     seed: int = Field(0, ge=0, lt=2**63)
     epochs: PositiveInt
     batch_size: int = Field(64, ge=2, le=1_000_000, description="at least 2: batch statistics need two images")
     channels: Channels
     layers: int
+    stem: Literal["auto", "cifar", "imagenet"] = Field(
+        "auto", description="cifar keeps the side of the images, imagenet divides it by 8; auto: by that side"
+    )
     lr: Rate = 0.025
     lr_min: float = Field(0.001, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -150,6 +158,7 @@ class Training(Execution):
     precision: Literal["fp32", "bf16"] = "fp32"
     flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
     track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
+    track_every: PositiveInt = Field(1, description="track_test=true: only every that many epochs, and in the last one")
     views: Views = Views()
     head: Section = Field(PluginSection(name="auto"), description="what the loss is computed on; auto: the loss's own")
     sampler: Section = Field(
@@ -160,7 +169,7 @@ class Training(Execution):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
-        return flatten(self.model_dump(mode="json", exclude=set(Execution.model_fields)))
+        return flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT) | self.unused()))
 
     def changed_identity(self) -> dict[str, Any]:
         """What `identity` says beyond the defaults: it stays the same when a setting is added."""
@@ -199,7 +208,11 @@ class SearchSettings(Training):
         description="batches that estimate BN statistics before the supernet is evaluated; 0: its running averages",
     )
     probe_lr: Rate = Field(1e-3, description="Adam's, for the linear probe of a self-supervised search")
+    stop_when_collapsed: bool = Field(
+        False, description="stop (exit 3, resumable) when the normal cell has had only skips and pools for 3 epochs"
+    )
 
+    NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed"}  # a search that stops early can go on
     PLUGIN_KINDS: ClassVar = {
         "strategy": "strategy",
         "relax": "relaxation",
@@ -245,9 +258,11 @@ class SearchSettings(Training):
 class RetrainSettings(Training):
     """Retraining a derived network, or training a plain one from the registry.
 
-    `pretrain` names a self-supervised loss that comes before. A plain network has a width and depth of its own, so
-    `channels` and `layers` are not part of its identity.
+    `pretrain` names a self-supervised loss that comes before. The settings OF_CELLS are for the network of a genotype.
+    A plain network has a width, a depth and a stem of its own.
     """
+
+    OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "layers", "stem"})
 
     network: Section = Field(PluginSection(name="none"), description="none: the network of the genotype")
     loss: Section = PluginSection(name="ce")
@@ -275,6 +290,9 @@ class RetrainSettings(Training):
     lr_warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the learning rate rises to lr")
     nesterov: bool = Field(False, description="Nesterov's momentum")
     decay_bn: bool = Field(True, description="weight decay also of biases and of batch normalisation's weights")
+    holdout: float = Field(
+        0.0, ge=0, lt=1, description="share of each class of train that is set aside, for 'adjust' to choose on"
+    )
 
     PLUGIN_KINDS: ClassVar = {
         "network": "network",
@@ -311,9 +329,6 @@ class RetrainSettings(Training):
             raise ValueError("needs momentum, and momentum is 0")
         return nesterov
 
-    def identity(self) -> dict[str, Any]:
-        """As for every training; a plain network's leaves out what only a genotype's network has."""
-        identity = super().identity()
-        if self.network.name != "none":
-            identity = {key: value for key, value in identity.items() if key not in ("channels", "layers")}
-        return identity
+    def unused(self) -> frozenset[str]:
+        """As for every command; of a plain network, what only a genotype's network has."""
+        return super().unused() if self.network.name == "none" else self.OF_CELLS

@@ -56,6 +56,8 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
         (["--precision", "'bf16'"], ["search", "--precision", "fp64"]),
         (["--preset", "'fast'", "quick, standard, paper"], ["search", "--preset", "fast"]),
         (["--threshold nan", "0.85"], ["derive", "run", "--threshold", "nan"]),
+        (["--stem", "'auto', 'cifar' or 'imagenet'"], ["search", "--stem", "patch"]),
+        (["--stem patch", "auto, cifar, imagenet"], ["describe", "DARTS_V2", "--stem", "patch"]),
         (["--cell", "normal, reduce, both"], ["plot-genotype", "g.json", "--cell", "middle"]),
         (["cells.jpg", ".svg", ".dot"], ["plot-genotype", "g.json", "-o", "cells.jpg"]),
         (["--kind", "Did you mean 'loss'?"], ["plugins", "--kind", "los"]),

@@ -31,9 +31,18 @@ def test_width_and_depth_of_a_plain_network_cannot_be_given(ssfnas, world, tmp_p
         (["--channels", "8"], "--channels"),
         (["--layers", "8"], "--layers"),
         (["--set", "layers=8"], "setting 'layers'"),
+        (["--stem", "cifar"], "--stem"),
     ):
         words = [named, "'resnet32' has its own"]
         ssfnas.refuses(2, words, "retrain", "resnet32", "--data", world / "data", *flags, cwd=tmp_path)
+
+
+def test_the_settings_of_a_plain_network_are_shown_without_those_that_it_has_of_its_own(ssfnas, world, tmp_path):
+    argv = ["retrain", "resnet32", "--data", world / "data"]
+    shown = ssfnas.ok(*argv, "--show-settings", cwd=tmp_path).out
+    assert not [line for line in shown.splitlines() if line.startswith((b"channels", b"layers", b"stem"))]
+    (tmp_path / "settings.toml").write_bytes(shown)
+    assert ssfnas.ok(*argv, "--config", "settings.toml", "--show-settings", cwd=tmp_path).out == shown
 
 
 def test_an_argument_that_is_neither_a_file_nor_a_network_is_refused(ssfnas, tmp_path):
@@ -47,6 +56,7 @@ def test_published_random_and_plain_networks_are_described_by_their_names(ssfnas
     facts = ssfnas.ok("describe", "resnet20", cwd=tmp_path).json
     assert (facts["num_params"], facts["num_macs"], facts["network"]) == (269_722, 40_551_040, "resnet20")
     ssfnas.refuses(2, ["--layers", "'resnet20' has its own"], "describe", "resnet20", "--layers", "3", cwd=tmp_path)
+    ssfnas.refuses(2, ["--stem", "'resnet20' has its own"], "describe", "resnet20", "--stem", "auto", cwd=tmp_path)
     ssfnas.refuses(2, ["--aux", "no auxiliary head"], "describe", "resnet20", "--aux", cwd=tmp_path)
     ssfnas.refuses(2, ["squeezenet1_1", "linear layer"], "describe", "squeezenet1_1", cwd=tmp_path)
     ssfnas.refuses(2, ["random-x", "seed"], "describe", "random-x", cwd=tmp_path)

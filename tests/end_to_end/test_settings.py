@@ -1,5 +1,6 @@
 """Settings through the program: what is shown can be fed back, and one rule says which layer wins."""
 
+import json
 import tomllib
 
 import pytest
@@ -55,3 +56,23 @@ def test_a_config_file_as_windows_writes_it_is_read(ssfnas, tmp_path, encoding):
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     (tmp_path / "c.toml").write_bytes((mark + text).encode(encoding))
     assert ssfnas.ok("search", "--config", "c.toml", "--show-settings", cwd=tmp_path).out == printed
+
+
+def test_shown_settings_tell_what_flip_auto_means_on_this_data_and_config_json_records_it(ssfnas, world):
+    shown = ssfnas.ok("search", "--data", "data", "--show-settings", cwd=world).out.decode()
+    line = next(line for line in shown.splitlines() if line.startswith("flip = "))
+    assert line.startswith('flip = "auto"  # false here: ') and "--set flip=true" in line
+    resolved = json.loads((world / "search/config.json").read_text())["resolved"]["flip"]
+    assert resolved["value"] is False and "mirrored" in resolved["why"]
+
+
+def test_a_lowered_threshold_is_a_warning_at_the_end_of_the_search_and_not_again_when_it_is_derived(
+    ssfnas, world, tmp_path
+):
+    flags = [*ssfnas.tiny, *ssfnas.ops, "--relax", "sigmoid", "--epochs", "1", "-o", str(tmp_path / "run")]
+    search = ssfnas.ok("search", "--data", "data", *flags, cwd=world)
+    assert search.err.count("threshold lowered") == 1
+    again = ssfnas.ok("derive", str(tmp_path / "run"), cwd=world)
+    assert "threshold lowered" not in again.err
+    other = ssfnas.ok("derive", str(tmp_path / "run"), "--epoch", "0", cwd=world)
+    assert other.err.count("threshold lowered") == 1

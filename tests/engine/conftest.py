@@ -1,8 +1,9 @@
-"""`search_support` can be imported by the tests beside it, and its fixture is everybody's."""
+"""What supports the tests here can be imported by them, and its fixtures are everybody's."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from adjust_support import adjust, retrain, tailed  # noqa: F401
 from search_support import search  # noqa: F401

@@ -12,11 +12,12 @@ from ssfnas_cli.engine.evaluate import (
     calibration_error,
     groups_by_count,
     groups_by_thirds,
-    predict_splits,
+    reliability_bins,
     split_metrics,
     worst_confusions,
 )
 from ssfnas_cli.engine.predict import predict
+from ssfnas_cli.engine.shared_images import SharedSplits
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 COUNTS = [150, 101, 100, 20, 19]
@@ -59,6 +60,27 @@ def test_calibration_error_is_that_of_the_definition(seed):
     assert split_metrics(scores, labels, NAMES, COUNTS)["ece"] == pytest.approx(
         slow_ece(probabilities, labels), abs=1e-9
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reliability_bins_are_those_of_a_direct_count_and_give_the_calibration_error(seed):
+    scores, labels = scores_and_labels(seed=seed)
+    probabilities = softmax(scores)
+    bins = reliability_bins(probabilities, labels, 10)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    for k in range(10):
+        inside = (confidence > k / 10) & (confidence <= (k + 1) / 10)
+        assert bins["num_images"][k] == inside.sum()
+        if inside.any():
+            assert bins["confidence"][k] == pytest.approx(confidence[inside].mean())
+            assert bins["accuracy"][k] == pytest.approx(right[inside].mean())
+        else:
+            assert bins["confidence"][k] is None and bins["accuracy"][k] is None
+    filled = [k for k in range(10) if bins["num_images"][k]]
+    gaps = [abs(bins["confidence"][k] - bins["accuracy"][k]) * bins["num_images"][k] for k in filled]
+    assert sum(gaps) / len(labels) == pytest.approx(calibration_error(probabilities, labels, 10), rel=1e-12)
+    # the probabilities of split_metrics are torch's, and differ in the last bit
+    assert split_metrics(scores, labels, NAMES, COUNTS)["calibration"]["num_images"][:3] == [0, 0, 0]
 
 
 def test_calibration_error_of_plain_cases():
@@ -179,7 +201,8 @@ def network_and_data(tiny_digits):
 def test_the_network_sees_no_image_twice_and_the_figures_are_those_of_each_split_alone(network_and_data, names):
     score, data, seen = network_and_data
     assert 0 < len(data.split("test_longtail")) < len(data.split("test"))
-    got, same = predict_splits(data, names, score)
+    shared = SharedSplits(data, names)
+    got, same = shared.predict(score), shared.same
     assert sorted(seen) == sorted(len(data.split(name)) for name in names if name != "test_longtail")
     assert same == []
     for name in names:
@@ -200,7 +223,8 @@ def test_scores_are_reused_only_for_the_very_same_images(network_and_data, monke
     monkeypatch.setattr(longtail, "rows", lambda places: 255 - rows(places))
     splits = {"test": data.split("test"), "test_longtail": longtail}
     monkeypatch.setattr(data, "split", splits.get)
-    got, same = predict_splits(data, ["test", "test_longtail"], score)
+    shared = SharedSplits(data, ["test", "test_longtail"])
+    got, same = shared.predict(score), shared.same
     assert len(seen) == 2, "the long-tailed images differ from those of the same place in the source"
     assert same == [] and len(got["test_longtail"][0]) == len(longtail)
 
@@ -209,6 +233,7 @@ def test_splits_of_the_same_images_are_told(network_and_data, monkeypatch):
     score, data, seen = network_and_data
     test = data.split("test")
     monkeypatch.setattr(data, "split", lambda name: test)
-    got, same = predict_splits(data, ["test_longtail", "test"], score)
+    shared = SharedSplits(data, ["test_longtail", "test"])
+    got, same = shared.predict(score), shared.same
     assert len(seen) == 1 and [sorted(pair) for pair in same] == [["test", "test_longtail"]]
     assert np.array_equal(got["test"][0], got["test_longtail"][0])

@@ -9,6 +9,7 @@ from ssfnas_cli.artifacts.model import load_model, save_model
 from ssfnas_cli.artifacts.tensors import save_tensors
 from ssfnas_cli.engine.network import build_model, load_classifier, make_card
 from ssfnas_cli.errors import InputError
+from ssfnas_cli.nets.stems import CifarStem, ImageNetStem
 from ssfnas_cli.settings import RetrainSettings, load_settings
 
 TINY = {"channels": 4, "layers": 3}
@@ -35,8 +36,9 @@ def card_of(data, genotype=None, *sets, **flags):
         (("loss.label_smoothing=0.1",), {}),
         (("head=cosine", "head.scale=12"), {}),
         ((), {"network": "resnet32"}),
+        ((), {"stem": "imagenet"}),
     ],
-    ids=["plain", "no auxiliary head", "option of the loss", "another head", "plain network"],
+    ids=["plain", "no auxiliary head", "option of the loss", "another head", "plain network", "stem"],
 )
 def test_what_a_card_describes_is_built_the_same_from_the_file(tiny_digits, genotype, tmp_path, sets, flags):
     card = card_of(tiny_digits, None if "network" in flags else genotype, *sets, **flags)
@@ -79,9 +81,27 @@ def test_a_card_of_the_first_schema_is_read_as_a_derived_network_with_a_linear_h
     assert (read.loss.name, read.head.name) == ("ce", "linear")
 
 
+def test_a_card_that_names_no_stem_has_that_for_cifar_whatever_its_images_side(tiny_digits, genotype, tmp_path):
+    card = card_of(tiny_digits, genotype).model_copy(update={"image_size": 224})
+    old = card.model_dump(by_alias=True, mode="json", exclude_none=True)
+    assert old["network"].pop("stem") == "cifar"
+    save_tensors(tmp_path / "old.safetensors", build_model(card).state_dict(), old)
+    tensors, read = load_model(tmp_path / "old.safetensors")
+    assert read == card
+    assert isinstance(load_classifier(tensors, read, tmp_path).encoder.stem, CifarStem)
+
+
+def test_the_card_says_which_stem_and_a_file_with_another_is_refused(tiny_digits, genotype, tmp_path):
+    model = build_model(card_of(tiny_digits, genotype, stem="imagenet"))
+    assert isinstance(model.encoder.stem, ImageNetStem) and len(model.aux.features) == 5, "no second BN"
+    with pytest.raises(InputError, match="do not fit its card"):
+        load_classifier(model.state_dict(), card_of(tiny_digits, genotype), tmp_path / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
+        (lambda card: card["network"].update(stem="patch"), "'cifar' or 'imagenet'"),
         (lambda card: card.update(schema="ssfnas.model/9"), "newer than this ssfnas"),
         (lambda card: card["network"].update(channels=10**9), "less than or equal"),
         (lambda card: card["network"].update(layers=10**6), "less than or equal"),

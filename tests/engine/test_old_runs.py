@@ -17,13 +17,15 @@ from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
 from ssfnas_cli.artifacts.genotype import read_genotype
 from ssfnas_cli.artifacts.model import load_model, save_model
 from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.engine.adjust import run_adjust
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.evaluate import evaluate_run
 from ssfnas_cli.engine.retrain import run_retrain
-from ssfnas_cli.engine.search import run_search
+from ssfnas_cli.engine.search import plan_search, run_search
 from ssfnas_cli.errors import OutputExistsError
-from ssfnas_cli.settings import RetrainSettings, SearchSettings, load_settings
+from ssfnas_cli.nets import stems
+from ssfnas_cli.settings import AdjustSettings, RetrainSettings, SearchSettings, load_settings
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "runs_of_revision_3482c2b.zip"
 TINY = {"channels": 2, "layers": 3, "batch_size": 32}
@@ -85,6 +87,15 @@ def test_a_finished_retraining_is_found_done_and_evaluated(runs):
     assert run.evaluation()["splits"].keys() == {"test", "test_longtail"}
 
 
+def test_a_finished_retraining_is_corrected_from_the_prior_of_its_loss(runs, tiny_digits):
+    run = RunFolder.open(runs / RETRAINED, "retrain")
+    result = run_adjust(run, load_settings(AdjustSettings), None, False)
+    tensors, card = load_model(runs.parent / result["path"] / "model.safetensors")
+    counts = torch.tensor(tiny_digits.counts("train"), dtype=torch.float64)
+    torch.testing.assert_close(tensors["correction.shift"], -(counts / counts.sum()).log().float())
+    assert card.prior == pytest.approx([0.1] * 10)
+
+
 def test_an_unfinished_search_goes_on_from_where_it_stopped(runs, caplog):
     first = RunFolder.open(runs / HALF_DONE).metrics()
     assert [line["epoch"] for line in first] == [1]
@@ -94,6 +105,27 @@ def test_an_unfinished_search_goes_on_from_where_it_stopped(runs, caplog):
     lines = RunFolder.open(runs / HALF_DONE).metrics()
     assert [line["epoch"] for line in lines] == [1, 2, 3] and lines[0] == first[0]
     assert "start over" not in caplog.text
+
+
+def test_runs_of_large_images_keep_the_stem_that_they_were_begun_with(runs, monkeypatch, caplog):
+    """As if the digits were large: `auto` would take the other stem, which these runs did not know."""
+    monkeypatch.setattr(stems, "IMAGENET_SIDE", 8)
+    before = sorted(runs.iterdir())
+    assert run_search(search_settings(), None, False)["path"] == f"runs/{SEARCHED}"
+    with caplog.at_level(logging.INFO, "ssfnas"):
+        assert run_search(search_settings(relax="softmax", epochs=3), None, False)["path"] == f"runs/{HALF_DONE}"
+    assert "the stem 'cifar': the run was begun by an ssfnas that knew no other" in caplog.text
+    assert sorted(runs.iterdir()) == before and RunFolder.open(runs / HALF_DONE).status()["state"] == "done"
+    assert run_search(search_settings(stem="cifar"), None, False)["path"] == f"runs/{SEARCHED}"
+    with pytest.raises(OutputExistsError, match=r"differs in stem \(cifar there, imagenet here\)"):
+        run_search(search_settings(stem="imagenet"), runs / SEARCHED, False)
+    assert plan_search(search_settings(), runs / SEARCHED, force=True).settings.stem == "imagenet"
+    assert plan_search(search_settings(), runs / "new").settings.stem == "imagenet"
+
+
+def test_a_run_has_one_name_whether_or_not_its_usual_stem_is_spelled_out(runs):
+    new = [plan_search(search_settings("clip=4.0", stem=stem), None) for stem in ("auto", "cifar", "imagenet")]
+    assert new[0].path == new[1].path != new[2].path and new[0].identity == new[1].identity != new[2].identity
 
 
 def test_a_checkpoint_that_lacks_something_goes_on_with_one_warning(runs, caplog, monkeypatch):

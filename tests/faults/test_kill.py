@@ -4,7 +4,7 @@ import random
 import signal
 
 import pytest
-from faults_support import RETRAIN, SEARCH, SHORT, assert_same_end, script
+from faults_support import DATASET, RETRAIN, SEARCH, SHORT, assert_same_end, script
 
 KILL = signal.SIGKILL
 STEPS = 6  # in an epoch of the tiny search
@@ -121,6 +121,17 @@ def test_second_order_with_probe_projector_and_warm_up_resumes_exactly(zygote, p
     faults = [{"signal_at_step": [KILL, "search", epoch, step, 1000]} for epoch, step in ((0, 1), (1, 0), (1, 2))]
     kill_and_go_on(zygote, [*OTHER_SEARCH, "-o", "run"], place, faults)
     assert_same_end(place / "run", place / "undisturbed")
+
+
+def test_a_search_and_a_retraining_of_large_images_resume_exactly(zygote, place):
+    assert zygote.run([*DATASET, "--image-size", "97", "-o", "large"], place).code == 0
+    for command, phase in ((SEARCH, "search"), (RETRAIN, "train")):
+        argv = [*command, "--data", "large", *(["--other-data"] if phase == "train" else []), "--epochs", "2"]
+        result = zygote.run([*argv, "-o", f"{phase}-undisturbed"], place)
+        assert result.code == 0 and "the stem 'imagenet'" in result.err, result.err
+        faults = [{"signal_at_step": [KILL, phase, epoch, step, 500]} for epoch, step in ((0, 1), (1, 2))]
+        kill_and_go_on(zygote, [*argv, "-o", phase], place, faults)
+        assert_same_end(place / phase, place / f"{phase}-undisturbed")
 
 
 def test_the_number_of_loader_workers_may_change_between_start_and_resume(zygote, world, place):

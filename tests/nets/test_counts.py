@@ -22,11 +22,11 @@ PUBLISHED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pu
 
 
 @functools.cache
-def counts(genotype_json, channels, layers, num_classes, image_size):
+def counts(genotype_json, channels, layers, num_classes, image_size, stem="cifar"):
     genotype = parse_genotype(genotype_json, "a test")
     with torch.device("meta"):
-        plain = Classifier.of_genotype(genotype, 3, channels, layers, num_classes, aux=False)
-        with_aux = Classifier.of_genotype(genotype, 3, channels, layers, num_classes, aux=True)
+        plain = Classifier.of_genotype(genotype, 3, channels, layers, num_classes, aux=False, stem=stem)
+        with_aux = Classifier.of_genotype(genotype, 3, channels, layers, num_classes, aux=True, stem=stem)
     return count_params(plain), count_params(with_aux), count_macs(plain, 3, image_size)
 
 
@@ -54,6 +54,12 @@ def test_published_networks_have_their_counts(name):
     genotype = parse_genotype(json.dumps(facts["genotype"]).encode(), name)
     got = counts(genotype.to_json(), facts["channels"], facts["layers"], facts["num_classes"], facts["image_size"])
     assert got == (facts["num_params"], facts["num_params_with_aux"], facts["num_macs"])
+
+
+def test_darts_has_its_counts_on_imagenet():
+    facts = json.loads((GOLDEN / "darts_v2.json").read_text())
+    genotype = parse_genotype(json.dumps(facts["genotype"]).encode(), "darts_v2")
+    assert counts(genotype.to_json(), 48, 14, 1000, 224, "imagenet") == (4_718_752, 5_979_528, 529_911_552)
 
 
 def published():

@@ -36,7 +36,7 @@ def images(side, num=4):
 
 def slow(net, genotype, x):
     """The derived network again: whatever flows along every edge of the genotype, added up node by node."""
-    older = newer = net.stem(x)
+    older, newer = net.stem(x)
     for layer in net.cells:
         plan = genotype.reduce if layer.reduction else genotype.normal
         states = dict(enumerate(layer.inputs(older, newer)))
@@ -86,7 +86,7 @@ def test_the_same_op_twice_on_an_edge_has_weights_of_its_own_each():
     net = encoder(twice, layers=1)
     ops = net.cells[0].ops
     assert len(ops) == 2 and ops[0] is not ops[1]
-    states = net.cells[0].inputs(net.stem(images(8)), net.stem(images(8)))
+    states = net.cells[0].inputs(*net.stem(images(8)))
     expected = (ops[0](states[0]) + ops[1](states[0])).mean((2, 3))
     torch.testing.assert_close(net(images(8)).features, expected)
 

@@ -138,9 +138,45 @@ def stem(in_channels: int, channels: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False), norm)
 
 
-def stack(channels: int, layers: int, make_cell: Callable[[int, int, int, bool, bool], Cell]) -> nn.ModuleList:
-    """Cells one on the other: width doubled and size halved at a third and two thirds of the depth."""
-    cells, older, newer, after_reduction = nn.ModuleList(), 3 * channels, 3 * channels, False
+class ImageNetStem(nn.Module):
+    """Three 3x3 stride-2 convolutions with BN, ReLUs between them; the results of the last two go to the first cell."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        self.stem0 = nn.Sequential(
+            *(nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels // 2)),
+            nn.ReLU(),
+            *(nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels)),
+        )
+        self.stem1 = nn.Sequential(
+            *(nn.ReLU(), nn.Conv2d(channels, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels)),
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        older = self.stem0(images)
+        return older, self.stem1(older)
+
+
+def make_stem(large: bool, in_channels: int, channels: int) -> nn.Module:
+    """The stem for large images, or that for small ones."""
+    return ImageNetStem(in_channels, channels) if large else stem(in_channels, channels)
+
+
+def run_stem(module: nn.Module, images: Tensor) -> list[Tensor]:
+    """The older and the newer input of the first cell."""
+    maps = module(images)
+    return list(maps) if isinstance(module, ImageNetStem) else [maps, maps]
+
+
+def stack(
+    channels: int, layers: int, make_cell: Callable[[int, int, int, bool, bool], Cell], large: bool = False
+) -> nn.ModuleList:
+    """Cells one on the other: width doubled and size halved at a third and two thirds of the depth.
+
+    `large`: on the stem for large images, which counts as a reduction.
+    """
+    width = channels if large else 3 * channels
+    cells, older, newer, after_reduction = nn.ModuleList(), width, width, large
     for layer in range(layers):
         reduction = layer in (layers // 3, 2 * layers // 3)
         channels = 2 * channels if reduction else channels
@@ -198,14 +234,15 @@ class Supernet(nn.Module):
         layers: int,
         ops: Sequence[str],
         more_ops: Mapping[str, OpBuilder] | None = None,
+        large: bool = False,
     ):
         super().__init__()
-        self.stem = stem(in_channels, channels)
-        self.cells = stack(channels, layers, lambda *place: SearchCell(*place, ops, more_ops))
+        self.stem = make_stem(large, in_channels, channels)
+        self.cells = stack(channels, layers, lambda *place: SearchCell(*place, ops, more_ops), large)
         self.num_features: int = self.cells[-1].width
 
     def forward(self, images: Tensor, mixing: Mixing) -> Tensor:
-        older = newer = self.stem(images)
+        older, newer = run_stem(self.stem, images)
         for cell in self.cells:
             older, newer = newer, cell(older, newer, mixing["reduce" if cell.reduction else "normal"])
         return newer.mean((2, 3))
@@ -328,20 +365,25 @@ class DerivedCell(Cell):
 
 
 class AuxiliaryHead(nn.Module):
-    """On the maps [N, C, 8, 8] at two thirds of the depth: [N, num_classes]. Other sizes are pooled to the same 2x2."""
+    """On the maps [N, C, 8, 8] at two thirds of the depth: [N, num_classes]. Other sizes are pooled to the same 2x2.
 
-    def __init__(self, channels: int, num_classes: int):
+    `large`: as DARTS has it for ImageNet, on maps of 7x7.
+    """
+
+    def __init__(self, channels: int, num_classes: int, large: bool = False):
         super().__init__()
+        self.side, self.stride = (7, 2) if large else (8, 3)
+        last = [nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU()]
         self.features = nn.Sequential(
             *(nn.Conv2d(channels, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU()),
-            *(nn.Conv2d(128, 768, 2, bias=False), nn.BatchNorm2d(768), nn.ReLU()),
+            *(part for part in last if not large or not isinstance(part, nn.BatchNorm2d)),
         )
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, maps: Tensor) -> Tensor:
         maps = F.relu(maps)
-        if maps.shape[2:] == (8, 8):
-            maps = F.avg_pool2d(maps, 5, 3, count_include_pad=False)
+        if maps.shape[2:] == (self.side, self.side):
+            maps = F.avg_pool2d(maps, 5, self.stride, count_include_pad=False)
         else:
             maps = F.adaptive_avg_pool2d(maps, 2)
         return self.classifier(self.features(maps).flatten(1))
@@ -353,18 +395,26 @@ class DerivedEncoder(nn.Module):
     Args:
         genotype: {"normal", "reduce"} -> (edges, concat), see `DerivedCell`.
         drop: `op` for DARTS, `node` for FairDARTS.
+        large: with the stem for large images.
     """
 
-    def __init__(self, genotype: Mapping[str, Plan], drop: str, in_channels: int, channels: int, layers: int):
+    def __init__(
+        self,
+        genotype: Mapping[str, Plan],
+        drop: str,
+        in_channels: int,
+        channels: int,
+        layers: int,
+        large: bool = False,
+    ):
         super().__init__()
-        self.stem, self.drop_path = stem(in_channels, channels), 0.0
-        self.cells = stack(
-            channels, layers, lambda *place: DerivedCell(*place, *genotype["reduce" if place[3] else "normal"], drop)
-        )
+        self.stem, self.drop_path = make_stem(large, in_channels, channels), 0.0
+        make = lambda *place: DerivedCell(*place, *genotype["reduce" if place[3] else "normal"], drop)
+        self.cells = stack(channels, layers, make, large)
         self.aux_layer = 2 * layers // 3
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = [self.stem(images)] * 2
+        outputs = run_stem(self.stem, images)
         for cell in self.cells:
             outputs = [*outputs, cell(*outputs[-2:], self.drop_path if self.training else 0.0)]
         return outputs[-1].mean((2, 3)), outputs[2 + self.aux_layer]
@@ -382,12 +432,13 @@ class Classifier(nn.Module):
         layers: int,
         num_classes: int,
         aux: bool = True,
+        large: bool = False,
     ):
         super().__init__()
-        self.encoder = DerivedEncoder(genotype, drop, in_channels, channels, layers)
+        self.encoder = DerivedEncoder(genotype, drop, in_channels, channels, layers, large)
         cells = self.encoder.cells
         self.head = nn.Linear(cells[-1].width, num_classes)
-        self.aux = AuxiliaryHead(cells[self.encoder.aux_layer].width, num_classes) if aux else None
+        self.aux = AuxiliaryHead(cells[self.encoder.aux_layer].width, num_classes, large) if aux else None
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.encoder(images)[0])
@@ -402,9 +453,21 @@ class Classifier(nn.Module):
 # The product's weights. Its parameter-free ops live with their source node, here every edge has its own.
 
 
+LARGE_STEM = {  # the product's three convolutions and norms are the oracle's two parts
+    f"stem.{kind}.{number}.": f"stem.{place}."
+    for kind, places in (
+        ("convolutions", ("stem0.0", "stem0.3", "stem1.1")),
+        ("norms", ("stem0.1", "stem0.4", "stem1.2")),
+    )
+    for number, place in enumerate(places)
+}
+
+
 def oracle_names(name: str) -> list[str]:
     """Where the oracle keeps what the product calls `name`: several places for what the edges from a node share."""
     name = name.replace("inputs.preprocess", "preprocess").replace("of_edge.", "edges.")
+    for mine, theirs in LARGE_STEM.items():
+        name = name.replace(mine, theirs)
     shared = re.search(r"of_node\.(\d+)\.", name)
     if shared is None:
         return [name]
@@ -414,6 +477,8 @@ def oracle_names(name: str) -> list[str]:
 
 def product_name(name: str) -> str:
     """What the product calls the oracle's parameter `name`."""
+    for mine, theirs in LARGE_STEM.items():
+        name = name.replace(theirs, mine)
     return re.sub(r"(?<!\w)edges\.", "of_edge.", name).replace("preprocess", "inputs.preprocess")
 
 

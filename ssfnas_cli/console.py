@@ -252,11 +252,13 @@ def next_step(kind: str, path: Path | str, state: str, command: str = "") -> str
     Args:
         kind: `search` or `retrain`.
         path: the run folder.
-        state: of the run; `interrupted` where it should be running and nobody does.
+        state: of the run; `interrupted` where it should be running and nobody does, `given up` where it collapsed.
         command: the command that began it, if it is known.
     """
     if state in ("stopped", "interrupted"):
         return command or "run the same command again: it goes on"
+    if state == "given up":
+        return f"{command or 'the same command, with'} --set stop_when_collapsed=false"
     if state == "running":
         return "wait"
     if state == "diverged":

@@ -15,12 +15,14 @@ from registry import PluginError
 from ssfnas_cli import __version__, console
 from ssfnas_cli.commands import (
     adjust,
+    compare,
     derive,
     describe,
     evaluate,
     export,
     import_genotype,
     make_dataset,
+    plot,
     plot_genotype,
     plugins,
     predict,
@@ -80,6 +82,8 @@ for name, module in {
     "describe": describe,
     "import-genotype": import_genotype,
     "runs": runs,
+    "compare": compare,
+    "plot": plot,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

@@ -12,7 +12,8 @@ root=$1 out=$2 network=$3 mu=$4 seed=$5
 shift 5
 methods=("$@")
 if [ ${#methods[@]} = 0 ]; then
-    methods=(ce class-balanced ldam-drw logit-adjusted balanced-softmax balanced-sampling deferred-sampling barlow-pretraining)
+    methods=(ce class-balanced ldam-drw logit-adjusted balanced-softmax balanced-sampling deferred-sampling
+        barlow-pretraining post-hoc crt strong)
 fi
 precision=${PRECISION:-fp32}
 mkdir -p "$out"
@@ -23,6 +24,17 @@ if [ ! -e "$data/manifest.json" ]; then
 fi
 
 for method in "${methods[@]}"; do
+    run=$out/$network-mu$mu-$method-seed$seed
+    case $method in # corrections of the run of cross-entropy, which must be there
+        post-hoc) correction=(--method logit) ;;
+        crt) correction=(--method crt) ;;
+        *) correction=() ;;
+    esac
+    if [ ${#correction[@]} != 0 ]; then
+        ssfnas adjust "$out/$network-mu$mu-ce-seed$seed" "${correction[@]}" --threads 1 --quiet -o "$run" >"$run.json"
+        [ -e "$run/evaluation.json" ] || ssfnas evaluate "$run" --threads 1 --quiet >"$run-metrics.json"
+        continue
+    fi
     flags=()
     case $method in
         ce) ;;
@@ -50,7 +62,6 @@ for method in "${methods[@]}"; do
         resnet*) flags+=(--set lr=0.1) ;;
         *) flags+=(--channels 16 --layers 8) ;;
     esac
-    run=$out/$network-mu$mu-$method-seed$seed
     ssfnas retrain "$network" --data "$data" --epochs 40 --batch-size 64 --precision "$precision" --threads 1 --seed "$seed" \
         --quiet "${flags[@]}" -o "$run" >"$run.json"
     [ -e "$run/evaluation.json" ] || ssfnas evaluate "$run" --threads 1 --quiet >"$run-metrics.json"

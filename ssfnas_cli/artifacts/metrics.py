@@ -1,4 +1,4 @@
-"""The file of an evaluation's metrics. A large confusion matrix has a file of its own beside it."""
+"""The file of an evaluation's metrics, with a large confusion matrix beside it, and the table of a run's epochs."""
 
 from __future__ import annotations
 
@@ -62,4 +62,18 @@ def to_csv(confusion: Sequence[Sequence[int]], class_names: Sequence[str]) -> by
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["true \\ predicted", *class_names])
     writer.writerows([name, *row] for name, row in zip(class_names, confusion, strict=True))
+    return text.getvalue().encode()
+
+
+def epochs_csv(lines: Sequence[Mapping[str, Any]]) -> bytes:
+    """The metrics of all epochs as a table with a header; a value that an epoch lacks is an empty cell.
+
+    The columns are in the order in which the epochs name them first.
+    """
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    if columns:
+        writer.writeheader()
+    writer.writerows(lines)
     return text.getvalue().encode()

@@ -32,7 +32,7 @@ from ssfnas_cli.artifacts.files import (
 )
 from ssfnas_cli.artifacts.lock import FolderLock, delete_lock_temporaries, is_held, is_lock
 from ssfnas_cli.artifacts.log_file import logging_to
-from ssfnas_cli.artifacts.metrics import EVALUATED, table_path, write_metrics_file
+from ssfnas_cli.artifacts.metrics import EVALUATED, epochs_csv, table_path, write_metrics_file
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
@@ -42,10 +42,11 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound=BaseModel)
 SCHEMA = "ssfnas.run/1"
 ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation.json"
+METRICS_CSV = "metrics.csv"  # the same for spreadsheets; nothing reads it back
 STATES = ("running", "stopped", "done", "diverged")
 FILES = (  # the files that a run writes
     *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),
-    *(ALPHAS, METRICS, EVALUATION, *(table_path(Path(EVALUATION), split).name for split in EVALUATED)),
+    *(ALPHAS, METRICS, METRICS_CSV, EVALUATION, *(table_path(Path(EVALUATION), split).name for split in EVALUATED)),
 )
 _MISSING = object()
 
@@ -119,13 +120,16 @@ class RunFolder:
         write_sealed_json(self.path / "status.json", {"state": state, "updated": round(time.time(), 1), **facts})
 
     def settings(self, model: type[Model]) -> Model:
-        """The run's settings as an instance of `model`.
+        """The run's settings as an instance of `model`. One that ssfnas gained later has its default value.
+
+        The exception is the stem, whose default would mean another network today.
 
         Raises:
             InputError: the settings are invalid or name a plugin that is not installed.
         """
         try:
-            return model.model_validate(self.config["settings"])
+            recorded = {"stem": self.stem} if "stem" in model.model_fields else {}
+            return model.model_validate(recorded | self.config["settings"])
         except ValidationError as error:
             raise validation_error(str(self.path / "config.json"), error, within="settings") from None
 
@@ -151,10 +155,14 @@ class RunFolder:
         return is_held(self.path)
 
     def write_metrics(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Replace metrics.jsonl, which has one line per epoch. After a resume it has the epochs of the checkpoint."""
+        """Replace metrics.jsonl, which has one line per epoch. After a resume it has the epochs of the checkpoint.
+
+        metrics.csv holds the same for spreadsheets.
+        """
         self.check_lock()
         text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
         write_bytes(self.path / METRICS, text.encode())
+        write_bytes(self.path / METRICS_CSV, epochs_csv(lines))
 
     # Methods for other commands
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ssfnas_cli.artifacts.files import is_set_aside, reason
 from ssfnas_cli.artifacts.run import RunFolder
@@ -35,6 +36,19 @@ def find_runs(folder: Path) -> list[RunFolder | DamagedRun]:
         except OSError as error:  # it belongs to another user, or was just deleted
             found.append(DamagedRun(path, f"{path}: cannot be read: {reason(error)}"))
     return found
+
+
+def shown_state(run: RunFolder, status: Mapping[str, Any]) -> str:
+    """The state of a run as a user sees it: also `interrupted` (it should run, and nobody runs it) and `given up`.
+
+    Args:
+        run: the folder.
+        status: what `run.status` returned.
+    """
+    state = str(status["state"])
+    if state == "running" and not run.is_locked():
+        return "interrupted"
+    return "given up" if state == "stopped" and status.get("reason") else state
 
 
 def seconds_since_update(run: RunFolder) -> float:

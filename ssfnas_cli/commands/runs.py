@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssfnas_cli.artifacts.run import RunFolder
-from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_update
+from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_update, shown_state
 from ssfnas_cli.commands import common
-from ssfnas_cli.console import emit, next_step, printable, set_verbosity
-from ssfnas_cli.errors import InputError
+from ssfnas_cli.commands.watch import watch_runs
+from ssfnas_cli.console import emit, next_step, printable, set_verbosity, stdout
+from ssfnas_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 def command(
     folder: Annotated[Path, typer.Argument(help="A folder of run folders.")] = Path("runs"),
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show a table that is refreshed every 2 s until Ctrl-C.")
+    ] = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
     json: common.Json = False,
@@ -28,6 +32,11 @@ def command(
     set_verbosity(quiet, verbose)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of runs")
+    if watch:
+        if json or not stdout().isatty():
+            raise UsageError("--watch: draws on a terminal, and this is none: leave it out to get the list once")
+        watch_runs(folder)
+        return
     entries = [_entry(run) for run in find_runs(folder)]
     damaged = [entry["path"] for entry in entries if entry["state"] == "damaged"]
     facts = {"kind": "runs", "runs": entries, "damaged": damaged}
@@ -46,9 +55,7 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
         status = run.status()
     except InputError as error:
         return entry | {"state": "damaged", "next": str(error)}
-    state = status["state"]
-    if state == "running" and not run.is_locked():
-        state = "interrupted"
+    state = shown_state(run, status)
     last = status.get("last", {})
     figures = {k: v for k, v in last.items() if ("loss" in k or "accuracy" in k) and isinstance(v, int | float)}
     return entry | {
@@ -57,6 +64,7 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
         "epoch": status.get("epoch", 0),
         "epochs": status.get("epochs"),
         "figures": figures,
+        **({"reason": str(status["reason"])} if "reason" in status else {}),
         "next": next_step(run.kind, run.path, state, entry.get("command", "")),
     }
 
@@ -78,6 +86,8 @@ def _show(console: Console, entries: Sequence[dict[str, Any]], damaged: Sequence
         console.print(Padding(", ".join(told), (0, 0, 0, 4)))
         if figures:
             console.print(Padding(figures, (0, 0, 0, 4)))
+        if "reason" in entry:
+            console.print(Padding(printable(entry["reason"]), (0, 0, 0, 4)))
         console.print(printable(f"    next: {entry['next']}"), soft_wrap=True)
     whole = len(entries) - sum(entry["state"] == "damaged" for entry in entries)
     said = f"{whole} run{'' if whole == 1 else 's'}"

@@ -17,9 +17,9 @@ from ssfnas_cli.engine.adjust_methods import CORRECT, Outcome, Work
 from ssfnas_cli.engine.corrections import Choice
 from ssfnas_cli.engine.head_phase import HeadPhase
 from ssfnas_cli.engine.loop import Loop
-from ssfnas_cli.engine.network import load_finished
+from ssfnas_cli.engine.network import count_card, load_finished
 from ssfnas_cli.engine.priors import find_prior
-from ssfnas_cli.engine.session import ADJUSTMENT, RECIPE, extra_identity, identity_of
+from ssfnas_cli.engine.session import ADJUSTMENT, RECIPE, extra_identity, identity_of, usual_stem
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.count import count_params
@@ -109,8 +109,9 @@ def _plan(work: Work, output: Path | None) -> Plan:
     extra = trained | {ADJUSTMENT + key: value for key, value in adjustment.items()}
     plain = [] if training.network.name == "none" else [training.network.name]
     names = [Path(work.card.data).name, *plain, training.loss.name, settings.method, f"s{training.seed}"]
-    stem = f"adjust-{'-'.join(names)}-{identity_hash(training.changed_identity() | extra)}"
-    return Plan(output or Path("runs") / stem, training.identity() | extra)
+    changed = usual_stem(training, work.card.image_size).changed_identity()
+    name = f"adjust-{'-'.join(names)}-{identity_hash(changed | extra)}"
+    return Plan(output or Path("runs") / name, training.identity() | extra)
 
 
 def _config(work: Work, plan: Plan, outcome: Outcome) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def _config(work: Work, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "choice": _describe(work, outcome.choice),
     }
     return {
-        **{key: source[key] for key in ("genotype", "resolved") if key in source},
+        **{key: source[key] for key in ("genotype", "resolved", "changed") if key in source},
         "settings": work.training.model_dump(mode="json"),
         "data": source["data"],
         "environment": environment() | computed,
@@ -180,6 +181,7 @@ def _result(target: RunFolder, work: Work, outcome: Outcome) -> dict[str, Any]:
         "loss": training.loss.name,
         "pretrain": training.pretrain.name,
         "num_params": weights,
+        "num_macs": count_card(work.card).num_macs,
         "epochs": training.epochs,
         "data": target.config["data"]["path"],
         "data_sha256": target.config["data"]["sha256"],

@@ -59,6 +59,20 @@ def derive_run(
     return genotype
 
 
+def weights_of_run(run: RunFolder) -> dict[str, np.ndarray]:
+    """The mixing weights of all epochs of a search by cell type, float64 [epochs so far + 1, num_edges, num_ops].
+
+    Raises:
+        InputError: the run has no alphas yet, or they do not fit its settings.
+    """
+    settings = run.settings(SearchSettings)
+    strategy = build_strategy(settings)
+    record = run.alphas()
+    reached = _check_record(run, record, strategy.record_names, len(settings.ops))
+    epochs = [strategy.weights_at(record, epoch) for epoch in range(reached + 1)]
+    return {kind: np.stack([weights[kind] for weights in epochs]) for kind in epochs[0]}
+
+
 def _recorded_provenance(run: RunFolder) -> Provenance | None:
     """The provenance of the genotype that the search itself has derived at its end."""
     try:

@@ -121,6 +121,7 @@ def split_metrics(
             f1_score(labels, predicted, labels=np.flatnonzero(present), average="macro", zero_division=0)
         ),
         "ece": calibration_error(probabilities, labels),
+        "calibration": reliability_bins(probabilities, labels),
         "per_class": {name: 100 * float(recall[c]) if present[c] else None for c, name in enumerate(class_names)},
         "class_counts": confusion.sum(1).tolist(),
         "groups_by_count": _group_accuracies(confusion, groups_by_count(train_counts), class_names),
@@ -138,11 +139,41 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: i
         labels: [N].
         num_bins: number of bins between 0 and 1.
     """
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    confidence, correct, bins = _confidences(probabilities, labels, num_bins)
     gaps = np.bincount(bins, weights=confidence - correct, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(labels))
+
+
+def reliability_bins(
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS
+) -> dict[str, list[int] | list[float | None]]:
+    """The bins of the calibration error, of which a reliability diagram is drawn.
+
+    Args:
+        probabilities: [N, C], whose rows sum to 1.
+        labels: [N].
+        num_bins: number of bins between 0 and 1.
+
+    Returns:
+        For each bin, from the least confidence to the most: `num_images`, and the mean `confidence` and the `accuracy`
+        (as fractions) of its images; null without images.
+    """
+    confidence, correct, bins = _confidences(probabilities, labels, num_bins)
+    nums = np.bincount(bins, minlength=num_bins)
+    means = lambda values: [
+        float(total / num) if num else None
+        for total, num in zip(np.bincount(bins, weights=values, minlength=num_bins), nums, strict=True)
+    ]
+    return {"num_images": nums.tolist(), "confidence": means(confidence), "accuracy": means(correct)}
+
+
+def _confidences(
+    probabilities: np.ndarray, labels: np.ndarray, num_bins: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The confidence of each image [N], whether its class is right, and the number of its bin."""
+    confidence = probabilities.max(1)
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    return confidence, probabilities.argmax(1) == labels, bins
 
 
 def groups_by_count(train_counts: Sequence[int]) -> dict[str, list[int]]:

@@ -7,11 +7,12 @@ resumed run ends in the same state as an uninterrupted one, bit for bit.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -24,6 +25,7 @@ from ssfnas_cli import stop
 from ssfnas_cli.artifacts.checkpoint import Checkpoint, list_checkpoints, load_newest, save_checkpoint
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
+from ssfnas_cli.engine.event_files import EventFile
 from ssfnas_cli.engine.progress import Progress
 from ssfnas_cli.errors import InputError, Stopped
 from ssfnas_cli.machine import peak_memory_bytes
@@ -59,8 +61,20 @@ class Phase(Protocol):
         """Write files that follow from the tensors. It is called after a resume and after each epoch's checkpoint."""
 
 
+Verdict = Callable[[Sequence[Mapping[str, Any]]], str | None]  # the metrics so far -> why a run is to end early
+
+
+def never(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """The verdict that lets every run go on to its end."""
+    return None
+
+
 class Diverged(InputError):
     """A loss, a weight or an alpha is no longer finite."""
+
+
+class GivenUp(InputError):
+    """A run that may be hopeless stopped early, as its settings ask. It can be resumed, but not by the same command."""
 
 
 @dataclass
@@ -104,11 +118,21 @@ class Loop:
             log.info("resuming %s at %s", run.path, self._position())
         newest = list_checkpoints(run.checkpoints)
         self._checkpoint = newest[-1].name if newest else None
+        self._event_file: EventFile | None = None
         self._saved_at = time.monotonic()
         self._resumed_at = time.monotonic()
 
-    def run_phase(self, index: int, phase: Phase) -> None:
-        """Run phase number `index`, or the rest of it. A phase that was already completed is skipped."""
+    def run_phase(self, index: int, phase: Phase, verdict: Verdict = never) -> None:
+        """Run phase number `index`, or the rest of it. A phase that was already completed is skipped.
+
+        Args:
+            index: the number of the phase.
+            phase: what to run.
+            verdict: asked before every epoch, so also right after a resume, whether the run is to end early.
+
+        Raises:
+            GivenUp: the verdict is that the run is to end early. Everything is saved.
+        """
         cursor = self.cursor
         if cursor.phase > index:
             return
@@ -120,9 +144,16 @@ class Loop:
         self.run.write_metrics(cursor.metrics)
         phase.publish(self.run.path)
         self._status("running", phase)
-        with Progress(phase, self.settings.log_seconds) as progress:
+        with Progress(phase, self.settings.log_seconds) as progress, self._events() as self._event_file:
             while cursor.epoch < phase.epochs:
+                self._give_up_if(verdict(cursor.metrics), phase)
                 self._run_epoch(phase, progress)
+
+    def _events(self) -> contextlib.AbstractContextManager[EventFile | None]:
+        """The event file for TensorBoard with the epochs so far, if the settings ask for one."""
+        if not self.settings.tensorboard:
+            return contextlib.nullcontext()
+        return EventFile.begin(self.run.path, self.cursor.metrics)
 
     def _restore(self, phase: Phase) -> None:
         """Load the checkpoint. Tensors that an earlier version of ssfnas did not save keep their initial values."""
@@ -182,6 +213,7 @@ class Loop:
         seed_for_step(phase.seed, cursor.epoch, cursor.step)
         line = {"phase": phase.name, "epoch": cursor.epoch + 1}
         line |= {name: total / cursor.step for name, total in cursor.sums.items()}
+        line["steps"] = cursor.step
         line |= phase.end_epoch(cursor.epoch)
         for name, value in line.items():
             if isinstance(value, float) and not math.isfinite(value):
@@ -195,6 +227,8 @@ class Loop:
         self.save(phase)
         self.run.write_metrics(cursor.metrics)
         phase.publish(self.run.path)
+        if self._event_file is not None:
+            self._event_file.add(line)
         progress.end_epoch(line)
 
     def save(self, phase: Phase) -> None:
@@ -227,6 +261,12 @@ class Loop:
             "the same command goes on from there",
             interrupted=stop.interrupted(),
         )
+
+    def _give_up_if(self, reason: str | None, phase: Phase) -> None:
+        if reason is None:
+            return
+        self._status("stopped", phase, reason=reason)
+        raise GivenUp(f"{self.run.path}: stopped after epoch {self.cursor.epoch}, and all of it is saved: {reason}")
 
     def _raise_diverged(self, phase: Phase, what: str) -> NoReturn:
         self._status("diverged", phase, reason=what)

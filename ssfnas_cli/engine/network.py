@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from ssfnas_cli.artifacts.model import MODEL, DerivedNetwork, ModelCard, Part, P
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.data.holdout import rest_counts
 from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.nets.count import count_macs, count_params
 from ssfnas_cli.nets.derived import DerivedEncoder
 from ssfnas_cli.nets.heads import AuxiliaryHead, Classifier, Correction
 from ssfnas_cli.nets.stems import StemName, choose_stem
@@ -113,6 +114,21 @@ def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:
 def build_head(card: ModelCard, num_features: int) -> nn.Module:
     """Build a new head of the kind that a card describes."""
     return head_builder(_to_section(card.head), build_objective(_to_section(card.loss), card))(num_features)
+
+
+class NetworkSize(NamedTuple):
+    """Weights without those of the auxiliary head, and multiply-adds of one image."""
+
+    num_params: int
+    num_macs: int
+
+
+def count_card(card: ModelCard) -> NetworkSize:
+    """Count the network of a card, from shapes alone."""
+    with torch.device("meta"):
+        model = build_model(card)
+    model.aux = None
+    return NetworkSize(count_params(model), count_macs(model, card.in_channels, card.image_size))
 
 
 def describe_network(

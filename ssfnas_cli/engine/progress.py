@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from ssfnas_cli.console import error_console, log
 from ssfnas_cli.machine import memory_bytes
+from ssfnas_cli.results.health import FIGURES
 
 FORECAST_STEPS, FORECAST_SECONDS = 20, 5.0  # until the pace is known well enough to foretell the end
 MIN_BAR = 8  # columns
@@ -99,7 +100,8 @@ class Progress:
 
     def end_epoch(self, line: Mapping[str, Any]) -> None:
         """Log the metrics of an epoch."""
-        shown = {k: v for k, v in line.items() if isinstance(v, float) and k not in ("step_seconds", "elapsed_seconds")}
+        hidden = ("step_seconds", "elapsed_seconds", *FIGURES)  # a search says its health at its end
+        shown = {k: v for k, v in line.items() if isinstance(v, float) and k not in hidden}
         facts = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self._last = {name: f"{name} {value:.4g}" for name, value in shown.items() if "accuracy" in name}
         pace = f"; {line['step_seconds']} s a step" if "step_seconds" in line else ""

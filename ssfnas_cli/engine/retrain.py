@@ -16,7 +16,7 @@ from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.closing import say_training_figure
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.mix import build_mix
-from ssfnas_cli.engine.network import build_model, build_objective, make_card
+from ssfnas_cli.engine.network import build_model, build_objective, count_card, make_card
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.engine.train_phase import PretrainingModel, Schedule, TrainPhase
 from ssfnas_cli.errors import UsageError
@@ -60,7 +60,8 @@ def run_retrain(
         run.check_lock()
         save_model(run.path / "model.safetensors", phases[-1].trained(), card)
         network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
-        facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name, "num_params": weights}
+        facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name}
+        facts |= {"num_params": weights, "num_macs": count_card(card).num_macs}  # type: ignore[dict-item]
         result = finish(run, loop, plan.settings, network | facts)
     say_training_figure(loop.cursor.metrics, card.train_counts, settings.mixes)
     return result

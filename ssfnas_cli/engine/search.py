@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
-from ssfnas_cli.engine.closing import say_search_figure
+from ssfnas_cli.engine.closing import say_search_figure, say_search_health
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.loop import never
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.errors import InputError
+from ssfnas_cli.results.health import collapsed_since
 from ssfnas_cli.settings import SearchSettings
 
 
@@ -34,6 +37,7 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
         say_search_figure(result, plan.data.counts("train"))
+        say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
         return result
     device, phase = build_search(plan)
     with open_run(plan, device, force) as (run, loop):
@@ -44,12 +48,24 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             len(weight_half),
             len(alpha_half),
         )
-        loop.run_phase(0, phase)
+        loop.run_phase(0, phase, collapse if settings.stop_when_collapsed else never)
         _write_genotype(run)
         facts = {"relax": phase.settings.relax.name, "loss": phase.settings.loss.name}
         result = finish(run, loop, phase.settings, facts)
     say_search_figure(result, plan.data.counts("train"))
+    say_search_health(loop.cursor.metrics, plan.path)
     return result
+
+
+def collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a search should go no further, from the metrics of its epochs; None if it should."""
+    since = collapsed_since(lines)
+    if since is None:
+        return None
+    return (
+        f"since epoch {since} the genotype's normal cell has had only skips and pools (stop_when_collapsed): derive "
+        "the genotype of an epoch before it, or go on with the same command and --set stop_when_collapsed=false"
+    )
 
 
 def plan_search(settings: SearchSettings, output: Path | None, force: bool = False) -> RunPlan:

@@ -42,6 +42,7 @@ from ssfnas_cli.engine.loop import cosine, set_lr
 from ssfnas_cli.engine.mix import Mix, build_mix
 from ssfnas_cli.engine.network import head_builder, resolve_head
 from ssfnas_cli.engine.predict import Scores, accuracy, predict
+from ssfnas_cli.engine.search_health import derived, epoch_health, pruned_mixing
 from ssfnas_cli.engine.shared_images import SharedSplits, tracks
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.nets.search_model import SearchModel
@@ -245,7 +246,11 @@ class SearchPhase:
     # Epochs
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
-        """Record the architecture. Evaluate the supernet on the alpha half and, if configured, on held-out splits."""
+        """Record the architecture and the search's health, and evaluate the supernet.
+
+        It is evaluated on the alpha half and, if configured, on held-out splits. After the last epoch the supernet
+        that is pruned to the genotype is evaluated, too.
+        """
         facts = self.strategy.end_epoch()
         name = "accuracy" if self.model.probe is None else "probe_accuracy"
         mixing = self.strategy.mixing((epoch + 1) / self.epochs)
@@ -254,7 +259,19 @@ class SearchPhase:
             if tracks(self.settings, epoch, self.epochs):
                 tracked = self.tracked.accuracies(lambda split: self.scores(split, None, mixing))
                 accuracies |= {f"{name}_{split}": value for split, value in tracked.items()}
-        return accuracies | facts
+        if epoch + 1 == self.epochs and (pruned := self._pruned_accuracy()) is not None:
+            accuracies[f"pruned_{name}_alpha_half"] = pruned
+        return accuracies | facts | epoch_health(self.strategy, self.settings.ops)
+
+    def _pruned_accuracy(self) -> float | None:
+        """Accuracy on the alpha half of the supernet that is left with the derived genotype's ops, each of weight 1."""
+        weights = self.strategy.weights_at(record := self.strategy.record(), len(next(iter(record.values()))) - 1)
+        genotype = derived(weights, self.settings.ops, self.strategy.default_rule)
+        if genotype is None:
+            return None
+        mixing = pruned_mixing(genotype, self.settings.ops, self.device.torch)
+        with self.estimated_statistics(mixing):
+            return self.accuracy(self.split, self.halves[1], mixing)
 
     @cached_property
     def tracked(self) -> SharedSplits:

@@ -7,13 +7,12 @@ would not build or not use is dashed. The same genotype gives the same bytes.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ssfnas_cli.artifacts.genotype import Cell, Genotype
+from ssfnas_cli.plots import figure
 from ssfnas_cli.plots.cell_graph import CellGraph
 from ssfnas_cli.plots.cell_layout import (
     FONT_SIZE,
@@ -25,13 +24,14 @@ from ssfnas_cli.plots.cell_layout import (
     layout,
     text_width,
 )
+from ssfnas_cli.plots.figure import FAINT_INK, INK, shown_name, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Transform
 
 CELLS = ("normal", "reduce")
-FORMATS = ("svg", "png", "pdf", "dot")
+FORMATS = (*figure.FORMATS, "dot")
 TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 TITLE_HEIGHT, TITLE_SIZE, MAX_NAME = 0.34, 11.0, 60
 CAPTION_PITCH = 0.17
@@ -40,9 +40,8 @@ CAPTION = (
     "The network is a stack of normal cells, with a reduction cell, which halves the image, at one third and at two "
     "thirds of its depth.",
 )
-PNG_DPI, MAX_PNG_PIXELS, MAX_PNG_SIDE = 200, 50_000_000, 60_000
 
-INK, CONCAT, FAINT, FAINT_INK, WARNING = "#1f2933", "#76818d", "#858e98", "#5b6570", "#9c3d10"
+CONCAT, FAINT, WARNING = "#76818d", "#858e98", "#9c3d10"
 NODE_FILL = "#e5e8ec"
 DASHES = (0, (3, 2))
 # Fill and outline by family, the first prefix that fits. Colour-blind eyes can tell them apart.
@@ -54,18 +53,6 @@ FAMILIES = {
     "avg_pool": ("#d3ecd7", "#38804a"),
     "skip_connect": ("#ffffff", "#4b5563"),
     "": ("#f3f0d6", "#6b6425"),
-}
-STYLE = {
-    "font.family": ["sans-serif"],  # DejaVu Sans, which comes with matplotlib; an SVG names substitutes
-    "mathtext.fontset": "dejavusans",
-    "svg.fonttype": "none",  # text stays text: it can be searched, and is small; fallback fonts are narrower
-    "svg.hashsalt": "ssfnas",
-    "pdf.fonttype": 42,
-}
-METADATA: dict[str, dict[str, Any]] = {
-    "svg": {"Date": None, "Creator": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-    "png": {"Software": None},
 }
 
 
@@ -83,28 +70,8 @@ def render(genotype: Genotype, cells: Sequence[str], fmt: str) -> bytes:
         if kind not in CELLS:
             raise ValueError(f"unknown cell '{kind}'. Available: {', '.join(CELLS)}")
     asked = {kind: genotype.cells()[kind] for kind in CELLS if kind in cells}
-    name = _printable(genotype.name or "")
-    return _dot(name, asked).encode() if fmt == "dot" else _picture(name, asked, fmt)
-
-
-def _printable(name: str) -> str:
-    """A name on one line, without what XML forbids, cut to a length that suits a title."""
-    name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
-    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 1] + "…"
-
-
-def _picture(name: str, cells: Mapping[str, Cell], fmt: str) -> bytes:
-    import matplotlib.style
-
-    # The user's matplotlibrc must not change the bytes, nor this the user's settings.
-    with matplotlib.style.context(["default", STYLE]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may be in any script
-        figure = draw(name, cells)
-        width, height = figure.get_size_inches()
-        dpi = min(PNG_DPI, (MAX_PNG_PIXELS / (width * height)) ** 0.5, MAX_PNG_SIDE / max(width, height))
-        file = io.BytesIO()
-        figure.savefig(file, format=fmt, dpi=dpi if fmt == "png" else 72, metadata=METADATA[fmt])
-    return file.getvalue()
+    name = shown_name(genotype.name or "", MAX_NAME)
+    return _dot(name, asked).encode() if fmt == "dot" else to_bytes(lambda: draw(name, asked), fmt)
 
 
 def draw(name: str, cells: Mapping[str, Cell]) -> Figure:

@@ -96,6 +96,9 @@ class Execution(Settings):
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
     keep_checkpoints: int = Field(2, ge=1, le=1_000_000)
     log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
+    tensorboard: bool = Field(
+        False, description="event files for TensorBoard in the run's folder 'tensorboard'; needs ssfnas[tensorboard]"
+    )
     max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
 
     @property
@@ -137,6 +140,8 @@ class SelfSupervised(Settings):
 class Training(Execution):
     """What search and retraining share."""
 
+    NO_RESULT: ClassVar[frozenset[str]] = frozenset(Execution.model_fields)  # settings that change no result
+
     seed: int = Field(0, ge=0, lt=2**63)
     epochs: PositiveInt
     batch_size: int = Field(64, ge=2, le=1_000_000, description="at least 2: batch statistics need two images")
@@ -164,7 +169,7 @@ class Training(Execution):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
-        return flatten(self.model_dump(mode="json", exclude=set(Execution.model_fields) | self.unused()))
+        return flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT) | self.unused()))
 
     def changed_identity(self) -> dict[str, Any]:
         """What `identity` says beyond the defaults: it stays the same when a setting is added."""
@@ -203,7 +208,11 @@ class SearchSettings(Training):
         description="batches that estimate BN statistics before the supernet is evaluated; 0: its running averages",
     )
     probe_lr: Rate = Field(1e-3, description="Adam's, for the linear probe of a self-supervised search")
+    stop_when_collapsed: bool = Field(
+        False, description="stop (exit 3, resumable) when the normal cell has had only skips and pools for 3 epochs"
+    )
 
+    NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed"}  # a search that stops early can go on
     PLUGIN_KINDS: ClassVar = {
         "strategy": "strategy",
         "relax": "relaxation",

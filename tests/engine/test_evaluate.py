@@ -12,6 +12,7 @@ from ssfnas_cli.engine.evaluate import (
     calibration_error,
     groups_by_count,
     groups_by_thirds,
+    reliability_bins,
     split_metrics,
     worst_confusions,
 )
@@ -59,6 +60,27 @@ def test_calibration_error_is_that_of_the_definition(seed):
     assert split_metrics(scores, labels, NAMES, COUNTS)["ece"] == pytest.approx(
         slow_ece(probabilities, labels), abs=1e-9
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_reliability_bins_are_those_of_a_direct_count_and_give_the_calibration_error(seed):
+    scores, labels = scores_and_labels(seed=seed)
+    probabilities = softmax(scores)
+    bins = reliability_bins(probabilities, labels, 10)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    for k in range(10):
+        inside = (confidence > k / 10) & (confidence <= (k + 1) / 10)
+        assert bins["num_images"][k] == inside.sum()
+        if inside.any():
+            assert bins["confidence"][k] == pytest.approx(confidence[inside].mean())
+            assert bins["accuracy"][k] == pytest.approx(right[inside].mean())
+        else:
+            assert bins["confidence"][k] is None and bins["accuracy"][k] is None
+    filled = [k for k in range(10) if bins["num_images"][k]]
+    gaps = [abs(bins["confidence"][k] - bins["accuracy"][k]) * bins["num_images"][k] for k in filled]
+    assert sum(gaps) / len(labels) == pytest.approx(calibration_error(probabilities, labels, 10), rel=1e-12)
+    # the probabilities of split_metrics are torch's, and differ in the last bit
+    assert split_metrics(scores, labels, NAMES, COUNTS)["calibration"]["num_images"][:3] == [0, 0, 0]
 
 
 def test_calibration_error_of_plain_cases():

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
-from ssfnas_cli.plots import cell_picture
+from ssfnas_cli.plots import cell_picture, figure
 from ssfnas_cli.plots.cell_layout import Box, Layout, Wire, layout
 from ssfnas_cli.plots.cell_picture import CELLS, FORMATS, draw, render
 
@@ -274,7 +274,7 @@ def test_png_is_a_png_with_ink_and_colour_on_white(genotype: Genotype) -> None:
 
 
 def test_a_huge_png_is_rendered_at_lower_resolution(genotype: Genotype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cell_picture, "MAX_PNG_PIXELS", 100_000)
+    monkeypatch.setattr(figure, "MAX_PNG_PIXELS", 100_000)
     with Image.open(io.BytesIO(render(genotype, CELLS, "png"))) as image:
         assert 50_000 < image.width * image.height <= 101_000
 

@@ -1,0 +1,158 @@
+"""`ssfnas plot`: pictures of data sets, searches, trainings and evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssfnas_cli.commands import common, outputs
+from ssfnas_cli.console import is_stream, log, set_verbosity
+from ssfnas_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ssfnas_cli.artifacts.run import RunFolder
+    from ssfnas_cli.plots.distribution import Distribution
+    from ssfnas_cli.results.grouping import Group
+    from ssfnas_cli.results.selection import Need
+
+KINDS = {
+    "distribution": "images of each class, of data sets or of the data sets of runs",
+    "curves": "accuracy over epochs, of searches or of retrainings",
+    "alphas": "mixing weights over the epochs of one search",
+    "classes": "accuracy of each class against its training images",
+    "confusion": "which classes are taken for which",
+    "calibration": "how often a network is right where it is so sure",
+    "health": "whether searches decide or collapse",
+}
+EVALUATED = ("classes", "confusion", "calibration")
+SEARCHED = ("alphas", "health")
+FORMATS = ("svg", "png", "pdf")
+
+
+def command(
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="; ".join(f"{name}: {what}" for name, what in KINDS.items()) + ".",
+            autocompletion=lambda incomplete: [name for name in KINDS if name.startswith(incomplete)],
+        ),
+    ],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders or folders of them; data sets, too, for distribution."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="FILE.svg, .png or .pdf; - for SVG on stdout.", show_default="KIND.svg"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of the evaluations: val, test or test_longtail.")] = "test",
+    lines: Annotated[bool, typer.Option("--lines", help="Of alphas: lines in place of heat maps.")] = False,
+    force: common.Force = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
+) -> None:
+    """Draw runs. Those that differ only in their seeds are one series, with a band from the least to the most.
+
+    The same runs give the same file, byte for byte.
+    """
+    set_verbosity(quiet, verbose)
+    if kind not in KINDS:
+        raise UsageError(f"{kind}: is no kind of picture: name one of {', '.join(KINDS)}")
+    if lines and kind != "alphas":
+        raise UsageError(f"--lines: is of alphas, not of {kind}: leave it out")
+    output = Path(f"{kind}.svg") if output is None else output
+    suffix = "svg" if is_stream(output) else output.suffix.removeprefix(".").lower()
+    if suffix not in FORMATS:
+        raise UsageError(f"--output {output}: should end in one of {', '.join('.' + name for name in FORMATS)}")
+    outputs.refuse_existing(output, force)
+    draw = _drawer(kind, runs, split, lines)
+    from ssfnas_cli.plots.figure import to_bytes
+
+    outputs.write_output(output, to_bytes(draw, suffix, chart=True), force)
+    if not is_stream(output):
+        log.info("%s", output)
+
+
+def _drawer(kind: str, paths: Sequence[Path], split: str, lines: bool) -> Callable[[], Figure]:
+    """A function that draws the picture, once everything has been read that it needs."""
+    if kind == "distribution":
+        from ssfnas_cli.plots import distribution
+
+        return partial(distribution.draw, _distributions(paths))
+    if kind == "alphas":
+        return _alphas_drawer(paths, lines)
+    groups = select_groups(paths, "evaluation" if kind in EVALUATED else "epochs", _kind_of_run(kind))
+    from ssfnas_cli.plots import calibration, classes, confusion, curves, health
+
+    if kind == "curves" and not curves.is_tracked(groups):
+        log.info("no test split was tracked; '--set track_test=true' in search or retrain tracks them")
+    drawers: dict[str, Callable[[], Figure]] = {
+        "curves": partial(curves.draw, groups),
+        "health": partial(health.draw, groups),
+        "classes": partial(classes.draw, groups, split),
+        "confusion": partial(confusion.draw, groups, split),
+        "calibration": partial(calibration.draw, groups, split),
+    }
+    return drawers[kind]
+
+
+def _kind_of_run(kind: str) -> str | None:
+    """The kind of run that a kind of picture is drawn of; None if of both."""
+    return "retrain" if kind in EVALUATED else "search" if kind in SEARCHED else None
+
+
+def select_groups(paths: Sequence[Path], need: Need, kind: str | None) -> list[Group]:
+    """The groups of runs to draw; a warning for each run that is left out."""
+    from ssfnas_cli.results.grouping import group_runs
+    from ssfnas_cli.results.selection import select_runs
+
+    selection = select_runs(paths, need, kind)
+    for one in selection.left_out:
+        log.warning("left out: %s", one)
+    return group_runs(selection.runs)
+
+
+def _alphas_drawer(paths: Sequence[Path], lines: bool) -> Callable[[], Figure]:
+    groups = select_groups(paths, "epochs", "search")
+    runs = [run for group in groups for run in group.runs]
+    if len(runs) > 1:
+        raise UsageError(f"alphas: draws one search, and these are {len(runs)}: name one, such as {runs[0].path}")
+    from ssfnas_cli.engine.derive_run import weights_of_run
+    from ssfnas_cli.plots.alphas import Record, draw_heat, draw_lines
+
+    run = runs[0].run
+    record = Record(f"{groups[0].label}, seed {runs[0].seeds[-1]}", run.config["settings"]["ops"], weights_of_run(run))
+    return partial(draw_lines if lines else draw_heat, record)
+
+
+def _distributions(paths: Sequence[Path]) -> list[Distribution]:
+    """The label distributions of data sets, each once, in the order of the arguments."""
+    from ssfnas_cli.artifacts.dataset import DataSet
+    from ssfnas_cli.artifacts.run import RunFolder
+    from ssfnas_cli.artifacts.run_list import find_runs
+    from ssfnas_cli.plots.distribution import Distribution
+
+    folders: list[Path] = []
+    for path in paths:
+        if not path.is_dir() or (path / "manifest.json").exists() or (path / "config.json").exists():
+            folders.append(_data_of(RunFolder.open(path)) if (path / "config.json").exists() else path)
+            continue
+        inside = [one for one in sorted(path.iterdir()) if (one / "manifest.json").is_file()]
+        inside += [_data_of(run) for run in find_runs(path) if isinstance(run, RunFolder)]
+        if not inside:
+            raise InputError(f"{path}: is a folder without a data set or a run in it")
+        folders += inside
+    found = [DataSet.open(folder) for folder in folders]
+    unique = {data.sha256: data for data in reversed(found)}
+    return [Distribution(data.path.name, data.class_names, data.counts("train")) for data in reversed(unique.values())]
+
+
+def _data_of(run: RunFolder) -> Path:
+    return Path(run.config["data"]["path"])

@@ -1,0 +1,69 @@
+"""Measures the health of a search at the end of an epoch; `results.health` says what the figures mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from registry import OPS
+from registry.space import edge_list
+from registry.strategies.base import Strategy
+from ssfnas_cli.artifacts.genotype import Genotype
+from ssfnas_cli.engine.rules import derive
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.results.health import Family, genotype_figures, weight_figures
+
+
+def epoch_health(strategy: Strategy, ops: Sequence[str]) -> dict[str, float | int]:
+    """The figures of the newest epoch in a strategy's record. Those of a genotype are left out if there is none."""
+    record = strategy.record()
+    newest = len(next(iter(record.values()))) - 1
+    now = strategy.weights_at(record, newest)
+    figures: dict[str, float | int] = dict(weight_figures(strategy.weights_at(record, 0), now))
+    genotype = derived(now, ops, strategy.default_rule)
+    if genotype is None:
+        return figures
+    before = derived(strategy.weights_at(record, newest - 1), ops, strategy.default_rule)
+    families = {op: op_family(op) for op in ops}
+    return figures | genotype_figures(None if before is None else _live_edges(before), _live_edges(genotype), families)
+
+
+def derived(weights: Mapping[str, NDArray], ops: Sequence[str], rule: str) -> Genotype | None:
+    """The genotype that a rule makes of mixing weights; None if it makes none."""
+    try:
+        return derive(weights, ops, rule).genotype
+    except InputError:
+        return None
+
+
+def op_family(op: str) -> Family:
+    """What an op is to a search that may collapse."""
+    facts = OPS.get(op).facts
+    if facts.is_none:
+        return "none"
+    if not facts.parameter_free:
+        return "learned"
+    return "skip" if facts.drop_path_exempt else "pool"
+
+
+def _live_edges(genotype: Genotype) -> dict[str, list[tuple[str, int, int]]]:
+    return {
+        kind: [(edge.op, edge.source, edge.target) for edge in cell.pruned().edges]
+        for kind, cell in genotype.cells().items()
+    }
+
+
+def pruned_mixing(genotype: Genotype, ops: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    """Mixing weights [num_edges, num_ops] that are 1 for the genotype's ops, as in its network, and 0 for others."""
+    rows = {edge: row for row, edge in enumerate(edge_list())}
+    mixing = {}
+    for kind, edges in _live_edges(genotype).items():
+        weights = np.zeros((len(rows), len(ops)), np.float32)
+        for op, source, target in edges:
+            weights[rows[source, target], list(ops).index(op)] = 1
+        mixing[kind] = torch.from_numpy(weights).to(device)
+    return mixing

@@ -1,0 +1,127 @@
+"""The mixing weights of a search over its epochs, as heat maps or as lines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from registry.space import CELL_TYPES, count_nodes, edge_list, edges_into_nodes
+from ssfnas_cli.plots.figure import new_figure, series_looks, shown_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
+
+
+class Record(NamedTuple):
+    """The mixing weights [epochs + 1, num_edges, num_ops] of a search by cell type; epoch 0 is the start."""
+
+    label: str
+    ops: Sequence[str]
+    weights: Mapping[str, NDArray[np.float64]]
+
+    @property
+    def highest(self) -> float:
+        """The top of the scale: 1, or less if all weights are far below, as those of a softmax are at first."""
+        most = max(float(values.max()) for values in self.weights.values())
+        return 1.0 if most > 0.6 else float(np.ceil(most * 10) / 10)
+
+
+def draw_heat(record: Record) -> Figure:
+    """A map for each op of each cell: edges from top to bottom, epochs from left to right, dark where the weight is."""
+    figure = new_figure(1.15 * len(record.ops) + 1.3, 5.6)
+    figure.suptitle(shown_name(f"Mixing weights: {record.label}", 90), x=0.01, ha="left", fontsize=10)
+    grid = figure.subplots(len(CELL_TYPES), len(record.ops), squeeze=False, sharex=True, sharey=True)
+    image = None
+    for kind, row in zip(CELL_TYPES, grid, strict=True):
+        values = record.weights[kind]
+        for column, axes in enumerate(row):
+            image = axes.imshow(
+                values[:, :, column].T,
+                cmap="Greys",
+                vmin=0,
+                vmax=record.highest,
+                aspect="auto",
+                interpolation="nearest",
+                extent=(-0.5, len(values) - 0.5, values.shape[1] - 0.5, -0.5),
+            )
+            _frame_map(axes, values.shape[1], len(values) - 1)
+            if kind == CELL_TYPES[0]:
+                axes.set_title(shown_name(record.ops[column], 16), fontsize=8, fontweight="normal", loc="center")
+        row[0].set_ylabel(f"{TITLES[kind]}\nedge, from → to", fontsize=8.5)
+    for axes in grid[-1]:
+        axes.set_xlabel("epoch", fontsize=8)
+    assert image is not None
+    bar = figure.colorbar(image, ax=grid, shrink=0.5, aspect=30, pad=0.01)
+    bar.set_label("mixing weight")
+    return figure
+
+
+def _frame_map(axes: Axes, num_edges: int, epochs: int) -> None:
+    """Names of the edges, a line between the nodes that they lead to, and the first and the last epoch."""
+    edges = edge_list(count_nodes(num_edges))
+    axes.set_yticks(range(num_edges), [f"{source} → {target}" for source, target in edges], fontsize=6)
+    axes.set_xticks([0, epochs] if epochs else [0])
+    axes.tick_params(length=2, labelsize=6.5)
+    axes.grid(False)
+    for rows in edges_into_nodes(count_nodes(num_edges))[1:]:
+        axes.axhline(rows[0] - 0.5, color="#56B4E9", linewidth=0.8)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
+def draw_lines(record: Record) -> Figure:
+    """A panel for each edge of each cell, a line for each op. Edges into the same node are a row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.6, 6.1), facecolor="white")  # laid out by hand, which is many times faster
+    figure.suptitle(shown_name(f"Mixing weights: {record.label}", 90), x=0.01, y=0.985, ha="left", fontsize=10)
+    handles: list = []
+    for kind, left in zip(CELL_TYPES, (0.045, 0.545), strict=True):
+        figure.text(left, 0.92, TITLES[kind], fontsize=10)
+        handles = _draw_edges(figure, left, record.weights[kind], record)
+    names = [shown_name(op, 20) for op in record.ops]
+    figure.legend(handles, names, loc="lower center", ncols=min(8, len(names)), fontsize=8, handlelength=3.2)
+    return figure
+
+
+def _draw_edges(figure: Figure, left: float, values: NDArray[np.float64], record: Record) -> list:
+    nodes = edges_into_nodes(count_nodes(values.shape[1]))
+    spaces = {"top": 0.875, "bottom": 0.115, "wspace": 0.14, "hspace": 0.52}
+    grid = figure.add_gridspec(len(nodes), max(map(len, nodes)), left=left, right=left + 0.445, **spaces)
+    edges = edge_list(len(nodes))
+    handles: list = []
+    for row, rows in enumerate(nodes):
+        for column, edge in enumerate(rows):
+            axes = figure.add_subplot(grid[row, column])
+            handles = _draw_edge(axes, values[:, edge], record.highest)
+            axes.set_title(f"{edges[edge][0]} → {edges[edge][1]}", fontsize=7.5, fontweight="normal", pad=2)
+            if column:
+                axes.set_yticklabels([])
+            if row == len(nodes) - 1 and not column:
+                axes.set_xlabel("epoch", fontsize=8)
+                axes.set_ylabel("weight", fontsize=8)
+    return handles
+
+
+def _draw_edge(axes: Axes, values: NDArray[np.float64], highest: float) -> list:
+    """The lines of an edge's ops; `values` are [epochs + 1, num_ops]."""
+    every = max(1, len(values) // 4)
+    handles = [
+        axes.plot(
+            *(np.arange(len(values)), values[:, op]),
+            **series_looks(op) | {"markersize": 3.2, "linewidth": 1.1},
+            markevery=(op % every, every),
+        )[0]
+        for op in range(values.shape[1])
+    ]
+    axes.set_ylim(-0.03 * highest, 1.03 * highest)
+    axes.set_yticks(np.linspace(0, highest, 3 if highest == 1 else round(10 * highest) + 1).round(2))
+    axes.set_xticks([0, len(values) - 1] if len(values) > 1 else [0])
+    axes.tick_params(labelsize=6.5, length=2)
+    return handles

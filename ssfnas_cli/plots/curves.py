@@ -1,0 +1,118 @@
+"""Accuracy over epochs, of searches or of retrainings, on each split that was tracked (paper, Figs. 7 and 8)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.plots.figure import add_legend, panels, series_looks, shown_name
+from ssfnas_cli.results.facts import RunFacts
+from ssfnas_cli.results.grouping import Group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SPLITS = {"test": "balanced test split", "test_longtail": "long-tailed test split", "val": "val split"}
+MARKS = 8  # markers on a line
+
+
+class Curve(NamedTuple):
+    """A figure of a group over epochs: the mean of its runs, and the least and the most of them."""
+
+    epochs: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def draw(groups: Sequence[Group]) -> Figure:
+    """A panel for each split that some run tracked; otherwise one of the accuracy that every run has.
+
+    A line is the mean of a group's runs, and the band around it reaches from the least to the most of them.
+
+    Raises:
+        InputError: no run has an accuracy, as in a pretraining that has not come to the training.
+    """
+    shown = [(name, title) for name, title in _candidates(groups) if _has(groups, name)]
+    tracked = [(name, title) for name, title in shown if name.rpartition("accuracy_")[2] in SPLITS]
+    chosen = tracked or shown[:1]
+    if not chosen:
+        raise InputError(f"{groups[0].runs[0].path}: has no accuracy of an epoch yet, so there is no curve to draw")
+    figure, axes = panels(len(chosen), 5.0 if len(chosen) > 1 else 6.4, 3.6, columns=2)
+    for (name, title), place in zip(chosen, axes, strict=True):
+        _draw_panel(groups, name, title, place)
+    last = [_curve(group, chosen[0][0]) for group in groups]
+    drawn = [curve for curve in last if curve is not None]
+    several = any(len(group.runs) > 1 for group in groups)
+    note = "lines: mean of the seeds; bands: from the least to the most of them" if several else ""
+    add_legend(figure, axes[0], sorted(range(len(drawn)), key=lambda place: -drawn[place].mean[-1]), note)
+    return figure
+
+
+def is_tracked(groups: Sequence[Group]) -> bool:
+    """Whether some run tracked a held-out split, so that `draw` shows it."""
+    return any(_has(groups, name) for name, _ in _candidates(groups) if name.rpartition("accuracy_")[2] in SPLITS)
+
+
+def _candidates(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """The figures that can be drawn, with a title each; tracked splits come first."""
+    search = groups[0].runs[0].run.kind == "search"
+    what = "Supernet" if search else "Network"
+    names = ("accuracy", "probe_accuracy") if search else ("accuracy",)
+    tracked = [
+        (f"{name}_{split}", f"{'Linear probe' if name.startswith('probe') else what}, {title}")
+        for split, title in SPLITS.items()
+        for name in names
+    ]
+    if not search:
+        return [*tracked, ("train_accuracy", "Network, training images (no test split was tracked)")]
+    return [
+        *tracked,
+        ("accuracy_alpha_half", "Supernet, alpha half (no test split was tracked)"),
+        ("probe_accuracy_alpha_half", "Linear probe, alpha half (no test split was tracked)"),
+    ]
+
+
+def _has(groups: Sequence[Group], name: str) -> bool:
+    return any(name in line for group in groups for run in group.runs for line in run.metrics)
+
+
+def _draw_panel(groups: Sequence[Group], name: str, title: str, axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for number, group in enumerate(groups):
+        curve = _curve(group, name)
+        if curve is None:
+            continue
+        looks = series_looks(number)
+        every = max(1, len(curve.epochs) // MARKS)
+        label = shown_name(group.label, 70) + (f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else "")
+        # Lines begin their markers at different epochs, so that the markers of equal lines are seen.
+        axes.plot(curve.epochs, curve.mean, label=label, markevery=(number % every, every), **looks)
+        if len(group.runs) > 1:
+            axes.fill_between(curve.epochs, curve.low, curve.high, color=looks["color"], alpha=0.15, linewidth=0)
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("accuracy in percent")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _curve(group: Group, name: str) -> Curve | None:
+    """Over the epochs that all runs of a group have; None if they share none."""
+    of_runs = [_values(run, name) for run in group.runs]
+    of_runs = [values for values in of_runs if values]
+    if not of_runs:
+        return None
+    epochs = sorted(set.intersection(*(set(values) for values in of_runs)))
+    columns = [[values[epoch] for values in of_runs] for epoch in epochs]
+    if not epochs:
+        return None
+    return Curve(
+        epochs, [sum(one) / len(one) for one in columns], [min(one) for one in columns], [max(one) for one in columns]
+    )
+
+
+def _values(run: RunFacts, name: str) -> dict[int, float]:
+    return {line["epoch"]: line[name] for line in run.metrics if name in line}

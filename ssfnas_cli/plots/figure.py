@@ -1,0 +1,143 @@
+"""What all pictures share: looks that print in grey and suit the colour-blind, and files of stable bytes.
+
+A series has a colour, a kind of line and a marker, so that any one of them is enough to tell it. The same picture gives
+the same bytes, whatever the user's matplotlibrc says.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FORMATS = ("svg", "png", "pdf")
+PNG_DPI, MAX_PNG_PIXELS, MAX_PNG_SIDE = 200, 50_000_000, 60_000
+INK, FAINT_INK, GRID = "#1f2933", "#5b6570", "#dfe3e8"
+STYLE: dict[str, Any] = {
+    "font.family": ["sans-serif"],  # DejaVu Sans, which comes with matplotlib; an SVG names substitutes
+    "mathtext.fontset": "dejavusans",
+    "svg.fonttype": "none",  # text stays text: it can be searched, and is small; fallback fonts are narrower
+    "svg.hashsalt": "ssfnas",
+    "pdf.fonttype": 42,
+}
+CHART_STYLE: dict[str, Any] = {
+    "text.parse_math": False,  # a name may hold a $
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT_INK,
+    "axes.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": FAINT_INK,
+    "ytick.color": FAINT_INK,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.0,
+}
+METADATA: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "png": {"Software": None},
+}
+# Okabe and Ito's colours, from dark to light and back, so that neighbours differ in grey as well
+COLOURS = ("#0072B2", "#E69F00", "#1f2933", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#8a7a00")
+LINES = ("-", (0, (5, 2)), (0, (1, 1.3)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (8, 2)), (0, (4, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "h")
+
+
+def to_bytes(draw: Callable[[], Figure], fmt: str, chart: bool = False) -> bytes:
+    """A picture as the bytes of a file.
+
+    Args:
+        draw: makes the figure; it runs within the style.
+        fmt: one of FORMATS.
+        chart: whether the figure has axes.
+    """
+    import matplotlib.style
+
+    style: list[str | dict[str, Any]] = ["default", STYLE | (CHART_STYLE if chart else {})]
+    # The user's matplotlibrc must not change the bytes, nor this the user's settings.
+    with matplotlib.style.context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may be in any script
+        figure = draw()
+        width, height = figure.get_size_inches()
+        dpi = min(PNG_DPI, (MAX_PNG_PIXELS / (width * height)) ** 0.5, MAX_PNG_SIDE / max(width, height))
+        figure.draw_without_rendering()  # the layout settles with the second drawing
+        file = io.BytesIO()
+        figure.savefig(file, format=fmt, dpi=dpi if fmt == "png" else 72, metadata=METADATA[fmt])
+    return file.getvalue()
+
+
+def shown_name(name: str, length: int = 60) -> str:
+    """A name on one line, without what XML forbids, cut to a length."""
+    name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def series_looks(number: int) -> dict[str, Any]:
+    """Colour, line and marker of a series; no two of the first 504 look the same."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": LINES[number % len(LINES)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.6,
+    }
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, whose axes make room for each other's labels."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    return Figure(figsize=(width, height), facecolor="white", layout=layout)
+
+
+def panels(number: int, width: float, height: float, columns: int, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure with a grid of panels, each of a size in inches."""
+    columns = min(columns, number)
+    rows = -(-number // columns)
+    figure = new_figure(columns * width, rows * height)
+    grid = figure.subplots(rows, columns, squeeze=False, **options)
+    for axes in list(grid.flat)[number:]:
+        axes.remove()
+    return figure, list(grid.flat)[:number]
+
+
+def add_legend(figure: Figure, axes: Axes, order: Sequence[int] | None = None, note: str = "") -> None:
+    """A legend of the series of some axes, below the figure, which grows by its height.
+
+    Args:
+        figure: the figure.
+        axes: some axes that have all series.
+        order: of the series, such as that of their ends from the top.
+        note: a line above the legend, such as what a band means.
+    """
+    handles, labels = axes.get_legend_handles_labels()
+    if order is not None:
+        handles, labels = [handles[place] for place in order], [labels[place] for place in order]
+    if not handles:
+        return
+    widest = max(map(len, labels)) * 0.075 + 0.6  # inches
+    columns = max(1, int((figure.get_size_inches()[0] - 0.3) / widest))
+    columns = min(columns, len(labels), 4)
+    rows = -(-len(labels) // columns)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.19 * (rows + bool(note)) + 0.12)
+    looks: dict[str, Any] = {"handlelength": 3.6, "fontsize": 8.5, "title_fontsize": 8.0}
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=note or None, **looks)

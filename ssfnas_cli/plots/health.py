@@ -1,0 +1,92 @@
+"""The health of searches over epochs: how decided the mixing weights are, and what the genotype is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.plots.figure import add_legend, panels, series_looks, shown_name
+from ssfnas_cli.results.facts import RunFacts
+from ssfnas_cli.results.grouping import Group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANELS = (  # name in the metrics, title, label of the axis
+    ("weights_decided", "Decided weights", "share within 0.1 of 0 or 1"),
+    ("weights_entropy", "Entropy of the weights", "1: undecided, 0: decided"),
+    ("genotype_skips", "Skips in the genotype", "share of its ops"),
+    ("genotype_pools", "Pools in the genotype", "share of its ops"),
+    ("genotype_changes", "New edges in the genotype", "since the epoch before"),
+    ("accuracy", "Accuracy, alpha half", "percent"),
+)
+LEAST_SPAN = 0.1  # of an axis of shares
+
+
+def draw(groups: Sequence[Group]) -> Figure:
+    """A panel a figure, a line a run.
+
+    Raises:
+        InputError: no run recorded its health, since an earlier ssfnas made it.
+    """
+    runs = [(group, run) for group in groups for run in group.runs]
+    if not any("weights_moved" in line for _, run in runs for line in run.metrics):
+        raise InputError(
+            f"{runs[0][1].path}: recorded no search health, since an earlier ssfnas made it: search again, "
+            "or plot alphas"
+        )
+    shown = [panel for panel in PANELS if panel[0] == "accuracy" or any(_values(run, panel[0]) for _, run in runs)]
+    figure, axes = panels(len(shown), 3.7, 2.5, columns=3)
+    for (name, title, label), place in zip(shown, axes, strict=True):
+        for number, (group, run) in enumerate(runs):
+            text = f"{shown_name(group.label, 50)}, seed {run.seeds[-1]}" if len(runs) > 1 else shown_name(group.label)
+            if name == "accuracy":
+                _draw_accuracy(place, run, number, text)
+            else:
+                _plot(place, _values(run, name), number, text)
+        _label(place, title, label)
+    add_legend(figure, axes[-1])
+    return figure
+
+
+def _values(run: RunFacts, name: str) -> dict[int, float]:
+    return {line["epoch"]: line[name] for line in run.metrics if name in line}
+
+
+def _plot(axes: Axes, values: dict[int, float], number: int, label: str) -> None:
+    every = max(1, len(values) // 8)
+    if values:
+        axes.plot(
+            list(values), list(values.values()), label=label, markevery=(number % every, every), **series_looks(number)
+        )
+
+
+def _draw_accuracy(axes: Axes, run: RunFacts, number: int, label: str) -> None:
+    """The supernet's accuracy; to the right of its last epoch the pruned one's, lower by the discretisation gap."""
+    for name in ("accuracy_alpha_half", "probe_accuracy_alpha_half"):
+        values = _values(run, name)
+        _plot(axes, values, number, label)
+        for epoch, pruned in _values(run, f"pruned_{name}").items():
+            looks = series_looks(number) | {"linewidth": 0.8, "markerfacecolor": "white", "markevery": [1]}
+            looks |= {"markeredgecolor": looks["color"], "markeredgewidth": 1.0}
+            place = epoch + max(0.6, 0.08 * epoch) * (1 + 0.3 * (number % 4))
+            axes.plot([epoch, place], [values[epoch], pruned], **looks)
+
+
+def _label(axes: Axes, title: str, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set(title=title, ylabel=label, xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    low, high = axes.get_ylim()
+    if label.startswith(("share", "1:")):
+        middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) / 2
+        low = min(max(-0.02, middle - half), 1.02 - LEAST_SPAN)
+        axes.set_ylim(low, max(min(1.02, middle + half), low + LEAST_SPAN))
+    elif label.startswith("since"):
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    elif label == "percent":
+        axes.set_xlabel("epoch (hollow: pruned to the genotype)")

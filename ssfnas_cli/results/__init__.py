@@ -1,0 +1,1 @@
+"""What finished runs say: comparison, its audit, and the health of searches. It reads artifacts and trains nothing."""

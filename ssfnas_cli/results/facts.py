@@ -1,0 +1,200 @@
+"""What a finished run says of itself: settings, seeds, data, cost and figures. It is read without torch."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssfnas_cli.artifacts.files import sha256_bytes
+from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.json_text import layout_json
+from ssfnas_cli.settings import RetrainSettings, SearchSettings, Training
+
+MODELS: dict[str, type[Training]] = {"search": SearchSettings, "retrain": RetrainSettings}
+SEARCH = "search."  # how the settings of the search begin that a retraining's genotype comes from
+# Parts of an identity that do not belong to an arm of a comparison: what is held apart, what changes no result, and
+# the network that a correction began with, which is another one for each seed
+NO_ARM = ("seed", "track_test", "data_sha256", "genotype", "adjustment.source")
+# Settings that mean nothing where another one has this value
+WITHOUT = {
+    **dict.fromkeys(("pretrain_epochs", "pretrain_lr"), ("pretrain.name", "none")),
+    "ssl.weight": ("ssl.loss.name", "none"),
+    **dict.fromkeys(("rand_ops", "rand_magnitude"), ("augment", "none")),
+}
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as a comparison sees it.
+
+    Attributes:
+        run: the folder.
+        seeds: the seed; for a retrained genotype whose search is known, the search's seed comes before it.
+        settings: the settings that change results, flat, without the seed; those of the genotype's search, with the
+            rule and the epoch of the derivation, begin with `search.`.
+        changed: those of `settings` that differ from the defaults; None if the run does not record them.
+        threshold: of the derivation, which `auto` chooses anew for each search; None if there was none.
+        metrics: of every epoch.
+        evaluation: what `evaluate` measured; None for a search.
+        cost: `num_params`, `num_macs`, `steps`, `seconds`, `search_seconds`; None where the run does not record it.
+    """
+
+    run: RunFolder
+    seeds: tuple[int, ...]
+    settings: dict[str, Any]
+    changed: frozenset[str] | None
+    threshold: float | None
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any] | None
+    cost: dict[str, float | None] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """The run's folder."""
+        return self.run.path
+
+    @property
+    def data(self) -> tuple[str, str]:
+        """The name of the data set's folder, and its sha256."""
+        recorded = self.run.config["data"]
+        return Path(recorded["path"]).name, recorded["sha256"]
+
+    @property
+    def views(self) -> int | None:
+        """How many views of each training image the network of a retraining learned from; None for a search.
+
+        A self-supervised loss takes two, in a pretraining or beside the supervised loss.
+        """
+        if self.run.kind == "search":
+            return None
+        settings = self.settings
+        pretrained = 2 * settings["pretrain_epochs"] if settings.get("pretrain.name", "none") != "none" else 0
+        return pretrained + settings["epochs"] * (1 + 2 * (settings.get("ssl.loss.name", "none") != "none"))
+
+
+def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
+    """Read a finished run.
+
+    Args:
+        run: the folder.
+        resolve: complete the options of plugins with today's defaults, which imports torch; for a run of an earlier
+            ssfnas whose plugins had fewer options.
+
+    Raises:
+        InputError: a file of the run is damaged.
+    """
+    settings = own_settings(run, resolve)
+    seeds: tuple[int, ...] = (int(run.config["settings"]["seed"]),)
+    changed, threshold, search = _changed(run), None, None
+    if isinstance(genotype := run.config.get("genotype"), dict):
+        origin = genotype.get("provenance") or {}
+        threshold = origin.get("threshold")
+        search = _search_of(run, origin)
+        if search is None:
+            settings["genotype"] = _genotype_name(genotype)
+        else:
+            settings |= {SEARCH + key: value for key, value in own_settings(search, resolve).items()}
+            settings |= {SEARCH + "rule": origin.get("rule"), SEARCH + "epoch": origin.get("epoch")}
+            seeds = (int(search.config["settings"]["seed"]), *seeds)
+            theirs = _changed(search)
+            changed = None if None in (changed, theirs) else changed | {SEARCH + key for key in theirs}  # type: ignore
+    evaluation = run.evaluation() if run.kind == "retrain" else None
+    metrics = run.metrics()
+    return RunFacts(run, seeds, settings, changed, threshold, metrics, evaluation, _cost(run, metrics, search))
+
+
+def own_settings(run: RunFolder, resolve: bool = False) -> dict[str, Any]:
+    """The settings of a run that change its results, flat, without its seed.
+
+    Settings that ssfnas gained later have their defaults, and `auto` is what it meant for this run.
+    """
+    model, recorded = MODELS[run.kind], dict(run.config["identity"])
+    flat = recorded
+    with contextlib.suppress(ValueError):  # obsolete settings or a plugin that is missing: what was recorded must do
+        settings = run.settings(model)
+        known = (settings.resolve_plugins() if resolve else settings).identity()
+        flat = known | {key: value for key, value in recorded.items() if key not in known}
+        flat |= {"stem": run.stem} if "stem" in known else {}
+    meant = {name: told["value"] for name, told in run.config.get("resolved", {}).items() if name in flat}
+    idle = {key for key, (other, value) in WITHOUT.items() if flat.get(other) == value}
+    return {key: value for key, value in (flat | meant).items() if key not in NO_ARM and key not in idle}
+
+
+def changed_settings(run: RunFolder) -> frozenset[str]:
+    """The settings that differ from today's defaults, of a run that does not record them. Imports torch."""
+    try:
+        return frozenset(run.settings(MODELS[run.kind]).changed_identity())
+    except ValueError:
+        return frozenset(run.config["identity"])
+
+
+def _changed(run: RunFolder) -> frozenset[str] | None:
+    recorded = run.config.get("changed")
+    return frozenset(recorded) if isinstance(recorded, dict) else None
+
+
+def search_of(facts: RunFacts) -> RunFolder | None:
+    """The search that the genotype of a retraining comes from, if it is known and still there."""
+    genotype = facts.run.config.get("genotype")
+    return _search_of(facts.run, genotype.get("provenance") or {}) if isinstance(genotype, dict) else None
+
+
+def _search_of(run: RunFolder, origin: Mapping[str, Any]) -> RunFolder | None:
+    """The search that a provenance names, where it was, or beside the retraining if both were moved."""
+    recorded = origin.get("run")
+    if not isinstance(recorded, str):
+        return None
+    for path in (Path(recorded), run.path.parent / Path(recorded).name):
+        with contextlib.suppress(InputError, OSError):
+            return RunFolder.open(path, "search")
+    return None
+
+
+def _genotype_name(genotype: Mapping[str, Any]) -> str:
+    """A name for a genotype of unknown origin: its own, and the beginning of a hash of its cells."""
+    cells = {key: genotype.get(key) for key in ("normal", "reduce", "op_options")}
+    digest = sha256_bytes(layout_json(cells).encode())[:6]
+    return f"{genotype['name']}" if genotype.get("name") else f"genotype-{digest}"
+
+
+def _cost(run: RunFolder, metrics: list[dict[str, Any]], search: RunFolder | None) -> dict[str, float | None]:
+    """What the training took. A corrected run takes what the training of its network took, too."""
+    result = run.status().get("result") or {}
+    steps: list[float | None] = [line.get("steps") for line in metrics]
+    seconds: float = metrics[-1].get("elapsed_seconds", 0.0) if metrics else 0.0
+    adjustment = run.config.get("adjustment")
+    num_macs = result.get("num_macs")
+    if isinstance(adjustment, dict):
+        source = _source(run, str(adjustment.get("source")))
+        before: dict[str, float | None] = {} if source is None else _cost(source, source.metrics(), None)
+        steps.append(before.get("steps"))
+        seconds += before.get("seconds") or 0.0
+        num_macs = num_macs or before.get("num_macs")
+    return {
+        "num_params": result.get("num_params"),
+        "num_macs": num_macs,
+        "steps": None if None in steps or not steps else sum(steps),  # type: ignore[arg-type]
+        "seconds": seconds,
+        "search_seconds": _seconds(search),
+    }
+
+
+def _source(run: RunFolder, recorded: str) -> RunFolder | None:
+    """The run whose network a correction began with."""
+    for path in (Path(recorded), run.path.parent / Path(recorded).name):
+        with contextlib.suppress(InputError, OSError):
+            return RunFolder.open(path, "retrain")
+    return None
+
+
+def _seconds(search: RunFolder | None) -> float | None:
+    if search is None:
+        return None
+    with contextlib.suppress(InputError):
+        lines = search.metrics()
+        return lines[-1].get("elapsed_seconds") if lines else None
+    return None

@@ -1,0 +1,101 @@
+"""The figures of a comparison: what is compared of a run, and how it is named and shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ssfnas_cli.results.facts import RunFacts
+
+
+class Figure(NamedTuple):
+    """A figure of a run.
+
+    Attributes:
+        name: in files for programs.
+        title: in tables for people.
+        digits: after the point in tables; None for counts, -1 for a duration in seconds.
+        read: from a run; None if the run has no such figure.
+        effect: whether groups are compared in it (accuracies are in percent, their differences in points).
+    """
+
+    name: str
+    title: str
+    digits: int | None
+    read: Callable[[RunFacts], float | None]
+    effect: bool = True
+
+
+def evaluation_figures(split: str, prefix: bool) -> list[Figure]:
+    """What `evaluate` measured on a split. With `prefix` the names and titles begin with the split's."""
+    thirds, counts = "groups_by_thirds", "groups_by_count"
+    listed: list[tuple[str, str, int, tuple[str, ...]]] = [
+        ("top1", "top-1", 2, ("top1",)),
+        ("balanced_accuracy", "balanced", 2, ("balanced_accuracy",)),
+        *((f"{part}_third", f"{part} third", 1, (thirds, part, "accuracy")) for part in ("head", "medium", "tail")),
+        *((f"{part}_shot", part, 1, (counts, part, "accuracy")) for part in ("many", "medium", "few")),
+        ("macro_f1", "macro-F1", 3, ("macro_f1",)),
+        ("ece", "ECE", 3, ("ece",)),
+    ]
+    before = (f"{split}_", f"{split} ") if prefix else ("", "")
+    return [
+        Figure(before[0] + name, before[1] + title, digits, _of_split(split, path))
+        for name, title, digits, path in listed
+    ]
+
+
+def _of_split(split: str, path: tuple[str, ...]) -> Callable[[RunFacts], float | None]:
+    def read(run: RunFacts) -> float | None:
+        value: Any = ((run.evaluation or {}).get("splits") or {}).get(split)
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+    return read
+
+
+# Of a search: name in its metrics, title, digits
+SEARCH_FIGURES = (
+    ("accuracy_alpha_half", "supernet, alpha half", 2),
+    ("probe_accuracy_alpha_half", "probe, alpha half", 2),
+    ("accuracy_test", "supernet, test", 2),
+    ("accuracy_test_longtail", "supernet, test_longtail", 2),
+    ("probe_accuracy_test", "probe, test", 2),
+    ("probe_accuracy_test_longtail", "probe, test_longtail", 2),
+    ("pruned_accuracy_alpha_half", "pruned, alpha half", 2),
+    ("pruned_probe_accuracy_alpha_half", "pruned probe, alpha half", 2),
+    ("weights_entropy", "entropy", 3),
+    ("weights_decided", "decided", 3),
+    ("genotype_skips", "skips", 2),
+    ("genotype_pools", "pools", 2),
+)
+
+
+def search_figures() -> list[Figure]:
+    """What a search says of its last epoch: accuracies of the supernet and its health."""
+    return [Figure(name, title, digits, _of_last_epoch(name)) for name, title, digits in SEARCH_FIGURES]
+
+
+def _of_last_epoch(name: str) -> Callable[[RunFacts], float | None]:
+    return lambda run: run.metrics[-1].get(name) if run.metrics else None
+
+
+def cost_figures() -> list[Figure]:
+    """What a run took. `search_seconds` is the search that its genotype comes from."""
+    listed = [
+        ("num_params", "weights", None),
+        ("num_macs", "multiply-adds", None),
+        ("steps", "steps", None),
+        ("seconds", "time", -1),
+        ("search_seconds", "search time", -1),
+    ]
+    return [Figure(name, title, digits, _of_cost(name), effect=False) for name, title, digits in listed]
+
+
+def _of_cost(name: str) -> Callable[[RunFacts], float | None]:
+    return lambda run: run.cost.get(name)
+
+
+def present(figures: Sequence[Figure], runs: Sequence[RunFacts]) -> list[Figure]:
+    """The figures that at least one run has."""
+    return [figure for figure in figures if any(figure.read(run) is not None for run in runs)]

@@ -1,0 +1,217 @@
+"""Groups of runs that differ only in their seeds, and short labels made of the settings in which the groups differ.
+
+Retrainings of genotypes from searches are grouped by the settings of both stages, so that three searches of three seeds
+and their retrainings are one group. That needs the search's folder, where the genotype's provenance says it was or
+beside the retraining; without it each genotype is a group of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_facts, search_of
+
+ADJUST = "adjustment."  # how the settings of a correction begin
+UNSET = ('"none"', '"auto"', '"instance"', "false")  # as JSON: defaults that are not worth a word in a label
+BARE = ("loss", "network", "relax", "genotype")  # sections whose plugin's name speaks for itself
+# The rules that go without saying
+USUAL_RULE = {"softmax": "darts", "sigmoid": "fairdarts"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seeds.
+
+    Attributes:
+        label: made of what distinguishes this group from the others.
+        differing: the settings in which the groups differ, with this group's values.
+        runs: one for each seed.
+        repeats: runs with the settings and seeds of one of `runs`; they do not count.
+    """
+
+    label: str
+    differing: dict[str, Any]
+    runs: list[RunFacts]
+    repeats: list[RunFacts]
+
+
+def group_runs(runs: Sequence[RunFacts]) -> list[Group]:
+    """Group runs, in the order in which the groups are met first."""
+    members: dict[Hashable, list[RunFacts]] = defaultdict(list)
+    for run in _with_equal_options(runs):
+        members[_key(run)].append(run)
+    split = [part for group in members.values() for part in _split_by_threshold(group)]
+    firsts = [group[0] for group in split]
+    differing = _differing(firsts)
+    labels = _labels(firsts, differing) if len(firsts) > 1 else [_own_label(run) for run in firsts]
+    return [
+        Group(label, {key: _value(group[0], key) for key in differing}, *_unique_seeds(group))
+        for label, group in zip(labels, split, strict=True)
+    ]
+
+
+def _key(run: RunFacts) -> str:
+    return json.dumps([run.run.kind, run.data[1], run.settings], sort_keys=True)
+
+
+def _with_equal_options(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """The runs, read with today's options if the same plugin has not the same options in all of them."""
+    options: dict[tuple[str, Any], set[frozenset[str]]] = defaultdict(set)
+    for run in runs:
+        for section in _sections(run.settings):
+            names = frozenset(key for key in run.settings if _section_of(key, run.settings) == section)
+            options[section, run.settings[f"{section}.name"]].add(names)
+    if all(len(sets) == 1 for sets in options.values()):
+        return list(runs)
+    return [read_facts(run.run, resolve=True) for run in runs]
+
+
+def _sections(settings: Mapping[str, Any]) -> list[str]:
+    return [key.removesuffix(".name") for key in settings if key.endswith(".name")]
+
+
+def _section_of(key: str, settings: Mapping[str, Any]) -> str | None:
+    """The plugin section that an option belongs to; None for other settings, and for a plugin's name itself."""
+    section = key.rpartition(".")[0]
+    return section if not key.endswith(".name") and f"{section}.name" in settings else None
+
+
+def _split_by_threshold(group: list[RunFacts]) -> list[list[RunFacts]]:
+    """A group, or its parts of equal thresholds of the derivation if seeds occur in it more than once.
+
+    `auto` chooses another threshold for every search, so thresholds alone do not make another arm. But two thresholds
+    for one search do.
+    """
+    if len({run.seeds for run in group}) == len(group):
+        return [group]
+    parts: dict[float | None, list[RunFacts]] = defaultdict(list)
+    for run in group:
+        parts[run.threshold].append(run)
+    return list(parts.values())
+
+
+def _unique_seeds(group: list[RunFacts]) -> tuple[list[RunFacts], list[RunFacts]]:
+    """The first run of each seed, and the others."""
+    first: dict[tuple[int, ...], RunFacts] = {}
+    for run in group:
+        first.setdefault(run.seeds, run)
+    kept = sorted(first.values(), key=lambda run: run.seeds)
+    return kept, [run for run in group if first[run.seeds] is not run]
+
+
+# Labels
+
+
+def _value(run: RunFacts, key: str) -> Any:
+    if key == "data":
+        return f"{run.data[0]} ({run.data[1][:8]})"
+    return run.threshold if key == "threshold" else run.settings.get(key)
+
+
+def _num_values(key: str, firsts: Sequence[RunFacts]) -> int:
+    return len({json.dumps(_value(run, key)) for run in firsts if _has(run, key)})
+
+
+def _is_option_of(key: str, differing: Sequence[str], firsts: Sequence[RunFacts]) -> bool:
+    """Whether a setting is an option of a plugin in which the groups differ."""
+    sections = {_section_of(key, run.settings) for run in firsts if key in run.settings} - {None}
+    return any(f"{section}.name" in differing for section in sections)
+
+
+def _has(run: RunFacts, key: str) -> bool:
+    """Whether a run has a setting, or lacking it says something: a run that is not corrected is another one."""
+    return key in ("data", "threshold") or key.startswith(ADJUST) or key in run.settings
+
+
+def _differing(firsts: Sequence[RunFacts]) -> list[str]:
+    """The settings in which groups differ, the data set and the threshold among them, the telling ones first.
+
+    A setting that only some groups have, such as one of the search, counts only if it differs among those. An option of
+    a plugin counts only beside the same plugin with another value, or where it is not the default.
+    """
+    keys = list(dict.fromkeys(key for run in firsts for key in run.settings))
+    differing = [key for key in ["data", *keys, "threshold"] if _num_values(key, firsts) > 1]
+    differing += [key for key in keys if key not in differing and _is_option_of(key, differing, firsts)]
+    if "threshold" in differing and len({_key(run) for run in firsts}) == len(firsts):
+        differing.remove("threshold")
+    kept = [key for key in differing if not _is_noise(key, firsts)]
+    return sorted(kept, key=lambda key: (_rank(key), kept.index(key)))
+
+
+def _rank(key: str) -> int:
+    """Networks and losses come first in a label, options behind their plugin."""
+    section = key.removeprefix(SEARCH).partition(".")[0]
+    return BARE.index(section) if section in BARE else len(BARE)
+
+
+def _is_noise(key: str, firsts: Sequence[RunFacts]) -> bool:
+    """Whether an option differs only because its plugin does, and has its default wherever there is that plugin."""
+    having = [run for run in firsts if key in run.settings]
+    if key == f"{SEARCH}rule":
+        return all(USUAL_RULE.get(str(run.settings.get(f"{SEARCH}relax.name"))) == run.settings[key] for run in having)
+    section = next((one for run in having if (one := _section_of(key, run.settings)) is not None), None)
+    if section is None:
+        return False
+    by_plugin: dict[Any, set[str]] = defaultdict(set)
+    for run in having:
+        by_plugin[run.settings[f"{section}.name"]].add(json.dumps(run.settings[key]))
+    if any(len(values) > 1 for values in by_plugin.values()):
+        return False
+    return not any(key in _changed(run) for run in having)
+
+
+def _changed(run: RunFacts) -> frozenset[str]:
+    """The settings of a run that differ from the defaults."""
+    if run.changed is not None:
+        return run.changed
+    search = search_of(run)
+    theirs = frozenset() if search is None else changed_settings(search)
+    return changed_settings(run.run) | {SEARCH + key for key in theirs}
+
+
+def _labels(firsts: Sequence[RunFacts], differing: Sequence[str]) -> list[str]:
+    both = {key.removeprefix(SEARCH) for key in differing if key.startswith(SEARCH)} & set(differing)
+    labels = [_label(run, differing, both) for run in firsts]
+    repeated: Counter[str] = Counter()
+    for number, label in enumerate(labels):
+        repeated[label] += 1
+        if repeated[label] > 1:
+            labels[number] = f"{label} ({repeated[label]})"
+    return labels
+
+
+def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
+    """The words of a group; `both` are settings that differ in the search and in the retraining."""
+    words = []
+    for key in differing:
+        value = _value(run, key)
+        if value is None or (json.dumps(value) in UNSET and key.removesuffix(".name") not in BARE):
+            continue
+        short = key.removeprefix(SEARCH)
+        name = (key if short in both else short).removesuffix(".name")
+        name = name.replace(f"{ADJUST}method", "adjust").replace(ADJUST, "adjust.")
+        is_bare = short.removesuffix(".name") in BARE and short not in both
+        if value == "none" and is_bare:
+            continue
+        words.append(_text(value) if is_bare or key == "data" else f"{name}={_text(value)}")
+    return ", ".join(words) or _own_label(run)
+
+
+def _own_label(run: RunFacts) -> str:
+    """The label of a group that has no other beside it."""
+    telling = ("network.name", "genotype", f"{SEARCH}relax.name", "relax.name", "loss.name")
+    return ", ".join(_text(value) for key in telling if (value := run.settings.get(key, "none")) != "none")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return "+".join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value)

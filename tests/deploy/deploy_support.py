@@ -70,7 +70,7 @@ def run(photo_data, tmp_path_factory):
 
 def card(network, size=16, channels=3, aux=False, **facts):
     """A card of three classes; `network` is a genotype or the name of a plain network."""
-    derived = {"channels": 4, "layers": facts.pop("layers", 3), "stem": facts.pop("stem", "cifar")}
+    derived = {"channels": 4, "layers": 3, "stem": facts.pop("stem", "cifar")}
     of = Part(name=network) if isinstance(network, str) else DerivedNetwork(genotype=network, **derived)
     usual = {
         "loss": Part(name="ce"),

@@ -28,7 +28,7 @@ TWICE = Cell(
     edges=(Edge(op="max_pool_3x3", source=0, target=2), Edge(op="avg_pool_3x3", source=0, target=2)), concat=(2,)
 )
 NETWORKS = {
-    "every op, odd sides": card(Genotype(normal=ALL_OPS, reduce=ALL_OPS), size=15, aux=True, layers=4),
+    "every op, odd sides": card(Genotype(normal=ALL_OPS, reduce=ALL_OPS), size=15, aux=True),
     "sparse, grey, stem of ImageNet": card(
         Genotype(normal=SPARSE, reduce=TWICE, drop_path="node"),
         size=33,

@@ -419,3 +419,9 @@ def test_a_plugin_whose_name_became_a_builtins_is_a_warning_when_that_name_is_us
             load(loss="class_balanced").resolve_plugins()
     assert caplog.messages == [clash["class_balanced"]]
     base._warn_of_clash.cache_clear()
+
+
+def test_track_every_needs_something_to_track():
+    assert load("track_test=true", "track_every=5").track_every == 5
+    with pytest.raises(UsageError, match="set track_test=true, too"):
+        load("track_every=5")

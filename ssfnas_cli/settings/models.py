@@ -167,6 +167,13 @@ class Training(Execution):
     )
     ssl: SelfSupervised = SelfSupervised()
 
+    @field_validator("track_every")
+    @classmethod
+    def _tracks_something(cls, value: int, info: ValidationInfo) -> int:
+        if value != 1 and not info.data.get("track_test", True):
+            raise ValueError("nothing is tracked: set track_test=true, too")
+        return value
+
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
         return flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT) | self.unused()))

@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssfnas_cli import stop
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints
 from ssfnas_cli.engine import dry_run as module
-from ssfnas_cli.engine.dry_run import StepTimes, predict_search
+from ssfnas_cli.engine.dry_run import EpochGroup, StepTimes, _time_evaluation, predict_search
 from ssfnas_cli.engine.loop import Diverged
 from ssfnas_cli.engine.search import run_search
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -78,6 +79,20 @@ def test_it_takes_the_evaluated_splits_and_epochs_without_alpha_steps_into_accou
     epochs.clear()
     predict_search(settings(epochs=2, warmup_epochs=5), None, False)
     assert set(epochs) == {0}
+
+
+def test_an_evaluation_takes_the_mean_of_those_of_the_epochs(monkeypatch):
+    """Ten images every epoch and thirty more in the last of four: 70 in four epochs."""
+
+    class Tracking:
+        def evaluation_rows(self, epoch):
+            rows = {"alpha_half": (None, np.arange(10)), "test": (None, np.arange(30))}
+            return rows if epoch == 3 else {"alpha_half": rows["alpha_half"]}
+
+    timed = []
+    monkeypatch.setattr(module, "_seconds_of", lambda act: act() or 6.0)
+    seconds = _time_evaluation(EpochGroup(Tracking(), 0, 4), lambda split, rows: timed.append(len(rows)))
+    assert timed == [30, 30] and seconds == 6.0 / 30 * 70 / 4, "30 images take six seconds"
 
 
 def test_an_epoch_is_the_sum_of_its_steps():

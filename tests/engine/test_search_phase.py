@@ -325,6 +325,14 @@ def test_both_test_splits_are_tracked_when_asked(search, tiny_digits):
         assert facts[f"accuracy_{split}"] == pytest.approx(direct_accuracy(phase, split, rows))
 
 
+def test_the_alpha_half_is_evaluated_every_epoch_and_the_held_out_splits_every_so_many(search):
+    phase = search("statistics_batches=0", "track_every=2", track_test=True, epochs=3)
+    tracked = [{key for key in phase.end_epoch(epoch) if key.startswith("accuracy_")} for epoch in range(3)]
+    both = {"accuracy_alpha_half", "accuracy_test", "accuracy_test_longtail"}
+    assert tracked == [{"accuracy_alpha_half"}, both, both]
+    assert set(phase.evaluation_rows(0)) == {"alpha_half"} and set(phase.evaluation_rows(1)) == {"alpha_half", "test"}
+
+
 @pytest.mark.parametrize("batches", [0, 20])
 def test_evaluating_the_supernet_changes_nothing(search, batches):
     phase = search(f"statistics_batches={batches}")

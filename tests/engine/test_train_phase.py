@@ -9,6 +9,7 @@ from registry import LOSSES
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.data.augment import to_float
 from ssfnas_cli.data.batches import normaliser
+from ssfnas_cli.engine import train_phase
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import seed_for_step
 from ssfnas_cli.engine.predict import predict
@@ -198,6 +199,21 @@ def test_held_out_accuracies_are_recorded_only_when_asked_and_never_in_pretraini
     assert set(facts) == {"accuracy_test", "accuracy_test_longtail"}  # digits has no val split
     scores, labels = scores_of(phase, "test")
     assert facts["accuracy_test"] == pytest.approx(100 * np.mean(scores.argmax(1) == labels))
+
+
+def test_tracking_runs_the_network_once_on_each_image_and_only_every_so_many_epochs(train, monkeypatch):
+    phase = train("track_test=true", "track_every=3", schedule={"epochs": 5})
+    seen = []
+    predict = train_phase.predict
+    monkeypatch.setattr(
+        train_phase, "predict", lambda model, split, *rest: seen.append(len(split)) or predict(model, split, *rest)
+    )
+    tracked = [phase.end_epoch(epoch) for epoch in range(5)]
+    assert [bool(facts) for facts in tracked] == [False, False, True, False, True], "every third and the last"
+    assert seen == [len(phase.data.split("test"))] * 2, "the long-tailed test split is a part of it"
+    assert list(tracked[2]) == ["accuracy_test", "accuracy_test_longtail"]
+    scores, labels = scores_of(phase, "test_longtail")
+    assert tracked[2]["accuracy_test_longtail"] == pytest.approx(100 * np.mean(scores.argmax(1) == labels))
 
 
 def test_training_learns(train):

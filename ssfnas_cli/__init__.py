@@ -1,6 +1,14 @@
 """ssfnas: differentiable architecture search for long-tailed images."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
 import registry
+
+if TYPE_CHECKING:
+    from ssfnas_cli.deploy.model import Model
 
 __version__ = "0.1.0"
 
@@ -8,3 +16,18 @@ if not getattr(registry, "SSFNAS_REGISTRY", False):
     raise SystemExit(
         f"ssfnas: '{registry.__file__}' shadows the package 'registry' of ssfnas: rename it, or run from another folder"
     )
+
+
+def load(run: str | os.PathLike[str], device: str = "cpu") -> Model:
+    """Load a trained network for prediction: `load("runs/trial-net").predict("photo.jpg").class_name`.
+
+    Args:
+        run: the folder of a finished retraining, or its `model.safetensors` alone.
+        device: where to compute, such as `cuda`.
+
+    Raises:
+        InputError: there is none, it is unfinished, or it is damaged. It is a ValueError.
+    """
+    from ssfnas_cli.deploy import model  # torch takes seconds to import
+
+    return model.load(run, device)

@@ -177,6 +177,25 @@ def write_bytes(data: bytes) -> None:
         raise
 
 
+def expect_stdin(what: str) -> None:
+    """Check that something comes on stdin, which is read later. Do it before importing torch, as `read_stdin`.
+
+    Args:
+        what: what is expected, for messages.
+
+    Raises:
+        InputError: stdin is a terminal or empty.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError(f"standard input: '-' waits for {what} from a pipe, and there is none")
+    if not sys.stdin.buffer.peek(1):  # type: ignore[union-attr]
+        raise _nothing_came(what)
+
+
+def _nothing_came(what: str) -> InputError:
+    return InputError(f"standard input: nothing came, expected {what}: the stage before it failed or printed nothing")
+
+
 def read_stdin(what: str) -> bytes:
     """Read all of stdin. Do it before importing torch, so that a stage with an empty pipe fails immediately.
 
@@ -186,15 +205,12 @@ def read_stdin(what: str) -> bytes:
     Raises:
         InputError: stdin is a terminal, is empty, or exceeds MAX_STREAM_BYTES.
     """
-    if sys.stdin is None or sys.stdin.isatty():
-        raise InputError(f"standard input: '-' waits for {what} from a pipe, and there is none")
+    expect_stdin(what)
     data = sys.stdin.buffer.read(MAX_STREAM_BYTES + 1)
     if len(data) > MAX_STREAM_BYTES:
         raise InputError(f"standard input: more than {MAX_STREAM_BYTES:,} bytes cannot be {what}")
     if not data.strip():
-        raise InputError(
-            f"standard input: nothing came, expected {what}: the stage before it failed or printed nothing"
-        )
+        raise _nothing_came(what)
     return data
 
 

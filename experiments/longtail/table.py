@@ -30,7 +30,7 @@ def row(method: str, runs: Sequence[RunFolder]) -> list[str]:
     def over_seeds(read: Callable[[dict[str, Any]], float], digits: int) -> str:
         return spread([read(test) for test in tests], digits)
 
-    minutes = [run.status()["result"]["elapsed_seconds"] / 60 for run in runs]
+    seconds = [run.status()["result"].get("elapsed_seconds", 0) for run in runs]  # 0: nothing was trained
     return [
         method,
         str(len(runs)),
@@ -38,7 +38,7 @@ def row(method: str, runs: Sequence[RunFolder]) -> list[str]:
         *(over_seeds(lambda test, third=third: test["groups_by_thirds"][third]["accuracy"], 1) for third in THIRDS),
         over_seeds(lambda test: test["macro_f1"], 3),
         over_seeds(lambda test: test["ece"], 3),
-        f"{statistics.fmean(minutes):.0f}",
+        f"{statistics.fmean(seconds) / 60:.0f}",
     ]
 
 

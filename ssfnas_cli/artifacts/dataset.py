@@ -62,7 +62,11 @@ class Skipped(Record):
 
 
 class Manifest(Record):
-    """The content of `manifest.json`. `mean` and `std` are per channel of the train split, on a scale of 0 to 1."""
+    """The content of `manifest.json`. `mean` and `std` are per channel of the train split, on a scale of 0 to 1.
+
+    `pixel_range` is what is black and white in the source's pixels of more than 8 bits, if its `range` says so. It is
+    written only then, so that the other manifests keep their bytes, which identify a data set.
+    """
 
     schema_name: Literal["ssfnas.dataset/1"] = Field("ssfnas.dataset/1", alias="schema")
     source: str
@@ -78,6 +82,7 @@ class Manifest(Record):
     mirrorable: bool
     short_classes: list[ShortClass]
     skipped: Skipped
+    pixel_range: tuple[float, float] | None = Field(None, strict=False)
     splits: dict[Literal["train", "val", "test", "test_longtail"], SplitInfo]
 
     @model_validator(mode="after")
@@ -95,7 +100,8 @@ class Manifest(Record):
 
     def to_value(self) -> dict[str, Any]:
         """The value to write as JSON, with the keys in the order of the fields."""
-        return self.model_dump(by_alias=True, mode="json")
+        unsaid = {"pixel_range"} if self.pixel_range is None else set()
+        return self.model_dump(by_alias=True, mode="json", exclude=unsaid)
 
 
 class Split:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA = "ssfnas.model/2"
+MODEL = "model.safetensors"  # its name in a run folder
 # A card may come from an untrusted source. These bounds limit what is built from it and are far above practical sizes.
 MAX_CHANNELS, MAX_LAYERS, MAX_CLASSES = 4096, 512, 100_000
 
@@ -58,6 +59,23 @@ class CorrectionRecord(BaseModel):
     chosen_on: str | None = None
 
 
+class Preparation(BaseModel):
+    """How an image file becomes the square uint8 array that is standardised, of `image_size` and `in_channels`.
+
+    The defaults are how `make-dataset` has always done it, so they hold for a card without a preparation. `pixel_range`
+    is what is black and white in pixels of more than 8 bits; `auto` means 0 and 65535 if they have 16.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    orientation: Literal["exif"] = "exif"
+    transparency: Literal["over white"] = "over white"
+    resize: Literal["shorter side"] = "shorter side"
+    resampling: Literal["bicubic"] = "bicubic"
+    crop: Literal["centre"] = "centre"
+    pixel_range: Literal["auto"] | tuple[float, float] = "auto"
+
+
 class ModelCard(BaseModel):
     """How to build a network and prepare its images, and what it was trained on.
 
@@ -81,6 +99,7 @@ class ModelCard(BaseModel):
     image_size: int = Field(ge=1)
     mean: list[float]
     std: list[float]
+    preparation: Preparation = Preparation()
     data: str
     data_sha256: str
     seed: int

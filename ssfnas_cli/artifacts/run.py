@@ -120,13 +120,16 @@ class RunFolder:
         write_sealed_json(self.path / "status.json", {"state": state, "updated": round(time.time(), 1), **facts})
 
     def settings(self, model: type[Model]) -> Model:
-        """The run's settings as an instance of `model`.
+        """The run's settings as an instance of `model`. One that ssfnas gained later has its default value.
+
+        The exception is the stem, whose default would mean another network today.
 
         Raises:
             InputError: the settings are invalid or name a plugin that is not installed.
         """
         try:
-            return model.model_validate(self.config["settings"])
+            recorded = {"stem": self.stem} if "stem" in model.model_fields else {}
+            return model.model_validate(recorded | self.config["settings"])
         except ValidationError as error:
             raise validation_error(str(self.path / "config.json"), error, within="settings") from None
 

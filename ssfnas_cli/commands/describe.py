@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     **{"channels": 36, "layers": 20, "stem": "auto"},
     **{"num_classes": 10, "image_size": 32, "in_channels": 3},
 }
+STEMS = ("auto", "cifar", "imagenet")
 
 
 def command(
@@ -54,8 +55,8 @@ def command(
     """Count the weights and the multiply-adds (of convolutions and linear layers, for one image) of a network."""
     set_verbosity(quiet, verbose)
     given = {name: value for name, value in locals().items() if name in DEFAULTS and value is not None}
-    if stem not in (None, "auto", "cifar", "imagenet"):
-        raise UsageError(f"--stem {stem}: should be one of auto, cifar, imagenet")
+    if stem not in (None, *STEMS):
+        raise UsageError(f"--stem {stem}: should be one of {', '.join(STEMS)}")
     parsed, named, run = inputs.read_network_or_run(network)
     for name in RetrainSettings.OF_CELLS if named is not None else ():
         if name in given:
@@ -100,6 +101,8 @@ def _size_of(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
 
     settings = run.config["settings"]
     size = {name: settings[name] for name in ("channels", "layers") if isinstance(settings.get(name), int)}
+    if run.stem not in STEMS:
+        raise InputError(f"{run.path}: has the stem '{run.stem}', which this ssfnas does not know: upgrade ssfnas")
     size["stem"] = run.stem
     try:
         data = DataSet.open(run.config["data"]["path"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ssfnas_cli.artifacts.metrics import split_off_tables
+from ssfnas_cli.artifacts.predictions import Predicted, check_suffix, write_predictions
 from ssfnas_cli.commands import closing, common, inputs, outputs
 from ssfnas_cli.commands.metrics_table import show_metrics
 from ssfnas_cli.console import emit, is_stream, log, set_verbosity
@@ -23,6 +25,12 @@ def command(
         typer.Option(help="train, val, test or test_longtail; repeatable.", show_default="all but train"),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Metrics file; default: stdout.")] = None,
+    save_predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="FILE.safetensors or .csv for the logits of every image, for metrics of one's own.", show_default=False
+        ),
+    ] = None,
     device: common.DeviceName = None,
     threads: common.Threads = None,
     force: common.Force = False,
@@ -35,12 +43,21 @@ def command(
     The confusion matrix of more than 100 classes goes into a CSV file of its own, in the run folder and beside -o FILE.
     """
     set_verbosity(quiet, verbose)
+    if save_predictions is not None:
+        check_suffix(save_predictions, "--save-predictions")
+        outputs.refuse_existing(save_predictions, force, "--save-predictions")
     outputs.refuse_existing(output, force)
     folder = inputs.open_run(run, "retrain")
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.evaluate import evaluate_run
 
-    metrics = evaluate_run(folder, data or "", split or [], Device(device or "auto", threads or 0), other_data)
+    def save(class_names: Sequence[str], splits: Mapping[str, Predicted]) -> None:
+        if save_predictions is not None:
+            with outputs.new_file(save_predictions, force, "--save-predictions") as temporary:
+                write_predictions(temporary, class_names, splits)
+
+    place = Device(device or "auto", threads or 0)
+    metrics = evaluate_run(folder, data or "", split or [], place, other_data, save)
     if output is not None and not is_stream(output):
         _write(metrics, output, force)
     else:

@@ -295,6 +295,7 @@ class _Builder:
             "mirrorable": self.source.mirrorable,
             "short_classes": self._short_classes(plan, splits),
             "skipped": Skipped(count=self.unreadable.count, files=self.unreadable.names),
+            "pixel_range": None if self.source.pixel_range == "auto" else self.source.pixel_range,
             "splits": splits,
         }
         return Manifest.model_validate(value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,22 +66,27 @@ def _with_image(path: Path, name: str, use: Callable[[Image.Image], T]) -> T:
 
     If the metadata of a PNG (text, colour profile, …) makes the decoder fail, the PNG is read again without it.
     """
-    try:
+    with errors_as_bad_image(name):
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe could block, and a device may be endless
             raise BadImage(name, "is not a regular file")
         if status.st_size == 0:
             raise BadImage(name, "is an empty file")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings about odd tags, which the user cannot act on
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            try:
-                return _use_opened(path, name, use)
-            except (ValueError, SyntaxError, OSError):
-                bare = _png_without_remarks(path, status.st_size)
-                if bare is None:
-                    raise
-                return _use_opened(bare, name, use)
+        try:
+            return _use_opened(path, name, use)
+        except (ValueError, SyntaxError, OSError):
+            bare = _png_without_remarks(path, status.st_size)
+            if bare is None:
+                raise
+            return _use_opened(bare, name, use)
+
+
+@contextlib.contextmanager
+def errors_as_bad_image(name: str) -> Iterator[None]:
+    """Within, any exception of a decoder becomes a BadImage with that name, and decoders do not warn."""
+    try:
+        with _DECODERS_WARNINGS:
+            yield
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
@@ -90,6 +97,36 @@ def _with_image(path: Path, name: str, use: Callable[[Image.Image], T]) -> T:
         raise BadImage(name, "does not fit in memory") from None
     except Exception as error:
         raise BadImage(name, f"cannot be decoded: {' '.join(reason(error).split()) or 'no reason given'}") from error
+
+
+class _WarningFilters:
+    """A context without warnings about odd tags, which the user cannot act on; huge images are an error.
+
+    Python's warning filters belong to the process. Several threads may be within, and the last one that leaves restores
+    them.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._within = threading.Lock(), 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._within += 1
+            if self._within == 1:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if self._within == 0:
+                self._before.__exit__(None, None, None)
+
+
+_DECODERS_WARNINGS = _WarningFilters()
 
 
 def _use_opened(file: Path | io.BytesIO, name: str, use: Callable[[Image.Image], T]) -> T:
@@ -158,18 +195,22 @@ def read_image(path: Path, name: str, channels: int, size: int, pixel_range: Pix
         BadImage: see `read_header`; also if the file is truncated.
     """
 
-    def convert(image: Image.Image) -> NDArray[np.uint8]:
-        _check_range(image, name, pixel_range)
-        image.load()
-        mode = "L" if channels == 1 else "RGB"
-        whole = image if image.mode == mode and "transparency" not in image.info else Image.new(mode, image.size)
-        if whole is not image:
-            for top, strip in _strips(image):
-                whole.paste(_to_eight_bits(image, strip, mode, pixel_range, name), (0, top))
-        turn = TURNS.get(_orientation(image))
-        return to_array(fit_square(whole if turn is None else whole.transpose(turn), size))
+    return _with_image(path, name, lambda image: convert_image(image, name, channels, size, pixel_range))
 
-    return _with_image(path, name, convert)
+
+def convert_image(
+    image: Image.Image, name: str, channels: int, size: int, pixel_range: PixelRange = "auto"
+) -> NDArray[np.uint8]:
+    """`read_image` for an image that is open; whatever the decoder raises is passed on."""
+    _check_range(image, name, pixel_range)
+    image.load()
+    mode = "L" if channels == 1 else "RGB"
+    whole = image if image.mode == mode and "transparency" not in image.info else Image.new(mode, image.size)
+    if whole is not image:
+        for top, strip in _strips(image):
+            whole.paste(_to_eight_bits(image, strip, mode, pixel_range, name), (0, top))
+    turn = TURNS.get(_orientation(image))
+    return to_array(fit_square(whole if turn is None else whole.transpose(turn), size))
 
 
 def read_peak(path: Path, name: str) -> int:
@@ -201,7 +242,8 @@ def _has_16_bits(image: Image.Image) -> bool:
     if image.mode == "I":
         return image.format != "TIFF"  # PNG, and PPM scaled to 16 bits
     # PIL keeps only the upper 8 bits of colours.
-    layout = str(image.tile[0][3]) if image.tile else ""  # type: ignore[attr-defined]
+    tile = getattr(image, "tile", None)  # an image that was not opened from a file has none
+    layout = str(tile[0][3]) if tile else ""
     return image.mode.startswith("I;16") or (";16" in layout and image.format in ("PNG", "TIFF"))
 
 
@@ -212,7 +254,7 @@ def _check_range(image: Image.Image, name: str, pixel_range: PixelRange) -> None
         raise BadImage(
             name,
             f"has {kind} pixels, whose range is not known: state the values of black and white "
-            "with --set source.range=LOW:HIGH, or save it with 8 bits",
+            "with make-dataset's --set source.range=LOW:HIGH, or save it with 8 bits",
         )
     if pixel_range not in ("auto", FULL_RANGE) and _has_16_bits(image) and not image.mode.startswith("I"):
         raise BadImage(name, "has 16-bit colours, which no range can be stated for: save it with 8 bits")

@@ -8,26 +8,23 @@ from typing import Any, Literal
 
 import numpy as np
 
-from registry import LOSSES
-from registry.balance import class_priors
 from ssfnas_cli import stop
-from ssfnas_cli.artifacts.files import parse_json, read_bytes, sha256_file, write_bytes
-from ssfnas_cli.artifacts.model import CorrectionRecord, ModelCard, load_model, save_model
+from ssfnas_cli.artifacts.files import read_bytes, sha256_file, write_bytes
+from ssfnas_cli.artifacts.model import MODEL, CorrectionRecord, ModelCard, save_model
 from ssfnas_cli.artifacts.run import RunFolder, finished_result, open_for_writing, set_run_aside, warn_of_differences
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.engine.adjust_methods import CORRECT, Outcome, Work
-from ssfnas_cli.engine.corrections import Choice, Floats
+from ssfnas_cli.engine.corrections import Choice
 from ssfnas_cli.engine.head_phase import HeadPhase
 from ssfnas_cli.engine.loop import Loop
-from ssfnas_cli.engine.network import count_card, held_prior, load_classifier
-from ssfnas_cli.engine.session import ADJUSTMENT, RECIPE, extra_identity, identity_of
+from ssfnas_cli.engine.network import count_card, load_finished
+from ssfnas_cli.engine.priors import find_prior
+from ssfnas_cli.engine.session import ADJUSTMENT, RECIPE, extra_identity, identity_of, usual_stem
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.count import count_params
 from ssfnas_cli.nets.heads import Correction
-from ssfnas_cli.settings import AdjustSettings, RetrainSettings, build_plugin, identity_hash
-
-MODEL = "model.safetensors"
+from ssfnas_cli.settings import AdjustSettings, RetrainSettings, identity_hash
 
 
 def run_adjust(run: RunFolder, settings: AdjustSettings, output: Path | None, force: bool) -> dict[str, Any]:
@@ -81,16 +78,12 @@ class Plan:
 
 def _begin(run: RunFolder, settings: AdjustSettings) -> Work:
     """Load the network that is to be corrected."""
-    state = run.status()["state"]
-    if state != "done":
-        raise InputError(f"{run.path}: is {state}, not done: run its command again to go on")
-    tensors, card = load_model(run.path / MODEL)
+    model, card = load_finished(run)
     _refuse_second(run, card, settings.method)
     training = run.settings(RetrainSettings).resolve_plugins().model_copy(update=settings.execution())
-    model = load_classifier(tensors, card, run.path / MODEL)
     if model.correction is None:
         model.correction = Correction(len(card.class_names))
-    return Work(run, card, model, training, settings, _find_prior(card, training, settings.from_prior))
+    return Work(run, card, model, training, settings, find_prior(card, training, settings.from_prior))
 
 
 def _refuse_second(run: RunFolder, card: ModelCard, method: str) -> None:
@@ -106,41 +99,6 @@ def _refuse_second(run: RunFolder, card: ModelCard, method: str) -> None:
     )
 
 
-def _find_prior(card: ModelCard, training: RetrainSettings, given: str) -> Floats | None:
-    """The class prior [C] that the outputs hold: as given, as recorded, or by loss and sampler if the card is old."""
-    if given:
-        return _read_prior(given, card)
-    prior = card.prior
-    if prior is None:
-        classes = {"num_classes": len(card.class_names), "class_counts": card.train_counts}
-        prior = held_prior(training, build_plugin(LOSSES, training.loss, **classes))
-    return None if isinstance(prior, str) else np.asarray(prior)
-
-
-def _read_prior(given: str, card: ModelCard) -> Floats:
-    """What `--from-prior` says: train, uniform, or a JSON file of counts in class order or by class name.
-
-    Raises:
-        InputError: the file cannot be read, or does not hold a positive number for every class.
-    """
-    names = card.class_names
-    if given == "train":
-        return class_priors(card.train_counts)
-    if given == "uniform":
-        return np.full(len(names), 1 / len(names))
-    value = parse_json(read_bytes(Path(given)), given)
-    if isinstance(value, dict) and set(value) == set(names):
-        value = [value[name] for name in names]
-    sound = isinstance(value, list) and all(type(one) in (int, float) and one > 0 for one in value)
-    if not sound or len(value) != len(names):
-        raise InputError(
-            f"--from-prior {given}: should be train, uniform, or a file with {len(names)} positive counts: a JSON list "
-            "in class order, or an object by class name"
-        )
-    counts = np.asarray(value, dtype=np.float64)
-    return counts / counts.sum()
-
-
 def _plan(work: Work, output: Path | None) -> Plan:
     """The identity: that of the retraining, its network's tensors, and what is done to them."""
     settings, training = work.settings, work.training
@@ -151,8 +109,9 @@ def _plan(work: Work, output: Path | None) -> Plan:
     extra = trained | {ADJUSTMENT + key: value for key, value in adjustment.items()}
     plain = [] if training.network.name == "none" else [training.network.name]
     names = [Path(work.card.data).name, *plain, training.loss.name, settings.method, f"s{training.seed}"]
-    stem = f"adjust-{'-'.join(names)}-{identity_hash(training.changed_identity() | extra)}"
-    return Plan(output or Path("runs") / stem, training.identity() | extra)
+    changed = usual_stem(training, work.card.image_size).changed_identity()
+    name = f"adjust-{'-'.join(names)}-{identity_hash(changed | extra)}"
+    return Plan(output or Path("runs") / name, training.identity() | extra)
 
 
 def _config(work: Work, plan: Plan, outcome: Outcome) -> dict[str, Any]:

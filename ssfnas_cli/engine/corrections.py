@@ -77,6 +77,14 @@ def choose_tau(logits: Callable[[float], Floats], labels: NDArray[Any]) -> Choic
     return Choice("tau", value, "balanced_accuracy", curve)
 
 
+def change_of_prior(held: ArrayLike, wanted: ArrayLike) -> Floats:
+    """What makes logits [C] that hold one prior hold another: log pi' - log pi.
+
+    Their softmax is then p'(y|x), which is proportional to p(y|x) pi'_y / pi_y (Saerens et al., 2002, Eq. 2.4).
+    """
+    return np.log(np.asarray(wanted, dtype=np.float64)) - np.log(np.asarray(held, dtype=np.float64))
+
+
 def likelihood_shift(held: ArrayLike | None, counts: Sequence[int]) -> Floats:
     """What makes logits [C] that hold a prior posteriors under the class counts of other images: log pi' - log pi.
 
@@ -84,7 +92,7 @@ def likelihood_shift(held: ArrayLike | None, counts: Sequence[int]) -> Floats:
     """
     if held is None:
         return np.zeros(len(counts))
-    return np.log(class_priors(counts)) - np.log(np.asarray(held, dtype=np.float64))
+    return change_of_prior(held, class_priors(counts))
 
 
 def negative_log_likelihood(logits: Floats, labels: NDArray[Any]) -> float:

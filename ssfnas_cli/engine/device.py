@@ -35,13 +35,7 @@ class Device:
     def __init__(self, name: str, threads: int, precision: str = "fp32", compiled: bool = False):
         if threads:
             torch.set_num_threads(threads)
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.torch = torch.device(name)
-            torch.empty(0, device=self.torch)
-        except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"--device {name}: is not here ({str(error).splitlines()[0]}): use auto or cpu") from None
+        self.torch = find_device(name)
         self.precision = precision
         self.cells = cells.load() if compiled and self.torch.type == "cpu" and precision == "fp32" else None
         self.compiled_views = compiled
@@ -88,6 +82,22 @@ class Device:
         if self.precision == "bf16":
             return torch.autocast(self.torch.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of a name; `auto` means the GPU if there is one, else the CPU.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: is not here ({str(error).splitlines()[0]}): use auto or cpu") from None
+    return device
 
 
 def _keep_freed_memory() -> None:

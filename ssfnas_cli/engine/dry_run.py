@@ -44,8 +44,8 @@ class TimedPhase(Phase, Protocol):
     def settings(self) -> Training:
         """The settings of the run."""
 
-    def evaluation_rows(self) -> dict[str, tuple[Split, np.ndarray]]:
-        """The splits, and the rows of them, that the end of an epoch evaluates."""
+    def evaluation_rows(self, epoch: int) -> dict[str, tuple[Split, np.ndarray]]:
+        """The splits, and the rows of them, that the network is run on at the end of an epoch."""
 
 
 Evaluate = Callable[[Split, np.ndarray], float]
@@ -143,6 +143,11 @@ class EpochGroup(NamedTuple):
     first: int
     epochs: int
 
+    @property
+    def last(self) -> int:
+        """Its last epoch, which evaluates what any of them evaluates if it ends the phase."""
+        return self.first + self.epochs - 1
+
 
 def predict_phases(
     groups: Sequence[EpochGroup], evaluate: Evaluate, prepare: Callable[[], None] = lambda: None
@@ -159,7 +164,7 @@ def predict_phases(
     """
     groups = [group for group in groups if group.epochs]
     for group in groups:
-        for split, _ in group.phase.evaluation_rows().values():
+        for split, _ in group.phase.evaluation_rows(group.last).values():
             _read_images(split)
     built = time.monotonic() - stop.STARTED
     timed = [_time_group(group, evaluate, prepare) for group in groups]
@@ -233,7 +238,7 @@ class GroupTimes(NamedTuple):
 def _time_group(group: EpochGroup, evaluate: Evaluate, prepare: Callable[[], None]) -> GroupTimes:
     phase = group.phase
     steps = _time_steps(phase, group.first)
-    evaluation = _seconds_of(prepare) + _time_evaluation(list(phase.evaluation_rows().values()), evaluate)
+    evaluation = _seconds_of(prepare) + _time_evaluation(group, evaluate)
     save, num_bytes = _time_checkpoint(phase)
     seconds = steps.epoch_seconds + evaluation + save
     seconds += save * math.floor(seconds / (60 * phase.settings.save_minutes))
@@ -295,8 +300,10 @@ def _read_images(split: Split) -> None:
         split.rows(np.arange(start, min(start + EVALUATION_BATCH, len(split))))
 
 
-def _time_evaluation(evaluated: list[tuple[Split, np.ndarray]], evaluate: Evaluate) -> float:
-    """Predict the seconds of all evaluations at the end of an epoch from some batches of the largest split."""
+def _time_evaluation(group: EpochGroup, evaluate: Evaluate) -> float:
+    """Predict the seconds of the evaluations of an epoch (the group's mean) from batches of the largest split."""
+    by_epoch = [list(group.phase.evaluation_rows(epoch).values()) for epoch in range(group.first, group.last + 1)]
+    evaluated = max(by_epoch, key=len)
     if not evaluated:
         return 0.0
     split, rows = max(evaluated, key=lambda pair: len(pair[1]))
@@ -304,7 +311,8 @@ def _time_evaluation(evaluated: list[tuple[Split, np.ndarray]], evaluate: Evalua
     evaluate(split, sample[:EVALUATION_BATCH])
     stop.raise_if_requested()
     seconds = _seconds_of(lambda: evaluate(split, sample))
-    return seconds * sum(len(rows) for _, rows in evaluated) / len(sample)
+    images = statistics.mean(sum(len(rows) for _, rows in pairs) for pairs in by_epoch)
+    return seconds * images / len(sample)
 
 
 def _time_checkpoint(phase: TimedPhase) -> tuple[float, int]:

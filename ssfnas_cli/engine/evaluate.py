@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from ssfnas_cli.artifacts.dataset import DataSet, Split
-from ssfnas_cli.artifacts.model import load_model
+from ssfnas_cli.artifacts.predictions import Predicted
 from ssfnas_cli.artifacts.run import EVALUATION, RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.augment import Normalise
 from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.network import load_classifier
+from ssfnas_cli.engine.network import load_finished
 from ssfnas_cli.engine.predict import predict
+from ssfnas_cli.engine.shared_images import SharedSplits
 from ssfnas_cli.errors import DiskError, InputError, UsageError
 
 MANY, FEW = 100, 20  # ImageNet-LT: "many" is more than 100 training images, "few" is fewer than 20
@@ -25,7 +25,12 @@ NUM_CONFUSIONS = 10
 
 
 def evaluate_run(
-    run: RunFolder, data_path: str, splits: Sequence[str], device: Device, other_data: bool = False
+    run: RunFolder,
+    data_path: str,
+    splits: Sequence[str],
+    device: Device,
+    other_data: bool = False,
+    keep: Callable[[Sequence[str], Mapping[str, Predicted]], object] | None = None,
 ) -> dict[str, Any]:
     """Compute the metrics of the network of a retrained run.
 
@@ -38,6 +43,7 @@ def evaluate_run(
         device: where to compute.
         other_data: allow another data set that has the same classes. Its images are standardised with the statistics
             of the network's training images.
+        keep: receives the class names, and what was predicted of every split.
 
     Returns:
         What `evaluate` prints, with whole confusion matrices. `kept_in` names the file in the run folder, if one holds
@@ -48,10 +54,7 @@ def evaluate_run(
         UsageError: the data set has no such split.
     """
     path = run.path
-    state = run.status()["state"]
-    if state != "done":
-        raise InputError(f"{path}: is {state}, not done: run its command again to go on")
-    tensors, card = load_model(path / "model.safetensors")
+    network, card = load_finished(run)
     data = find_data(data_path, card.data, card.data_sha256, "run", other_data)
     data.verify()
     if data.class_names != card.class_names or data.channels != card.in_channels:
@@ -59,22 +62,23 @@ def evaluate_run(
     unknown = [name for name in splits if name not in data.splits]
     if unknown:
         raise UsageError(f"--split {unknown[0]}: {data.path} has no such split. Available: {', '.join(data.splits)}")
-    model = device.place(load_classifier(tensors, card, path / "model.safetensors"))
-    normalise = Normalise(tuple(card.mean), tuple(card.std))
+    model, normalise = device.place(network), Normalise(tuple(card.mean), tuple(card.std))
+    shared = SharedSplits(data, list(splits) or data.held_out)
+    predicted = shared.predict(lambda split: predict(model, split, normalise, device))
     metrics: dict[str, Any] = {
         "kind": "metrics",
         "run": str(path),
         "data_sha256": data.sha256,
         "class_names": card.class_names,
         "train_counts": card.train_counts,
-        "splits": {},
+        "splits": {
+            name: split_metrics(*scores, card.class_names, card.train_counts) for name, scores in predicted.items()
+        },
+        "same_images": shared.same,
     }
-    names = splits or data.held_out
-    predicted, metrics["same_images"] = predict_splits(
-        data, names, lambda split: predict(model, split, normalise, device)
-    )
-    for name in names:
-        metrics["splits"][name] = split_metrics(*predicted[name], card.class_names, card.train_counts)
+    if keep is not None:
+        places = {name: split.source_index for name, split in shared.splits.items()}
+        keep(card.class_names, {name: Predicted(*scores, places[name]) for name, scores in predicted.items()})
     if data.sha256 == card.data_sha256:
         try:
             run.write_evaluation(metrics)
@@ -82,54 +86,6 @@ def evaluate_run(
         except DiskError as error:
             log.warning("the metrics are not kept in the run folder: %s", error)
     return metrics
-
-
-Scores = tuple[np.ndarray, np.ndarray]
-
-
-def predict_splits(
-    data: DataSet, names: Sequence[str], score: Callable[[Split], Scores]
-) -> tuple[dict[str, Scores], list[list[str]]]:
-    """Class scores and labels of some splits. The network sees no image twice: a split may be a part of another.
-
-    Args:
-        score: from a split to its scores [N, C] and labels [N].
-
-    Returns:
-        Scores and labels of each split, and the pairs of splits that hold the same images.
-    """
-    splits = {name: data.split(name) for name in names}
-    done: dict[str, Scores] = {}
-    same: list[list[str]] = []
-    for name in sorted(splits, key=lambda name: -len(splits[name])):  # stable: `test` comes before its equal
-        split = splits[name]
-        for whole in done:
-            rows = _rows_within(split, splits[whole])
-            if rows is not None:
-                done[name] = done[whole][0][rows], split.labels
-                if len(rows) == len(splits[whole]):
-                    same.append([whole, name])
-                break
-        else:
-            done[name] = score(split)
-    return done, same
-
-
-def _rows_within(part: Split, whole: Split, chunk: int = 1024) -> np.ndarray | None:
-    """The places of a split's images in another one [len(part)], or None if one of them is not there."""
-    order = np.argsort(whole.source_index, kind="stable")
-    found = np.searchsorted(whole.source_index, part.source_index, sorter=order)
-    if found.size == 0 or found.max() >= len(whole):
-        return None
-    rows = order[found]
-    same = np.array_equal(whole.source_index[rows], part.source_index)
-    if not same or not np.array_equal(whole.labels[rows], part.labels):
-        return None
-    for start in range(0, len(rows), chunk):  # a place in the source means nothing between splits of different origin
-        places = np.arange(start, min(start + chunk, len(rows)))
-        if not np.array_equal(part.rows(places), whole.rows(rows[places])):
-            return None
-    return rows
 
 
 def split_metrics(

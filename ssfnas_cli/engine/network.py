@@ -16,7 +16,8 @@ from registry.networks import Encoder
 from registry.samplers import Sampler
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Genotype
-from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part
+from ssfnas_cli.artifacts.model import MODEL, DerivedNetwork, ModelCard, Part, Preparation, load_model
+from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.data.holdout import rest_counts
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.nets.count import count_macs, count_params
@@ -56,6 +57,7 @@ def make_card(genotype: Genotype | None, settings: RetrainSettings, data: DataSe
         image_size=data.image_size,
         mean=list(data.mean),
         std=list(data.std),
+        preparation=Preparation(pixel_range=data.manifest.pixel_range or "auto"),
         data=str(data.path.resolve()),
         data_sha256=data.sha256,
         seed=settings.seed,
@@ -199,6 +201,19 @@ def _gives(head: str) -> str | None:
         return HEADS.get(head).facts.gives
     except PluginError:
         return None
+
+
+def load_finished(run: RunFolder) -> tuple[Classifier, ModelCard]:
+    """Build the network of a finished retraining.
+
+    Raises:
+        InputError: the run is unfinished, or its model file is missing or damaged.
+    """
+    state = run.status()["state"]
+    if state != "done":
+        raise InputError(f"{run.path}: is {state}, not done: run its command again to go on")
+    tensors, card = load_model(run.path / MODEL)
+    return load_classifier(tensors, card, run.path / MODEL), card
 
 
 def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Classifier:

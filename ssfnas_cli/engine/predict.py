@@ -15,6 +15,8 @@ from ssfnas_cli.engine.device import Device
 
 BATCH_SIZE = 256
 
+Scores = tuple[np.ndarray, np.ndarray]  # class scores [N, C] and labels [N]
+
 
 @torch.no_grad()
 def predict(
@@ -25,7 +27,7 @@ def predict(
     rows: np.ndarray | None = None,
     score: Callable[[Tensor], Tensor] | None = None,
     batch_size: int = BATCH_SIZE,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Scores:
     """Class scores [N, num_classes] (logits) and labels [N] of the images of a split, in order.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,9 @@ from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, set_lr
 from ssfnas_cli.engine.mix import Mix, build_mix
 from ssfnas_cli.engine.network import head_builder, resolve_head
-from ssfnas_cli.engine.predict import accuracy, predict
+from ssfnas_cli.engine.predict import Scores, accuracy, predict
 from ssfnas_cli.engine.search_health import derived, epoch_health, pruned_mixing
+from ssfnas_cli.engine.shared_images import SharedSplits, tracks
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.nets.search_model import SearchModel
 from ssfnas_cli.nets.stems import choose_stem
@@ -254,10 +255,10 @@ class SearchPhase:
         name = "accuracy" if self.model.probe is None else "probe_accuracy"
         mixing = self.strategy.mixing((epoch + 1) / self.epochs)
         with self.estimated_statistics(mixing):
-            accuracies = {
-                f"{name}_{place}": self.accuracy(split, rows, mixing)
-                for place, (split, rows) in self.evaluation_rows().items()
-            }
+            accuracies = {f"{name}_alpha_half": self.accuracy(self.split, self.halves[1], mixing)}
+            if tracks(self.settings, epoch, self.epochs):
+                tracked = self.tracked.accuracies(lambda split: self.scores(split, None, mixing))
+                accuracies |= {f"{name}_{split}": value for split, value in tracked.items()}
         if epoch + 1 == self.epochs and (pruned := self._pruned_accuracy()) is not None:
             accuracies[f"pruned_{name}_alpha_half"] = pruned
         return accuracies | facts | epoch_health(self.strategy, self.settings.ops)
@@ -272,13 +273,17 @@ class SearchPhase:
         with self.estimated_statistics(mixing):
             return self.accuracy(self.split, self.halves[1], mixing)
 
-    def evaluation_rows(self) -> dict[str, tuple[Split, np.ndarray]]:
-        """The splits, and the rows of them, that the end of an epoch evaluates."""
-        # `val` is reserved for the retraining; the search has the alpha half.
-        names = [name for name in self.data.held_out if name != "val"] if self.settings.track_test else []
-        held_out = {name: self.data.split(name) for name in names}
-        all_rows = {name: (split, np.arange(len(split))) for name, split in held_out.items()}
-        return {"alpha_half": (self.split, self.halves[1]), **all_rows}
+    @cached_property
+    def tracked(self) -> SharedSplits:
+        """The splits whose accuracy is tracked. `val` is for the retraining; the search has the alpha half."""
+        return SharedSplits(self.data, [name for name in self.data.held_out if name != "val"])
+
+    def evaluation_rows(self, epoch: int) -> dict[str, tuple[Split, np.ndarray]]:
+        """The splits, and the rows of them, that the supernet is run on at the end of an epoch."""
+        rows = {"alpha_half": (self.split, self.halves[1])}
+        if tracks(self.settings, epoch, self.epochs):
+            rows |= {name: (split, np.arange(len(split))) for name, split in self.tracked.wholes.items()}
+        return rows
 
     def estimated_statistics(self, mixing: Mixing) -> contextlib.AbstractContextManager[None]:
         """A context in which batch normalisation uses statistics of some images of the weight half.
@@ -299,8 +304,12 @@ class SearchPhase:
 
     def accuracy(self, split: Split, rows: np.ndarray, mixing: Mixing) -> float:
         """Top-1 accuracy in percent of the head, or of the linear probe if the loss is self-supervised."""
+        return accuracy(*self.scores(split, rows, mixing))
+
+    def scores(self, split: Split, rows: np.ndarray | None, mixing: Mixing) -> Scores:
+        """The class scores that `accuracy` judges, and the labels; `rows` None means the whole split."""
         score = lambda images: self.model.classifier()(self.model.encoder(images, mixing))
-        return accuracy(*predict(self.model, split, normaliser(self.data), self.device, rows, score))
+        return predict(self.model, split, normaliser(self.data), self.device, rows, score)
 
     # State
 

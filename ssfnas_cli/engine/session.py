@@ -72,8 +72,7 @@ def identity_of(run: RunFolder, model: type[Training]) -> dict[str, Any]:
     except ValueError as error:  # it has obsolete settings or a missing plugin, so it is another run
         log.debug("%s: %s", run.path, error)
         return dict(run.config["identity"])
-    identity = settings.identity()
-    return identity | ({"stem": run.stem} if "stem" in identity else {}) | extra_identity(run)
+    return settings.identity() | extra_identity(run)
 
 
 def extra_identity(run: RunFolder) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def plan_run(
     if output is not None:
         return plan_in(output)
     begin = "-".join([kind, data.path.name, *names, f"s{settings.seed}"])
-    path = Path("runs") / f"{begin}-{identity_hash(_usual_stem(settings, data).changed_identity() | extra)}"
+    path = Path("runs") / f"{begin}-{identity_hash(usual_stem(settings, data.image_size).changed_identity() | extra)}"
     if not path.exists():
         for other in sorted(path.parent.glob(f"{glob.escape(begin)}-????????")):
             if (plan := plan_in(other)).is_in_folder():
@@ -147,9 +146,9 @@ def _resolve_stem(settings: Training, data: DataSet, path: Path | None) -> tuple
     return settings.model_copy(update={"stem": stem}), reason
 
 
-def _usual_stem(settings: Training, data: DataSet) -> Training:
+def usual_stem(settings: Training, image_size: int) -> Training:
     """The same settings with `auto` as the stem if it means the same, so that the run has one name."""
-    usual, _ = choose_stem("auto", data.image_size)
+    usual, _ = choose_stem("auto", image_size)
     return settings.model_copy(update={"stem": "auto"}) if settings.stem == usual else settings
 
 

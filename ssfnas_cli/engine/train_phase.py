@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,9 @@ from ssfnas_cli.engine.averaging import MovingAverage
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import set_lr
 from ssfnas_cli.engine.mix import Mix
-from ssfnas_cli.engine.predict import accuracy, predict
+from ssfnas_cli.engine.predict import Scores, accuracy, predict
 from ssfnas_cli.engine.sgd import build_sgd, learning_rate
+from ssfnas_cli.engine.shared_images import SharedSplits, tracks
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
 
@@ -204,23 +205,31 @@ class TrainPhase:
             correct = share * correct + (1 - share) * (predicted == batch.mixed.labels).float().mean().item()
         return loss, {"train_accuracy": 100 * correct}
 
-    def evaluation_rows(self) -> dict[str, tuple[Split, np.ndarray]]:
-        """The splits, and the rows of them, that the end of an epoch evaluates."""
-        if not self.settings.track_test or not self.objective.supervised:
+    @cached_property
+    def tracked(self) -> SharedSplits:
+        """The splits whose accuracy is tracked."""
+        return SharedSplits(self.data, self.data.held_out)
+
+    def evaluation_rows(self, epoch: int) -> dict[str, tuple[Split, np.ndarray]]:
+        """The splits, and the rows of them, that the network is run on at the end of an epoch."""
+        if not self.objective.supervised or not tracks(self.settings, epoch, self.epochs):
             return {}
-        splits = {name: self.data.split(name) for name in self.data.held_out}
-        return {name: (split, np.arange(len(split))) for name, split in splits.items()}
+        return {name: (split, np.arange(len(split))) for name, split in self.tracked.wholes.items()}
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Compute the accuracy on the held-out splits, if configured."""
-        return {
-            f"accuracy_{name}": self.accuracy(split, rows) for name, (split, rows) in self.evaluation_rows().items()
-        }
+        if not self.evaluation_rows(epoch):
+            return {}
+        return {f"accuracy_{name}": value for name, value in self.tracked.accuracies(self.scores).items()}
 
     def accuracy(self, split: Split, rows: np.ndarray) -> float:
         """Top-1 accuracy in percent, of the moving average if there is one."""
+        return accuracy(*self.scores(split, rows))
+
+    def scores(self, split: Split, rows: np.ndarray | None = None) -> Scores:
+        """Class scores and labels of a split, or of some rows of it; of the moving average if there is one."""
         with contextlib.nullcontext() if self.average is None else self.average.applied(self.model):
-            return accuracy(*predict(self.model, split, normaliser(self.data), self.device, rows))
+            return predict(self.model, split, normaliser(self.data), self.device, rows)
 
     def trained(self) -> dict[str, Tensor]:
         """The weights and buffers to keep of the model: the moving average's if there is one, else its own."""

@@ -158,6 +158,7 @@ class Training(Execution):
     precision: Literal["fp32", "bf16"] = "fp32"
     flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
     track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
+    track_every: PositiveInt = Field(1, description="track_test=true: only every that many epochs, and in the last one")
     views: Views = Views()
     head: Section = Field(PluginSection(name="auto"), description="what the loss is computed on; auto: the loss's own")
     sampler: Section = Field(

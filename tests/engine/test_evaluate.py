@@ -12,12 +12,12 @@ from ssfnas_cli.engine.evaluate import (
     calibration_error,
     groups_by_count,
     groups_by_thirds,
-    predict_splits,
     reliability_bins,
     split_metrics,
     worst_confusions,
 )
 from ssfnas_cli.engine.predict import predict
+from ssfnas_cli.engine.shared_images import SharedSplits
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 COUNTS = [150, 101, 100, 20, 19]
@@ -201,7 +201,8 @@ def network_and_data(tiny_digits):
 def test_the_network_sees_no_image_twice_and_the_figures_are_those_of_each_split_alone(network_and_data, names):
     score, data, seen = network_and_data
     assert 0 < len(data.split("test_longtail")) < len(data.split("test"))
-    got, same = predict_splits(data, names, score)
+    shared = SharedSplits(data, names)
+    got, same = shared.predict(score), shared.same
     assert sorted(seen) == sorted(len(data.split(name)) for name in names if name != "test_longtail")
     assert same == []
     for name in names:
@@ -222,7 +223,8 @@ def test_scores_are_reused_only_for_the_very_same_images(network_and_data, monke
     monkeypatch.setattr(longtail, "rows", lambda places: 255 - rows(places))
     splits = {"test": data.split("test"), "test_longtail": longtail}
     monkeypatch.setattr(data, "split", splits.get)
-    got, same = predict_splits(data, ["test", "test_longtail"], score)
+    shared = SharedSplits(data, ["test", "test_longtail"])
+    got, same = shared.predict(score), shared.same
     assert len(seen) == 2, "the long-tailed images differ from those of the same place in the source"
     assert same == [] and len(got["test_longtail"][0]) == len(longtail)
 
@@ -231,6 +233,7 @@ def test_splits_of_the_same_images_are_told(network_and_data, monkeypatch):
     score, data, seen = network_and_data
     test = data.split("test")
     monkeypatch.setattr(data, "split", lambda name: test)
-    got, same = predict_splits(data, ["test_longtail", "test"], score)
+    shared = SharedSplits(data, ["test_longtail", "test"])
+    got, same = shared.predict(score), shared.same
     assert len(seen) == 1 and [sorted(pair) for pair in same] == [["test", "test_longtail"]]
     assert np.array_equal(got["test"][0], got["test_longtail"][0])

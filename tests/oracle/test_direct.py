@@ -67,6 +67,14 @@ def test_a_derived_network_has_the_published_number_of_weights(name):
     assert sum(counts.values()) - counts["aux"] == facts["num_params"]
 
 
+def test_on_large_images_a_derived_network_has_the_published_number_of_weights():
+    """DARTS_V2 at C=48, 14 cells and 1,000 classes, with the auxiliary head (REFERENCE)."""
+    genotype, _ = golden("darts_v2")
+    with torch.device("meta"):
+        net = direct.Classifier(plans(genotype), genotype.drop_path, 3, 48, 14, 1000, large=True)
+    assert sum(value.numel() for value in net.parameters()) == 5_979_528
+
+
 class Loss(nn.Module):
     """A search model whose `forward` is its loss."""
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from registry import SOURCES, Plugin, PluginError
 from ssfnas_cli.console import printable
-from ssfnas_cli.data.images import BadImage, fit_array
+from ssfnas_cli.data.images import BadImage, PixelRange, fit_array
 from ssfnas_cli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class Source:
         splits: `train`, optionally `test` (which is otherwise cut from train), and optionally `val`.
         notes: lines for the user.
         bad: images that cannot be read, which are in no split.
+        pixel_range: what is black and white in pixels of more than 8 bits, in image files.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Source:
     splits: dict[str, SourceSplit]
     notes: list[str] = field(default_factory=list)
     bad: list[BadImage] = field(default_factory=list)
+    pixel_range: PixelRange = "auto"
 
 
 def open_source(settings: MakeDatasetSettings) -> Source:

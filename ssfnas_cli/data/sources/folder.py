@@ -42,7 +42,7 @@ def open_folder(options: FileOptions, settings: MakeDatasetSettings) -> Source:
     size, note = scan.configure(list(splits.values()), settings.image_size)
     notes.insert(0, _describe_layout(root, layout, splits))
     notes += [note] if note else []
-    return Source("folder", layout.class_names, scan.channels, size, True, dict(splits), notes, scan.bad)
+    return Source("folder", layout.class_names, scan.channels, size, True, dict(splits), notes, scan.bad, options.range)
 
 
 def _describe_layout(root: Path, layout: Layout, splits: dict[str, FileSplit]) -> str:

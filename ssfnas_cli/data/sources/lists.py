@@ -59,7 +59,7 @@ def open_list(options: ListOptions, settings: MakeDatasetSettings) -> Source:
     splits = {name: _scan_split(scan, part, labels[name]) for name, part in lists.items()}
     size, note = scan.configure(list(splits.values()), settings.image_size)
     notes += [note] if note else []
-    return Source("list", class_names, scan.channels, size, True, dict(splits), notes, scan.bad)
+    return Source("list", class_names, scan.channels, size, True, dict(splits), notes, scan.bad, options.range)
 
 
 def _list_files(root: Path, options: ListOptions) -> dict[str, Path]:

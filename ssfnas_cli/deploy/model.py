@@ -1,0 +1,208 @@
+"""A trained network as an object: from images to class names and probabilities, in three lines of Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from ssfnas_cli.artifacts.model import ModelCard, load_model
+from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.data.augment import Normalise, to_float
+from ssfnas_cli.data.images import BadImage
+from ssfnas_cli.deploy.prepare import AnyImage, prepare
+from ssfnas_cli.engine.corrections import Floats, change_of_prior
+from ssfnas_cli.engine.device import find_device
+from ssfnas_cli.engine.network import load_classifier, load_finished
+from ssfnas_cli.engine.priors import find_prior, read_prior
+from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.nets.heads import Classifier
+from ssfnas_cli.settings import RetrainSettings
+
+BATCH_SIZE = 64
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of an image.
+
+    Attributes:
+        class_name: the most probable class.
+        probability: its probability.
+        probabilities: that of every class by name, in the order of `Model.class_names`.
+    """
+
+    class_name: str
+    probability: float
+    probabilities: dict[str, float]
+
+    def top(self, num: int) -> list[tuple[str, float]]:
+        """The `num` most probable classes and their probabilities, the most probable one first."""
+        return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:num]
+
+
+class Model:
+    """A trained network and all that is needed to use it; `ssfnas_cli.load` makes it.
+
+    An image is a path, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA) of uint8, of
+    uint16 (grey only), or of floats from 0 to 1. It is prepared as the images of the data set were.
+
+    Attributes:
+        module: the network, which maps standardised images [N, C, S, S] to logits [N, num_classes].
+        card: what it was trained on, and how images are prepared.
+        class_names: the classes in the order of the logits.
+        prior: the class prior [num_classes] that the softmax of the logits holds, or None if it is not known.
+    """
+
+    def __init__(self, module: Classifier, card: ModelCard, prior: Floats | None, device: torch.device):
+        """Use `ssfnas_cli.load` instead."""
+        module.encoder.compile_with(None)
+        self.module = module.to(device).to(memory_format=torch.channels_last).eval()
+        self.card, self.prior, self.device = card, prior, device
+        self.class_names = list(card.class_names)
+        self.normalise = Normalise(tuple(card.mean), tuple(card.std))
+
+    def transform(self, image: AnyImage) -> Tensor:
+        """A standardised image [C, S, S] in float32, to be stacked into a batch for `module`.
+
+        Raises:
+            InputError: the image cannot be read.
+        """
+        return self.normalise(to_float(np.stack([self._prepare(image)])))[0]
+
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a path is an iterable of texts, too
+        self, images: AnyImage, prior: str | ArrayLike | None = None
+    ) -> Prediction: ...
+    @overload
+    def predict(self, images: Iterable[AnyImage], prior: str | ArrayLike | None = None) -> list[Prediction]: ...
+
+    def predict(
+        self, images: AnyImage | Iterable[AnyImage], prior: str | ArrayLike | None = None
+    ) -> Prediction | list[Prediction]:
+        """Class names and probabilities.
+
+        Args:
+            images: an image, or several in a list or another iterable; an array [N, H, W, C] is N images.
+            prior: the class prior that the probabilities are to hold: `uniform`, `train`, a file of counts, or a number
+                for each class. None leaves the one that the training gave them, usually that of the long tail.
+
+        Returns:
+            A prediction, or a list of them if `images` are several.
+
+        Raises:
+            InputError: an image cannot be read.
+            UsageError: `prior` is given, and the one that the outputs hold is not known.
+        """
+        shift = self.shift_to(prior)
+        found = [
+            prediction
+            for batch in _batches(map(self._prepare, _several(images)))
+            for prediction in self._predictions(self.logits(np.stack(batch)), shift)
+        ]
+        return found[0] if _is_image(images) else found
+
+    def features(self, images: AnyImage | Iterable[AnyImage]) -> Tensor:
+        """What the classifier gets [N, F] in float32; of a single image [F]."""
+        parts = []
+        with torch.no_grad():
+            for batch in _batches(map(self._prepare, _several(images))):
+                parts.append(self.module.eval().encoder(self._views(np.stack(batch))).features.float().cpu())
+        found = torch.cat(parts) if parts else torch.empty(0, self.module.encoder.num_features)
+        return found[0] if _is_image(images) else found
+
+    @torch.no_grad()
+    def logits(self, arrays: NDArray[np.uint8]) -> Tensor:
+        """The logits [N, num_classes] in float32 of prepared images, uint8 [N, S, S, C]."""
+        return self.module.eval()(self._views(arrays)).float().cpu()
+
+    def shift_to(self, prior: str | ArrayLike | None, flag: str = "prior") -> Floats:
+        """What is added to the logits so that their softmax holds another prior [num_classes]; see `predict`.
+
+        Args:
+            prior: the other prior.
+            flag: what messages call it.
+        """
+        if prior is None:
+            return np.zeros(len(self.class_names))
+        if self.prior is None:
+            raise UsageError(
+                f"after the loss '{self.card.loss.name}' it is not known which class prior the outputs hold, so they "
+                "cannot be shifted to another one"
+            )
+        given = read_prior(prior, self.card, flag) if isinstance(prior, str) else prior
+        wanted = np.asarray(given, dtype=np.float64)
+        if wanted.shape != (len(self.class_names),) or not (wanted > 0).all() or not np.isfinite(wanted).all():
+            raise UsageError(f"{flag}: should be a positive number for each of the {len(self.class_names)} classes")
+        return change_of_prior(self.prior, wanted / wanted.sum())
+
+    def _prepare(self, image: AnyImage) -> NDArray[np.uint8]:
+        try:
+            return prepare(image, self.card)
+        except BadImage as bad:
+            raise InputError(str(bad)) from bad
+
+    def _views(self, arrays: NDArray[np.uint8]) -> Tensor:
+        return self.normalise(to_float(arrays)).to(self.device, memory_format=torch.channels_last)
+
+    def _predictions(self, logits: Tensor, shift: Floats) -> Iterator[Prediction]:
+        for row in probabilities(logits, shift):
+            best = int(row.argmax())
+            values = dict(zip(self.class_names, row.tolist(), strict=True))
+            yield Prediction(self.class_names[best], float(row[best]), values)
+
+
+def load(run: str | os.PathLike[str], device: str = "cpu") -> Model:
+    """Load a trained network.
+
+    Args:
+        run: the folder of a finished retraining, or its `model.safetensors` alone.
+        device: where to compute, such as `cuda`.
+
+    Raises:
+        InputError: there is none, it is unfinished, or it is damaged.
+        UsageError: the device does not exist.
+    """
+    path, place = Path(run), find_device(device)
+    if path.is_file():
+        tensors, card = load_model(path)
+        return Model(load_classifier(tensors, card, path), card, find_prior(card, None), place)
+    return load_run(RunFolder.open(path, "retrain"), place)
+
+
+def load_run(run: RunFolder, device: torch.device, from_prior: str = "") -> Model:
+    """Load the network of a finished retraining. `from_prior` is as for `find_prior`."""
+    module, card = load_finished(run)
+    training = run.settings(RetrainSettings).resolve_plugins() if card.prior is None and not from_prior else None
+    return Model(module, card, find_prior(card, training, from_prior), device)
+
+
+def probabilities(logits: Tensor, shift: Floats) -> NDArray[np.float64]:
+    """The softmax [N, C] of shifted logits, in float64."""
+    return torch.softmax(logits.double() + torch.from_numpy(shift), 1).numpy()
+
+
+def _is_image(images: Any) -> bool:
+    """Whether this is one image and not several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4
+    return isinstance(images, str | os.PathLike) or hasattr(images, "getbands")
+
+
+def _several(images: Any) -> Iterable[AnyImage]:
+    return images if isinstance(images, Iterable) and not _is_image(images) else [images]
+
+
+def _batches(items: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(items)
+    while batch := list(islice(rest, BATCH_SIZE)):
+        yield batch

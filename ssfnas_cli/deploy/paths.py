@@ -1,0 +1,119 @@
+"""The image files that arguments name, one after the other: files, folders in the order of names, lists on stdin.
+
+Nothing is collected, except the names of the folders that are being read, some 80 bytes for each.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from ssfnas_cli.artifacts.files import reason
+from ssfnas_cli.data.sources.tree import SIDE_FOLDERS, SIDE_SUFFIXES, is_named_as_image
+from ssfnas_cli.errors import InputError
+
+CHUNK_BYTES = 1 << 16
+MAX_PATH_BYTES = 1 << 20
+
+
+class Named(NamedTuple):
+    """A path that may be an image.
+
+    Attributes:
+        path: as given, or below a folder that was given.
+        why: why no image can come of it; empty if it has to be read.
+        is_found: whether it was found in a folder without having the name of an image: if it is none, nothing is lost.
+    """
+
+    path: str
+    why: str = ""
+    is_found: bool = False
+
+
+def find_images(arguments: Iterable[str], stdin: BinaryIO | None) -> Iterator[Named]:
+    """Yield the images that arguments name, in their order.
+
+    Args:
+        arguments: paths of files and folders, and `-` for paths on stdin.
+        stdin: where those paths come from, separated by line breaks or by zero bytes. They name files only: a list that
+            `find` made names the files of a folder beside the folder.
+    """
+    for argument in arguments:
+        if argument == "-" and stdin is not None:
+            for path in read_paths(stdin):
+                yield Named(path, "is a folder: list its files, as 'find -type f' does" if _is_folder(path) else "")
+        elif _is_folder(argument):
+            found = False
+            for one in _walk(argument):
+                found = True
+                yield one
+            if not found:
+                yield Named(argument, "is a folder without images")
+        else:
+            yield Named(argument)
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def read_paths(stream: BinaryIO) -> Iterator[str]:
+    """Yield the paths of a stream, which are separated by zero bytes if there is one before the first line break.
+
+    Raises:
+        InputError: what comes are no paths.
+    """
+    rest, separator = b"", b""
+    while chunk := stream.read1(CHUNK_BYTES):  # type: ignore[attr-defined]
+        rest += chunk
+        separator = separator or min((mark for mark in (b"\0", b"\n") if mark in rest), key=rest.index, default=b"")
+        *whole, rest = rest.split(separator) if separator else [rest]
+        if len(rest) > MAX_PATH_BYTES:
+            raise InputError("standard input: a list of paths is expected, one in a line")
+        yield from _decoded(whole, separator)
+    yield from _decoded([rest], separator)
+
+
+def _decoded(paths: Iterable[bytes], separator: bytes) -> Iterator[str]:
+    for path in paths:
+        if path := path if separator == b"\0" else path.removesuffix(b"\r"):
+            yield os.fsdecode(path)
+
+
+def _walk(root: str) -> Iterator[Named]:
+    """Yield the possible images below a folder, in the order of their names; each folder is read once."""
+    seen: set[tuple[int, int]] = set()
+    open_folders = [iter([root])]
+    while open_folders:
+        path = next(open_folders[-1], None)
+        if path is None:
+            open_folders.pop()
+            continue
+        try:
+            status = Path(path).stat()
+            if stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    open_folders.append(_entries(path))
+                continue
+            if not stat.S_ISREG(status.st_mode):
+                continue
+        except OSError as error:  # a dangling link, or a folder that may not be read
+            yield Named(path, f"cannot be read: {reason(error)}")
+            continue
+        if Path(path).suffix.lower() not in SIDE_SUFFIXES:
+            yield Named(path, is_found=not is_named_as_image(Path(path).name))
+
+
+def _entries(folder: str) -> Iterator[str]:
+    """The paths in a folder, in the order of names, without hidden ones and those that operating systems create."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries)
+    start = folder if folder.endswith("/") else f"{folder}/"
+    return (start + name for name in names if not name.startswith(".") and name.lower() not in SIDE_FOLDERS)

@@ -1,0 +1,111 @@
+"""Predictions of any number of image files, in their order: files are decoded ahead while the network computes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssfnas_cli.console import log
+from ssfnas_cli.data.images import BadImage
+from ssfnas_cli.deploy.model import BATCH_SIZE, Model, probabilities
+from ssfnas_cli.deploy.paths import Named
+from ssfnas_cli.deploy.prepare import prepare
+from ssfnas_cli.engine.corrections import Floats
+
+AHEAD = 2 * BATCH_SIZE  # images that are being decoded or are ready
+REPORT_SECONDS = 30.0
+T = TypeVar("T")
+S = TypeVar("S")
+
+
+class Row(NamedTuple):
+    """What is said of a file: its most probable classes with their probabilities, or why it could not be read."""
+
+    path: str
+    top: list[tuple[str, float]]
+    error: str = ""
+
+
+class Stream:
+    """Predicts images one after the other, in memory that does not grow with their number.
+
+    Attributes:
+        num_read: images that were predicted.
+        num_bad: files that could not be read.
+        num_others: files in folders that are no images, and do not have the name of one.
+    """
+
+    def __init__(self, model: Model, shift: Floats, num_top: int):
+        self.model, self.shift, self.num_top = model, shift, num_top
+        self.num_read = self.num_bad = self.num_others = 0
+        self._began = self._reported = time.monotonic()
+
+    def rows(self, named: Iterable[Named]) -> Iterator[list[Row]]:
+        """Yield the rows of the files in their order, some at a time."""
+        read = look_ahead(self._read, named, min(4, os.cpu_count() or 1), AHEAD)
+        while batch := list(islice(read, BATCH_SIZE)):
+            yield list(self._rows(batch))
+            self._report()
+
+    def _read(self, one: Named) -> NDArray[np.uint8] | BadImage:
+        if one.why:
+            return BadImage(one.path, one.why)
+        try:
+            return prepare(one.path, self.model.card)
+        except BadImage as bad:
+            return bad
+
+    def _rows(self, batch: list[tuple[Named, NDArray[np.uint8] | BadImage]]) -> Iterator[Row]:
+        arrays = [image for _, image in batch if not isinstance(image, BadImage)]
+        found = iter(self._top(np.stack(arrays)) if arrays else [])
+        for one, image in batch:
+            if not isinstance(image, BadImage):
+                self.num_read += 1
+                yield Row(one.path, next(found))
+            elif one.is_found:
+                self.num_others += 1
+            else:
+                self.num_bad += 1
+                log.warning("%s: %s", one.path, image.why)
+                yield Row(one.path, [], image.why)
+
+    def _top(self, arrays: NDArray[np.uint8]) -> Iterator[list[tuple[str, float]]]:
+        logits = self.model.logits(arrays)
+        order = np.argsort(-(logits.double().numpy() + self.shift), axis=1, kind="stable")[:, : self.num_top]
+        for best, row in zip(order.tolist(), probabilities(logits, self.shift), strict=True):
+            yield [(self.model.class_names[c], float(row[c])) for c in best]
+
+    def _report(self) -> None:
+        if time.monotonic() - self._reported > REPORT_SECONDS:
+            self._reported = time.monotonic()
+            log.info("%s", self.describe())
+
+    def describe(self) -> str:
+        """How many images there were, and how fast."""
+        seconds = time.monotonic() - self._began
+        return f"{self.num_read:,} images in {seconds:.1f} s, {self.num_read / max(seconds, 1e-9):,.0f} a second"
+
+
+def look_ahead(act: Callable[[T], S], items: Iterable[T], threads: int, ahead: int) -> Iterator[tuple[T, S]]:
+    """Yield every item with what `act` makes of it, in order; threads work on at most `ahead` items that come next."""
+    pool = ThreadPoolExecutor(threads)
+    waiting: deque[tuple[T, Future[S]]] = deque()
+    try:
+        for item in items:
+            waiting.append((item, pool.submit(act, item)))
+            if len(waiting) == ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

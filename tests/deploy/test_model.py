@@ -1,0 +1,162 @@
+"""A trained network in other people's Python."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from deploy_support import GENOTYPE, card, trained
+from PIL import Image
+
+from ssfnas_cli import load
+from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
+from ssfnas_cli.artifacts.model import load_model, save_model
+from ssfnas_cli.deploy.model import BATCH_SIZE, Model
+from ssfnas_cli.engine.network import load_classifier
+from ssfnas_cli.errors import InputError, UsageError
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return load(run.path)
+
+
+@pytest.fixture
+def files(photos):
+    return sorted(photos.glob("*/*"))
+
+
+def direct(run, data, rows):
+    """Logits from the model file and the pixels of the data set, in plain torch and float64."""
+    tensors, of = load_model(run.path / "model.safetensors")
+    net = load_classifier(tensors, of, run.path).eval().double()
+    images = torch.from_numpy(rows).double().permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    with torch.no_grad():
+        return net((images - mean) / std).numpy()
+
+
+def softmax(scores):
+    exp = np.exp(scores - scores.max(1, keepdims=True))
+    return exp / exp.sum(1, keepdims=True)
+
+
+def test_three_lines(run, files):
+    prediction = load(str(run.path)).predict(files[0])
+    assert prediction.class_name in ("ant", "bee", "cat")
+    assert prediction.probability == max(prediction.probabilities.values())
+    assert sum(prediction.probabilities.values()) == pytest.approx(1)
+    assert prediction.top(2)[0] == (prediction.class_name, prediction.probability)
+    assert [probability for _, probability in prediction.top(3)] == sorted(prediction.probabilities.values())[::-1]
+
+
+def test_probabilities_are_those_of_the_network_on_the_data_sets_own_pixels(model, run, photo_data):
+    rows = photo_data.split("test").rows(np.arange(len(photo_data.split("test"))))
+    wanted = softmax(direct(run, photo_data, rows))
+    for prediction, row in zip(model.predict(rows), wanted, strict=True):
+        np.testing.assert_allclose(list(prediction.probabilities.values()), row, rtol=1e-4)
+        assert list(prediction.probabilities) == photo_data.class_names
+        assert prediction.class_name == photo_data.class_names[row.argmax()]
+
+
+def test_one_image_or_several_of_any_kind(model, files):
+    image = Image.open(files[0])
+    (alone,) = {model.predict(one).class_name for one in (files[0], str(files[0]), image, np.asarray(image))}
+    together = model.predict([files[0], image, np.asarray(image)])
+    assert [one.class_name for one in together] == [alone] * 3
+    assert [one.class_name for one in model.predict(path for path in files)] == [
+        model.predict(path).class_name for path in files
+    ], "a generator is several images"
+    many = model.predict([files[0]] * (BATCH_SIZE + 1))
+    assert len(many) == BATCH_SIZE + 1 and many[-1].probability == pytest.approx(alone and many[0].probability)
+    assert model.predict([]) == [] and model.features([]).shape == (0, model.module.encoder.num_features)
+
+
+def test_the_bare_module_its_transform_and_its_features(model, files):
+    batch = torch.stack([model.transform(path) for path in files[:3]])
+    assert batch.shape == (3, 3, 16, 16) and batch.dtype == torch.float32
+    with torch.no_grad():
+        logits = model.module(batch)
+    wanted = [list(one.probabilities.values()) for one in model.predict(files[:3])]
+    np.testing.assert_allclose(torch.softmax(logits.double(), 1).numpy(), wanted, rtol=1e-5)
+    features = model.features(files[:3])
+    assert features.shape == (3, model.module.encoder.num_features)
+    with torch.no_grad():
+        torch.testing.assert_close(model.module.logits(features), logits)
+    torch.testing.assert_close(model.features(files[0]), features[0])
+
+
+def test_training_mode_that_somebody_left_on_changes_nothing(model, files):
+    before = model.predict(files[0])
+    statistics = {name: value.clone() for name, value in model.module.state_dict().items()}
+    model.module.train()
+    assert model.predict(files[0]) == before
+    assert all(torch.equal(value, statistics[name]) for name, value in model.module.state_dict().items())
+
+
+def test_another_prior_is_bayes_rule(model, run, photo_data, tmp_path):
+    rows = photo_data.split("test").rows(np.arange(len(photo_data.split("test"))))
+    posterior = softmax(direct(run, photo_data, rows))
+    held = np.array(photo_data.counts("train")) / sum(photo_data.counts("train"))
+    assert model.prior == pytest.approx(held)
+    (tmp_path / "counts.json").write_text('{"cat": 70, "ant": 10, "bee": 20}')
+    for prior, wanted in {
+        "uniform": [1 / 3] * 3,
+        "train": held,
+        str(tmp_path / "counts.json"): [0.1, 0.2, 0.7],
+        (2.0, 1.0, 1.0): [0.5, 0.25, 0.25],
+    }.items():
+        shifted = posterior * np.array(wanted) / held
+        shifted /= shifted.sum(1, keepdims=True)
+        got = [list(one.probabilities.values()) for one in model.predict(rows, prior=prior)]
+        np.testing.assert_allclose(got, shifted, rtol=1e-4)
+
+
+def test_a_prior_that_cannot_be(model):
+    for prior, words in (([1, 2], "3 classes"), ([1, 0, 1], "positive"), ([1, np.nan, 1], "positive")):
+        with pytest.raises(UsageError, match=words):
+            model.predict([], prior=prior)
+    with pytest.raises(InputError, match="nowhere"):
+        model.predict([], prior="nowhere")
+    unknown = card(GENOTYPE, loss={"name": "focal"}, prior="unknown")
+    with pytest.raises(UsageError, match="'focal' it is not known which class prior"):
+        Model(trained(unknown), unknown, None, torch.device("cpu")).predict([], prior="uniform")
+
+
+def test_the_model_file_alone_is_enough(run, model, files, tmp_path):
+    shutil.copy(run.path / "model.safetensors", tmp_path / "mine.safetensors")
+    assert load(tmp_path / "mine.safetensors").predict(files[0]) == model.predict(files[0])
+
+
+def test_a_run_of_before_cards_had_priors_holds_what_its_loss_says(run, model, tmp_path):
+    shutil.copytree(run.path, tmp_path / "old")
+    tensors, of = load_model(run.path / "model.safetensors")
+    save_model(tmp_path / "old" / "model.safetensors", tensors, of.model_copy(update={"prior": None}))
+    assert load(tmp_path / "old").prior == pytest.approx(model.prior)
+    assert load(tmp_path / "old" / "model.safetensors").prior is None, "a file alone does not tell the sampler"
+
+
+def test_what_cannot_be_loaded_or_read(run, model, tmp_path):
+    shutil.copytree(run.path, tmp_path / "half")
+    status = read_sealed_json(run.path / "status.json")
+    write_sealed_json(tmp_path / "half" / "status.json", {**status, "state": "stopped"})
+    for path, words in (
+        (tmp_path / "half", "is stopped, not done"),
+        (tmp_path / "nowhere", "no such run folder"),
+        (tmp_path, "is not a run folder"),
+        (run.path / "config.json", "config.json"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            load(path)
+    with pytest.raises(UsageError, match="tpu: is not here"):
+        load(run.path, device="tpu")
+    with pytest.raises(InputError, match=r"config.json: is no image of a known format"):
+        model.predict(run.path / "config.json")
+
+
+def test_importing_the_package_imports_no_torch():
+    script = "import sys, ssfnas_cli; assert callable(ssfnas_cli.load); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert "ssfnas_cli" in modules and not {"torch", "numpy", "PIL", "safetensors"} & set(modules)

@@ -85,8 +85,8 @@ def _label(axes: Axes, title: str, label: str, last_epoch: int) -> None:
         middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) / 2
         low = min(max(-0.02, middle - half), 1.02 - LEAST_SPAN)
         high = max(min(1.02, middle + half), low + LEAST_SPAN)
-        axes.set_yticks([tick for tick in axes.get_yticks() if max(0, low) <= tick <= min(1, high)])
         axes.set_ylim(low, high)
+        axes.set_yticks([tick for tick in axes.get_yticks() if max(0, low) <= tick <= min(1, high)])
     elif label.startswith("since"):
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -1,4 +1,4 @@
-"""The memory of making a data set larger than memory, and of training on it.
+"""The memory of making a large data set, and of training on it.
 
     python benchmarks/large_data.py [--gigabytes 10] [--side 224] [--source npz idx list] [--workers 0 2] [--quick]
 
@@ -176,6 +176,27 @@ def measure_all(options: argparse.Namespace, folder: Path) -> list[list[str]]:
     return rows
 
 
+def render(options: argparse.Namespace, rows: list[list[str]]) -> str:
+    """The section as Markdown."""
+    facts: dict[str, Any] = environment()
+    command = f"--gigabytes {options.gigabytes:g} --source {' '.join(options.source)}"
+    workers = " ".join(map(str, options.workers))
+    return "\n\n".join(
+        [
+            f"`python benchmarks/large_data.py {command} --workers {workers}`, {facts['processor']}, "
+            f"{facts['cores']} cores, 1 thread, torch {facts['torch']}, Python {facts['python']}. Images of noise, "
+            f"{options.side}x{options.side} in colour; `retrain {NETWORK}`, batch {BATCH}. Memory is the peak of what "
+            "the system cannot take back, anonymous and shared, added up over the command and its loader processes, "
+            f"looked at every {POLL_SECONDS:g} s; mapped pages of files do not count. Seconds are on the clock and, in "
+            "brackets, of processor time.",
+            report.table(
+                ["step", "images", "GB", "seconds", "peak MB", "beyond the network's MB"],
+                rows,
+            ),
+        ]
+    )
+
+
 def main() -> None:
     """Measure, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -193,25 +214,10 @@ def main() -> None:
         if wanted > free:
             raise SystemExit(f"{name}: {wanted / 1e9:.1f} GB are needed, and {free / 1e9:.1f} are free: see --folder")
         rows = measure_all(options, Path(name))
-    facts: dict[str, Any] = environment()
-    text = "\n\n".join(
-        [
-            f"`python benchmarks/large_data.py --gigabytes {options.gigabytes:g}`, {facts['processor']}, "
-            f"{facts['cores']} cores, 1 thread, torch {facts['torch']}, Python {facts['python']}. Images of noise, "
-            f"{options.side}x{options.side} in colour; `retrain {NETWORK}`, batch {BATCH}. Memory is the peak of what "
-            "the system cannot take back, anonymous and shared, added up over the command and its loader processes, "
-            f"looked at every {POLL_SECONDS:g} s; mapped pages of files do not count. Seconds are on the clock and, in "
-            "brackets, of processor time.",
-            report.table(
-                ["step", "images", "GB", "seconds", "peak MB", "beyond the network's MB"],
-                rows,
-            ),
-        ]
-    )
     if options.quick:
-        print(text)
+        print(render(options, rows))
     else:
-        report.write_section("large_data", text)
+        report.write_section("large_data", render(options, rows))
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ class HeadPhase:
         )
         order = self.sampler.order(self.split.labels[self.rows], subset.seed, epoch, epoch / self.epochs)
         batches = TrainingBatches(subset, order, self.batch_size, epoch)
-        for batch in load_batches(batches, start, self.training.workers):
+        for batch in load_batches(batches, start, self.training.workers, self.training.time_limit):
             yield self.device.move(batch)
 
     def step(self, epoch: int, step: int, batch: Batch) -> dict[str, float]:

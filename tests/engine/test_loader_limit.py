@@ -1,4 +1,4 @@
-"""The time limit of a run is seen while it waits for loader processes, in a search and in a retraining."""
+"""The time limit of a run is seen while it waits for loader processes, in every kind of training."""
 
 import time
 
@@ -7,11 +7,16 @@ import pytest
 from registry import LOSSES
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.data import loader
+from ssfnas_cli.engine import head_phase, search_phase, train_phase
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.head_phase import HeadPhase
 from ssfnas_cli.engine.train_phase import Schedule, TrainPhase
 from ssfnas_cli.errors import Stopped
-from ssfnas_cli.nets.heads import Classifier
-from ssfnas_cli.settings import RetrainSettings, build_plugin, load_settings
+from ssfnas_cli.nets.heads import Classifier, Correction
+from ssfnas_cli.settings import AdjustSettings, RetrainSettings, build_plugin, load_settings
+
+CELL = Cell(edges=(Edge(op="skip_connect", source=0, target=2),), concat=(2,))
+GENOTYPE = Genotype(normal=CELL, reduce=CELL)
 
 
 class Hanging:
@@ -27,11 +32,10 @@ class Hanging:
 @pytest.fixture
 def retraining(tiny_digits):
     """`retraining(settings)`: a phase of a derived network on tiny digits."""
-    cell = Cell(edges=(Edge(op="skip_connect", source=0, target=2),), concat=(2,))
 
     def build(*sets):
         settings = load_settings(RetrainSettings, sets=sets)
-        net = Classifier.of_genotype(Genotype(normal=cell, reduce=cell), 1, 2, 3, tiny_digits.num_classes, False)
+        net = Classifier.of_genotype(GENOTYPE, 1, 2, 3, tiny_digits.num_classes, False)
         counts = tiny_digits.counts("train")
         objective = build_plugin(LOSSES, settings.loss, num_classes=10, class_counts=counts)
         schedule = Schedule(name="train", epochs=1, lr=0.1, aux_weight=0.0, regularised=False)
@@ -40,10 +44,28 @@ def retraining(tiny_digits):
     return build
 
 
-@pytest.mark.parametrize("kind", ["search", "retraining"])
-def test_the_time_limit_is_seen_while_no_batch_comes(search, retraining, monkeypatch, kind):
-    phase = {"search": search, "retraining": retraining}[kind]("max_time=0", "workers=1")
-    monkeypatch.setattr(phase, "_epoch", lambda epoch: Hanging())
+@pytest.fixture
+def correction(tiny_digits):
+    """`correction(settings)`: a phase that trains a new head of a retrained network."""
+
+    def build(*sets):
+        settings = load_settings(RetrainSettings, sets=sets)
+        net = Classifier.of_genotype(GENOTYPE, 1, 2, 3, tiny_digits.num_classes, False)
+        net.correction = Correction(tiny_digits.num_classes)
+        weights = [*net.head.parameters()]
+        return HeadPhase(AdjustSettings(method="crt"), settings, tiny_digits, Device("cpu", 0), net, weights)
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"),
+    [("search", search_phase), ("retraining", train_phase), ("correction", head_phase)],
+)
+def test_the_time_limit_is_seen_while_no_batch_comes(request, monkeypatch, kind, place):
+    phase = request.getfixturevalue(kind)("max_time=0", "workers=1")
+    load = place.load_batches
+    monkeypatch.setattr(place, "load_batches", lambda batches, *how: load(Hanging(), *how))
     monkeypatch.setattr(loader, "PATIENCE_SECONDS", 0.5)
     with pytest.raises(Stopped, match="stopped by --max-time 0 s while loader processes bring no batch"):
         next(phase.batches(0, 0))

@@ -46,7 +46,7 @@ def draw(groups: Sequence[Group]) -> Figure:
                 _draw_accuracy(place, run, number, text)
             else:
                 _plot(place, _values(run, name), number, text)
-        _label(place, title, label)
+        _label(place, title, label, max(line["epoch"] for _, run in runs for line in run.metrics))
     add_legend(figure, axes[-1])
     return figure
 
@@ -75,7 +75,7 @@ def _draw_accuracy(axes: Axes, run: RunFacts, number: int, label: str) -> None:
             axes.plot([epoch, place], [values[epoch], pruned], **looks)
 
 
-def _label(axes: Axes, title: str, label: str) -> None:
+def _label(axes: Axes, title: str, label: str, last_epoch: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set(title=title, ylabel=label, xlabel="epoch")
@@ -84,9 +84,13 @@ def _label(axes: Axes, title: str, label: str) -> None:
     if label.startswith(("share", "1:")):
         middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) / 2
         low = min(max(-0.02, middle - half), 1.02 - LEAST_SPAN)
-        axes.set_ylim(low, max(min(1.02, middle + half), low + LEAST_SPAN))
+        high = max(min(1.02, middle + half), low + LEAST_SPAN)
+        axes.set_ylim(low, high)
+        axes.set_yticks([tick for tick in axes.get_yticks() if max(0, low) <= tick <= min(1, high)])
     elif label.startswith("since"):
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     elif label == "percent":
-        axes.set_xlabel("epoch (hollow: pruned to the genotype)")
+        limits = axes.get_xlim()
+        axes.set_xticks([tick for tick in axes.get_xticks() if 1 <= tick <= last_epoch])
+        axes.set(xlim=limits, xlabel="epoch (hollow: pruned to the genotype)")

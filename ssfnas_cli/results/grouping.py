@@ -1,5 +1,7 @@
 """Groups of runs that differ only in their seeds, and short labels made of the settings in which the groups differ.
 
+A label leaves out what has its default.
+
 Retrainings of genotypes from searches are grouped by the settings of both stages, so that three searches of three seeds
 and their retrainings are one group. That needs the search's folder, where the genotype's provenance says it was or
 beside the retraining; without it each genotype is a group of its own.
@@ -16,8 +18,9 @@ from typing import Any
 from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_facts, search_of
 
 ADJUST = "adjustment."  # how the settings of a correction begin
-UNSET = ('"none"', '"auto"', '"instance"', "false")  # as JSON: defaults that are not worth a word in a label
 BARE = ("loss", "network", "relax", "genotype")  # sections whose plugin's name speaks for itself
+NOT_SETTINGS = ("data", "threshold", "genotype", f"{SEARCH}rule", f"{SEARCH}epoch")  # that have no default
+MEANT = ("flip", "stem")  # whose `auto` was replaced by what it meant
 # The rules that go without saying
 USUAL_RULE = {"softmax": "darts", "sigmoid": "fairdarts"}
 
@@ -189,9 +192,9 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
     words = []
     for key in differing:
         value = _value(run, key)
-        if value is None or (json.dumps(value) in UNSET and key.removesuffix(".name") not in BARE):
-            continue
         short = key.removeprefix(SEARCH)
+        if value is None or (short.removesuffix(".name") not in BARE and _is_default(run, key)):
+            continue
         name = (key if short in both else short).removesuffix(".name")
         name = name.replace(f"{ADJUST}method", "adjust").replace(ADJUST, "adjust.")
         is_bare = short.removesuffix(".name") in BARE and short not in both
@@ -199,6 +202,13 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
             continue
         words.append(_text(value) if is_bare or key == "data" else f"{name}={_text(value)}")
     return ", ".join(words) or _own_label(run)
+
+
+def _is_default(run: RunFacts, key: str) -> bool:
+    """Whether a setting has its default, so that a label need not say it."""
+    if key in NOT_SETTINGS or key.startswith(ADJUST) or key.removeprefix(SEARCH) in MEANT:
+        return False
+    return key not in _changed(run)
 
 
 def _own_label(run: RunFacts) -> str:

@@ -140,8 +140,13 @@ def test_a_fair_comparison_has_no_remark(three_seeds):
     ("what", "sets", "more", "told"),
     [
         ("data", [], {"sha256": "b" * 64}, "other data"),
-        ("steps", ["batch_size=32"], {"lines": lines_of("retrain", 3, steps=20)}, "batch_size=64: 30"),
-        ("steps", [], {"epochs": 6}, "epochs=3: 30"),
+        (
+            "steps",
+            ["batch_size=32"],
+            {"lines": lines_of("retrain", 3, steps=20)},
+            "ce: 30; batch_size=32: 60",
+        ),
+        ("steps", [], {"epochs": 6}, "epochs=3: 30; epochs=6: 60"),
         ("views", ["pretrain=barlow", "pretrain_epochs=5"], {}, "ce: 3; .*: 13"),
         ("size", ["loss=ldam"], {"result": {"num_params": 1500}}, "0.001 million.*0.0015 million"),
         ("recipe", ["loss=ldam"], {"recipe": 1}, "trains differently"),

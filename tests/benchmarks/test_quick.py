@@ -70,6 +70,15 @@ def test_every_part_of_a_recipe_is_measured():
 
 
 @pytest.mark.slow
+def test_prediction_is_measured_with_its_parts_and_its_memory():
+    page = (ROOT / "docs" / "performance.md").read_bytes()
+    table = run("predict.py")
+    rows = [line.split("|")[3:6] for line in table.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == 4 and all(float(cell.split()[0]) > 0 for row in rows for cell in row)
+    assert "MB after 64 images" in table and (ROOT / "docs" / "performance.md").read_bytes() == page
+
+
+@pytest.mark.slow
 def test_many_images_are_made_and_evaluated_number_by_number():
     rows = [line for line in run("many_images.py").splitlines() if line.startswith("| ") and "images" not in line]
     assert [row.split("|")[1].strip() for row in rows[1:]] == ["200", "400"]

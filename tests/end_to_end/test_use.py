@@ -1,0 +1,73 @@
+"""docs/use.md: its commands and its Python as they stand, on a run of the tests."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "use.md"
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def walked(ssfnas, world, tmp_path_factory):
+    """A folder in which every command of the page was run, and what each printed."""
+    folder = tmp_path_factory.mktemp("use")
+    shutil.copytree(world / "retrain", folder / "runs" / "net")
+    (folder / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("photo.jpg", "photos/first.jpg", "photos/second.jpg"):
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / name)
+    lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
+    assert len(lines) == 7 and all("ssfnas " in line for line in lines)
+    printed = {}
+    for line in lines:
+        result = ssfnas.shell(f"export OMP_NUM_THREADS=1; {line}", folder)
+        assert result.code == 0, result.err
+        printed[line] = result.out
+    return folder, printed
+
+
+def test_the_commands_give_what_the_page_says(walked, world):
+    folder, printed = walked
+    (row,) = [json.loads(line) for line in printed["ssfnas predict runs/net photo.jpg"].splitlines()]
+    assert (row["path"], len(row["top_k"])) == ("photo.jpg", 3)
+    answers = list(csv.DictReader((folder / "answers.csv").read_text().splitlines()))
+    assert [row["path"] for row in answers] == ["photos/first.jpg", "photos/second.jpg"]
+    listed = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    assert {row["path"]: row["class"] for row in listed} == {row["path"]: row["class"] for row in answers}
+    assert all(len(row["top_k"]) == 5 for row in listed)
+    saved = load_file(folder / "test.safetensors")
+    assert saved["test.logits"].shape == (len(saved["test.labels"]), 10)
+
+
+def test_the_python_gives_what_predict_gives(walked, monkeypatch):
+    folder, printed = walked
+    monkeypatch.chdir(folder)
+    (row,) = [json.loads(line) for line in printed["ssfnas predict runs/net photo.jpg"].splitlines()]
+    names: dict[str, object] = {}
+    said = []
+    for block in blocks("python"):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(block, str(PAGE), "exec"), names)
+        said.append(out.getvalue().splitlines())
+    class_name, probability = said[0][0].split()
+    assert class_name == row["class"] and float(probability) == pytest.approx(row["probability"], rel=1e-4)
+    assert len(said[1]) == 2 and said[1][0].startswith("[(")
+    assert said[2] == [row["class"]], "the page prepares an image as the program does"
+    prediction = names["prediction"].probabilities
+    for logits in (names["logits"].detach().numpy()[0], names["logits"].detach().numpy()[1], names["same"].numpy()[0]):
+        exp = np.exp(logits.astype(np.float64) - logits.max())
+        assert (exp / exp.sum()).tolist() == pytest.approx(list(prediction.values()), rel=1e-4)
+    assert names["features"].shape[0] == 2

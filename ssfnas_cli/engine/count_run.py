@@ -12,7 +12,7 @@ from ssfnas_cli.engine.network import count_card
 from ssfnas_cli.settings import RetrainSettings, build_plugin
 
 
-def count_run(run: RunFolder) -> dict[str, int]:
+def count_run(run: RunFolder) -> dict[str, int | None]:
     """`num_params`, `num_macs` and `steps` of a finished retraining; empty if its card or settings cannot be read.
 
     The steps follow from the settings and the class counts. Those of a correction are left out.

@@ -18,6 +18,7 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import MODEL, DerivedNetwork, ModelCard, Part, Preparation, load_model
 from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.console import log
 from ssfnas_cli.data.holdout import rest_counts
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.nets.count import count_macs, count_params
@@ -119,16 +120,20 @@ def build_head(card: ModelCard, num_features: int) -> nn.Module:
 class NetworkSize(NamedTuple):
     """Weights without those of the auxiliary head, and multiply-adds of one image."""
 
-    num_params: int
-    num_macs: int
+    num_params: int | None
+    num_macs: int | None
 
 
 def count_card(card: ModelCard) -> NetworkSize:
-    """Count the network of a card, from shapes alone."""
-    with torch.device("meta"):
-        model = build_model(card)
-    model.aux = None
-    return NetworkSize(count_params(model), count_macs(model, card.in_channels, card.image_size))
+    """Count the network of a card, from shapes alone; None if it has a plugin that cannot be run without values."""
+    try:
+        with torch.device("meta"):
+            model = build_model(card)
+        model.aux = None
+        return NetworkSize(count_params(model), count_macs(model, card.in_channels, card.image_size))
+    except Exception as error:  # a plugin may raise anything, and a trained network must not be lost by it
+        log.debug("the network cannot be counted: %s", error)
+        return NetworkSize(None, None)
 
 
 def describe_network(

@@ -114,3 +114,15 @@ def test_a_strangers_card_is_refused_before_anything_is_built(tiny_digits, genot
     save_tensors(tmp_path / "model.safetensors", {"x": torch.zeros(1)}, value)
     with pytest.raises(InputError, match=words):
         load_model(tmp_path / "model.safetensors")
+
+
+def test_a_network_that_cannot_be_counted_from_shapes_costs_no_more_than_its_counts(monkeypatch):
+    from ssfnas_cli.engine import network
+
+    card = network.ModelCard.model_construct(in_channels=3, image_size=8)
+
+    def of_values(card):
+        raise NotImplementedError("aten::item has no meta kernel")
+
+    monkeypatch.setattr(network, "build_model", of_values)
+    assert network.count_card(card) == (None, None)

@@ -169,7 +169,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         resolved["stem"] = {"value": plan.settings.stem, "why": plan.stem_reason}
     config = {
         "settings": plan.settings.model_dump(mode="json"),
-        "changed": plan.settings.changed_identity(),
+        "changed": usual_stem(plan.settings, plan.data.image_size).changed_identity(),
         "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
         "environment": current,
         "resolved": resolved,

@@ -86,7 +86,8 @@ def _other_size(groups: Sequence[Group]) -> Iterable[Remark]:
     if known and max(weights) > TOLERANCE * min(weights):  # type: ignore[type-var,operator]
         told = _named(known, lambda group: f"{sizes[id(group)] / 1e6:.3g} million")  # type: ignore[operator]
         yield Remark("size", f"other numbers of weights: {told}")
-    for name in ("channels", "layers", f"{SEARCH}channels", f"{SEARCH}layers"):
+    names = ("channels", "layers", "stem")
+    for name in (*names, *(SEARCH + name for name in names)):
         having = [group for group in groups if name in group.runs[0].settings]
         if _differ(having, lambda run, name=name: run.settings[name]):  # type: ignore[misc]
             told = _named(having, lambda group, name=name: group.runs[0].settings[name])  # type: ignore[misc]

@@ -118,7 +118,6 @@ def own_settings(run: RunFolder, resolve: bool = False) -> dict[str, Any]:
         settings = run.settings(model)
         known = (settings.resolve_plugins() if resolve else settings).identity()
         flat = known | {key: value for key, value in recorded.items() if key not in known}
-        flat |= {"stem": run.stem} if "stem" in known else {}
     meant = {name: told["value"] for name, told in run.config.get("resolved", {}).items() if name in flat}
     idle = {key for key, (other, value) in WITHOUT.items() if flat.get(other) == value}
     return {key: value for key, value in (flat | meant).items() if key not in NO_ARM and key not in idle}

@@ -32,6 +32,7 @@ def test_they_are_searched_retrained_described_and_evaluated(ssfnas, photos):
     config = json.loads((photos / "search" / "config.json").read_text())
     assert config["settings"]["stem"] == config["resolved"]["stem"]["value"] == "imagenet"
     assert "96 pixels" in config["resolved"]["stem"]["why"]
+    assert "stem" not in config["changed"], "it is what auto means"
     argv = ["retrain", "search/genotype.json", *ssfnas.tiny, "-o", "net"]
     predicted = ssfnas.ok(*argv, "--dry-run", cwd=photos).json
     trained = ssfnas.ok(*argv, cwd=photos)

@@ -166,6 +166,12 @@ def test_what_is_unfair_is_said(tmp_path, what, sets, more, told):
     assert set(found) >= {what} and re.search(told, found[what]), found
 
 
+def test_another_stem_is_said(tmp_path):
+    for stem in ("cifar", "imagenet"):
+        make_run(tmp_path / stem, "retrain", f"stem={stem}", provenance={"seed": 0})
+    assert "other stem: stem=cifar: cifar; stem=imagenet: imagenet" in remarks(tmp_path)["size"]
+
+
 def test_one_seed_and_repeats_and_same_figures_are_said(tmp_path):
     make_run(tmp_path / "a", "retrain", "loss=logit_adjusted")
     make_run(tmp_path / "b", "retrain", "loss=balanced_softmax")

@@ -216,7 +216,9 @@ def load_finished(run: RunFolder) -> tuple[Classifier, ModelCard]:
     """
     state = run.status()["state"]
     if state != "done":
-        raise InputError(f"{run.path}: is {state}, not done: run its command again to go on")
+        command = run.config.get("command")
+        mend = f"run its command again to go on{f': {command}' if isinstance(command, str) else ''}"
+        raise InputError(f"{run.path}: is {state}, not done: {mend}")
     tensors, card = load_model(run.path / MODEL)
     return load_classifier(tensors, card, run.path / MODEL), card
 

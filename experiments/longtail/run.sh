@@ -13,7 +13,7 @@ shift 5
 methods=("$@")
 if [ ${#methods[@]} = 0 ]; then
     methods=(ce class-balanced ldam-drw logit-adjusted balanced-softmax balanced-sampling deferred-sampling
-        barlow-pretraining post-hoc crt strong)
+        barlow-pretraining post-hoc crt barlow-pretraining+post-hoc strong)
 fi
 precision=${PRECISION:-fp32}
 mkdir -p "$out"
@@ -25,13 +25,14 @@ fi
 
 for method in "${methods[@]}"; do
     run=$out/$network-mu$mu-$method-seed$seed
-    case $method in # corrections of the run of cross-entropy, which must be there
-        post-hoc) correction=(--method logit) ;;
-        crt) correction=(--method crt) ;;
-        *) correction=() ;;
+    base= # of a correction: the run that is corrected, which must be there
+    case $method in
+        post-hoc) base=ce correction=logit ;;
+        crt) base=ce correction=crt ;;
+        *+post-hoc) base=${method%+post-hoc} correction=logit ;;
     esac
-    if [ ${#correction[@]} != 0 ]; then
-        ssfnas adjust "$out/$network-mu$mu-ce-seed$seed" "${correction[@]}" --threads 1 --quiet -o "$run" >"$run.json"
+    if [ -n "$base" ]; then
+        ssfnas adjust "$out/$network-mu$mu-$base-seed$seed" --method "$correction" --threads 1 --quiet -o "$run" >"$run.json"
         [ -e "$run/evaluation.json" ] || ssfnas evaluate "$run" --threads 1 --quiet >"$run-metrics.json"
         continue
     fi

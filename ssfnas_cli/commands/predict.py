@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ssfnas_cli import stop
+from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import expect_stdin, is_stream, log, set_verbosity, stdout
 from ssfnas_cli.errors import InputError, UsageError
@@ -72,6 +74,7 @@ def command(
 
     Images are prepared as those of the data set were. A million of them need no more memory than a hundred.
     """
+    stop.install_handlers()
     set_verbosity(quiet, verbose)
     kind = _choose_format(output, csv, json)
     if images.count("-") + is_stream(run) > 1:
@@ -81,27 +84,39 @@ def command(
     if from_prior and not prior:
         raise UsageError("--from-prior: is for --prior: say which prior the probabilities are to hold")
     outputs.refuse_existing(output, force)
-    folder = inputs.open_run(run, "retrain")
-    if "-" in images:
-        expect_stdin("paths of images")
+    with stop.interruptible("before the end; a file named by -o is not written"):
+        folder = inputs.open_run(run, "retrain")
+        if "-" in images:
+            expect_stdin("paths of images")
+        model = _load(folder, device, threads, prior, from_prior)
+        from ssfnas_cli.deploy.paths import find_images
+        from ssfnas_cli.deploy.stream import Stream
+
+        stream = Stream(model, model.shift_to(prior, "--prior"), min(top_k, len(model.class_names)))
+        header, write = _formats(kind, model, stream.num_top)
+        with outputs.open_output(output, force) as put:
+            put(header)
+            for rows in stream.rows(find_images(images, sys.stdin.buffer if "-" in images else None)):
+                put(write([row for row in rows if not row.error or on_bad == "row"]))
+    _close(stream, on_bad)
+
+
+def _load(run: RunFolder, device: str | None, threads: int | None, prior: str | None, from_prior: str | None) -> Model:
+    """The network of a run.
+
+    Raises:
+        UsageError: another prior is asked for, and the one that the outputs hold is not known.
+    """
     from ssfnas_cli.deploy.model import load_run
-    from ssfnas_cli.deploy.paths import find_images
-    from ssfnas_cli.deploy.stream import Stream
     from ssfnas_cli.engine.device import Device
 
-    model = load_run(folder, Device(device or "auto", threads or 0).torch, from_prior or "")
+    model = load_run(run, Device(device or "auto", threads or 0).torch, from_prior or "")
     if prior and model.prior is None:
         raise UsageError(
             f"--prior {prior}: after the loss '{model.card.loss.name}' it is not known which prior the outputs of "
-            f"{folder.path} hold: name it with --from-prior train, uniform or a file of counts"
+            f"{run.path} hold: name it with --from-prior train, uniform or a file of counts"
         )
-    stream = Stream(model, model.shift_to(prior, "--prior"), min(top_k, len(model.class_names)))
-    header, write = _formats(kind, model, stream.num_top)
-    with outputs.open_output(output, force) as put:
-        put(header)
-        for rows in stream.rows(find_images(images, sys.stdin.buffer if "-" in images else None)):
-            put(write([row for row in rows if not row.error or on_bad == "row"]))
-    _close(stream, on_bad)
+    return model
 
 
 def _choose_format(output: Path | None, csv: bool, json: bool) -> Literal["csv", "json", "columns"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from registry import PluginError
 from ssfnas_cli.artifacts.model import ModelCard, load_model
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.data.augment import Normalise, to_float
@@ -182,7 +184,10 @@ def load(run: str | os.PathLike[str], device: str = "cpu") -> Model:
 def load_run(run: RunFolder, device: torch.device, from_prior: str = "") -> Model:
     """Load the network of a finished retraining. `from_prior` is as for `find_prior`."""
     module, card = load_finished(run)
-    training = run.settings(RetrainSettings).resolve_plugins() if card.prior is None and not from_prior else None
+    training = None
+    if card.prior is None and not from_prior:
+        with contextlib.suppress(InputError, PluginError):  # if a plugin is missing, only the prior is unknown
+            training = run.settings(RetrainSettings).resolve_plugins()
     return Model(module, card, find_prior(card, training, from_prior), device)
 
 

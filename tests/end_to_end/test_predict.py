@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,23 @@ def test_a_retraining_in_a_pipe_to_another_prior_and_to_a_reader_that_has_seen_e
 def prior_of(world):
     counts = DataSet.open(world / "data").counts("train")
     return [count / sum(counts) for count in counts]
+
+
+def test_a_request_to_stop_leaves_no_half_written_file(ssfnas, world, digits, tmp_path):
+    image = next((digits / "test").rglob("*.png"))
+    script = str(Path(sys.executable).with_name("ssfnas"))
+    argv = [script, "predict", str(world / "retrain"), "-", "-o", "rows.csv", *ONE]
+    environ = ssfnas.environ
+    process = subprocess.Popen(argv, cwd=tmp_path, env=environ, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdin is not None and process.stderr is not None
+    process.stdin.write(f"{tmp_path}/none.png\n".encode() + f"{image}\n".encode() * 500)
+    process.stdin.flush()
+    assert process.stderr.readline().startswith(b"ssfnas: warning: "), "it is at work, and the list goes on"
+    assert [path.name.startswith(".rows.csv") for path in tmp_path.iterdir()] == [True]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 75
+    assert process.stderr.read() == b"ssfnas: stopped by SIGTERM before the end; a file named by -o is not written\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_on_a_terminal(ssfnas, world, digits, tmp_path):

@@ -67,7 +67,8 @@ def test_the_python_gives_what_predict_gives(walked, monkeypatch):
     assert len(said[1]) == 2 and said[1][0].startswith("[(")
     assert said[2] == [row["class"]], "the page prepares an image as the program does"
     prediction = names["prediction"].probabilities
-    for logits in (names["logits"].detach().numpy()[0], names["logits"].detach().numpy()[1], names["same"].numpy()[0]):
+    outputs = names["outputs"].detach().numpy()
+    for logits in (outputs[0], outputs[1], names["logits"][0], names["same"].detach().numpy()[0]):
         exp = np.exp(logits.astype(np.float64) - logits.max())
         assert (exp / exp.sum()).tolist() == pytest.approx(list(prediction.values()), rel=1e-4)
     assert names["features"].shape[0] == 2

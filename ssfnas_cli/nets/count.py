@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_params(module: nn.Module) -> int:
@@ -14,6 +13,8 @@ def count_params(module: nn.Module) -> int:
 
 def count_macs(module: nn.Module, in_channels: int, image_size: int) -> int:
     """Multiply-adds of convolutions and linear layers for one image; `module` must be on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode  # its import takes a tenth of a second, and few count
+
     was_training = module.training
     module.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -5,7 +5,7 @@
 #   experiments/longtail/run.sh CIFAR_FOLDER OUT NETWORK MU SEED [METHOD...]     # all methods of the list below if none is named
 #   experiments/longtail/run.sh cifar10 longtail resnet32 0.01 0
 #
-# Afterwards: python experiments/longtail/table.py OUT
+# Afterwards: ssfnas compare OUT
 set -euo pipefail
 
 root=$1 out=$2 network=$3 mu=$4 seed=$5

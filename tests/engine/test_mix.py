@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from search_support import run
 
 from registry import PluginError
 from registry.losses import cross_correlation
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import seed_for_step
 from ssfnas_cli.engine.network import make_card
 from ssfnas_cli.engine.retrain import build_phases
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -42,16 +42,6 @@ def search(tiny_digits):
         return SearchPhase(settings, tiny_digits, CPU)
 
     return build
-
-
-def run(phase, steps, epoch=0, start=0):
-    values = []
-    for step, batch in enumerate(phase.batches(epoch, start), start=start):
-        if step == start + steps:
-            break
-        seed_for_step(phase.seed, epoch, step)
-        values.append(phase.step(epoch, step, batch))
-    return values
 
 
 def same(one, other):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from search_support import run
 from torch import nn
 
 from registry.losses import CrossEntropy
@@ -60,16 +61,6 @@ def phases(tiny_digits):
 @pytest.fixture
 def train(phases):
     return lambda *sets, **flags: phases(*sets, **flags)[-1]
-
-
-def run(phase, steps, epoch=0, start=0):
-    values = []
-    for step, batch in enumerate(phase.batches(epoch, start), start=start):
-        if step == start + steps:
-            break
-        seed_for_step(phase.seed, epoch, step)
-        values.append(phase.step(epoch, step, batch))
-    return values
 
 
 def state(phase):

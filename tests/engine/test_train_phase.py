@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from search_support import run
 
 from registry import LOSSES
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
@@ -11,7 +12,6 @@ from ssfnas_cli.data.augment import to_float
 from ssfnas_cli.data.batches import normaliser
 from ssfnas_cli.engine import train_phase
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.loop import seed_for_step
 from ssfnas_cli.engine.predict import predict
 from ssfnas_cli.engine.train_phase import PretrainingModel, Schedule, TrainPhase
 from ssfnas_cli.nets.heads import Classifier
@@ -55,16 +55,6 @@ def train(tiny_digits):
         return TrainPhase(Schedule(regularised=True, **facts), resolved, tiny_digits, CPU, net, objective)
 
     return build
-
-
-def run(phase, steps, epoch=0, start=0):
-    values = []
-    for step, batch in enumerate(phase.batches(epoch, start), start=start):
-        if step == start + steps:
-            break
-        seed_for_step(phase.seed, epoch, step)
-        values.append(phase.step(epoch, step, batch))
-    return values
 
 
 def scores_of(phase, split, **more):

@@ -246,6 +246,13 @@ def _printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
+def format_duration(seconds: float) -> str:
+    """Format a duration as `M:SS`, or as `H:MM:SS` from an hour on."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
 def next_step(kind: str, path: Path | str, state: str, command: str = "") -> str:
     """What to do with a run, as a command that can be typed where there is one.
 

@@ -12,6 +12,7 @@ from ssfnas_cli.artifacts.files import seal, write_bytes
 from ssfnas_cli.json_text import layout_json
 
 EVALUATED = ("train", "val", "test", "test_longtail")  # the splits; the data set's own list would import numpy
+MANY, FEW = 100, 20  # ImageNet-LT: "many" is more than 100 training images, "few" is fewer than 20
 MAX_CLASSES = 100  # whose matrix the metrics themselves hold; that of 1,000 classes has a million cells
 
 

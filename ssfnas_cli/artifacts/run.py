@@ -43,6 +43,7 @@ Model = TypeVar("Model", bound=BaseModel)
 SCHEMA = "ssfnas.run/1"
 ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation.json"
 METRICS_CSV = "metrics.csv"  # the same for spreadsheets; nothing reads it back
+ADJUSTMENT = "adjustment."  # how the keys of an identity begin that only a corrected run has
 STATES = ("running", "stopped", "done", "diverged")
 FILES = (  # the files that a run writes
     *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),

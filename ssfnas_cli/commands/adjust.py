@@ -22,7 +22,7 @@ def command(
         typer.Option(
             help="logit (z - tau log prior), tau-norm (class vectors over their norm to the power of tau), crt (a new "
             "classifier on frozen features), lws (a learned factor for each class) or temperature.",
-            autocompletion=lambda incomplete: [one for one in ADJUST_METHODS if one.startswith(incomplete)],
+            autocompletion=common.one_of(ADJUST_METHODS),
             show_default="logit",
         ),
     ] = None,

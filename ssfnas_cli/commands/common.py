@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +17,14 @@ RUN_PANEL = "Running"
 SETTINGS_PANEL = "Settings"
 
 
+def one_of(names: Iterable[str]) -> Any:
+    """Completion of given names."""
+    return lambda incomplete: [name for name in names if name.startswith(incomplete)]
+
+
 def names_of(kind: str) -> Any:
     """Completion of plugin names; imports no torch."""
-
-    def complete(incomplete: str) -> list[str]:
-        return [name for name in REGISTRIES[kind].names() if name.startswith(incomplete)]
-
-    return complete
+    return lambda incomplete: one_of(REGISTRIES[kind].names())(incomplete)
 
 
 def by_preset(model: type[Settings], name: str, text: str) -> Any:

@@ -37,7 +37,7 @@ def command(
         str | None,
         typer.Option(
             help="search or retrain.",
-            autocompletion=lambda incomplete: [one for one in KINDS if one.startswith(incomplete)],
+            autocompletion=common.one_of(KINDS),
             show_default="retrain in a folder that has both",
         ),
     ] = None,
@@ -46,7 +46,7 @@ def command(
         typer.Option(
             "--format",
             help=f"{', '.join(FORMATS)}.",
-            autocompletion=lambda incomplete: [one for one in FORMATS if one.startswith(incomplete)],
+            autocompletion=common.one_of(FORMATS),
             show_default="by the suffix of -o; text on a terminal, else json",
         ),
     ] = None,

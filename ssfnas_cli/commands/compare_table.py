@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ssfnas_cli.console import box_style, plain_console, printable, stdout
+from ssfnas_cli.console import box_style, format_duration, plain_console, printable, stdout
 from ssfnas_cli.json_text import layout_json
 from ssfnas_cli.results.comparison import Comparison, to_json
 from ssfnas_cli.results.figures import Figure
@@ -80,17 +80,13 @@ def _cell(value: Spread, figure: Figure) -> str:
     if value.mean is None:
         return "-"
     text = _number(value.mean, figure.digits)
-    return (
-        text
-        if value.std is None or text == _number(value.mean + value.std, figure.digits)
-        else (f"{text} ± {_number(value.std, figure.digits)}")
-    )
+    if value.std is None or text == _number(value.mean + value.std, figure.digits):
+        return text
+    return f"{text} ± {_number(value.std, figure.digits)}"
 
 
 def _number(value: float, digits: int | None) -> str:
     if digits == -1:
-        from ssfnas_cli.engine.progress import format_duration
-
         return format_duration(value)
     return f"{value:,.0f}" if digits is None else f"{value:.{digits}f}"
 

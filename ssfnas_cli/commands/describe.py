@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -21,7 +21,7 @@ DEFAULTS: dict[str, Any] = {
     **{"channels": 36, "layers": 20, "stem": "auto"},
     **{"num_classes": 10, "image_size": 32, "in_channels": 3},
 }
-STEMS = ("auto", "cifar", "imagenet")
+STEMS = get_args(RetrainSettings.model_fields["stem"].annotation)
 
 
 def command(

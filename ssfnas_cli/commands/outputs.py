@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ssfnas_cli.artifacts.files import atomic_path, set_aside
 from ssfnas_cli.console import is_stream, log
 from ssfnas_cli.console import write_bytes as write_stdout
-from ssfnas_cli.errors import OutputExistsError
+from ssfnas_cli.errors import OutputExistsError, UsageError
 
 
 def refuse_existing(output: Path | None, force: bool, flag: str = "--output") -> None:
@@ -24,6 +24,18 @@ def refuse_existing(output: Path | None, force: bool, flag: str = "--output") ->
         raise OutputExistsError(f"{flag} {output}: is a folder; name a file")
     if not force:
         raise OutputExistsError(f"{flag} {output}: is there already: choose another name, or --force")
+
+
+def picture_format(output: Path, formats: Sequence[str]) -> str:
+    """The format of a picture by its file's suffix; stdout gets an SVG.
+
+    Raises:
+        UsageError: the suffix is of none of the formats.
+    """
+    suffix = "svg" if is_stream(output) else output.suffix.removeprefix(".").lower()
+    if suffix not in formats:
+        raise UsageError(f"--output {output}: should end in one of {', '.join('.' + name for name in formats)}")
+    return suffix
 
 
 def write_output(output: Path | None, data: bytes, force: bool) -> None:

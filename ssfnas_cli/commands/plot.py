@@ -12,6 +12,7 @@ import typer
 from ssfnas_cli.commands import common, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.plots.figure import FORMATS, to_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +33,6 @@ KINDS = {
 }
 EVALUATED = ("classes", "confusion", "calibration")
 SEARCHED = ("alphas", "health")
-FORMATS = ("svg", "png", "pdf")
 
 
 def command(
@@ -41,7 +41,7 @@ def command(
         typer.Argument(
             metavar="KIND",
             help="; ".join(f"{name}: {what}" for name, what in KINDS.items()) + ".",
-            autocompletion=lambda incomplete: [name for name in KINDS if name.startswith(incomplete)],
+            autocompletion=common.one_of(KINDS),
         ),
     ],
     runs: Annotated[
@@ -68,13 +68,9 @@ def command(
     if lines and kind != "alphas":
         raise UsageError(f"--lines: is of alphas, not of {kind}: leave it out")
     output = Path(f"{kind}.svg") if output is None else output
-    suffix = "svg" if is_stream(output) else output.suffix.removeprefix(".").lower()
-    if suffix not in FORMATS:
-        raise UsageError(f"--output {output}: should end in one of {', '.join('.' + name for name in FORMATS)}")
+    suffix = outputs.picture_format(output, FORMATS)
     outputs.refuse_existing(output, force)
     draw = _drawer(kind, runs, split, lines)
-    from ssfnas_cli.plots.figure import to_bytes
-
     outputs.write_output(output, to_bytes(draw, suffix, chart=True), force)
     if not is_stream(output):
         log.info("%s", output)

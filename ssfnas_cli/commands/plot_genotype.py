@@ -30,9 +30,7 @@ def command(
         raise UsageError(f"--cell {cell}: should be one of {', '.join(CELLS)}")
     from ssfnas_cli.plots.cell_picture import FORMATS, render
 
-    suffix = "svg" if is_stream(output) else output.suffix.removeprefix(".").lower()
-    if suffix not in FORMATS:
-        raise UsageError(f"--output {output}: should end in one of {', '.join('.' + name for name in FORMATS)}")
+    suffix = outputs.picture_format(output, FORMATS)
     parsed, _ = inputs.read_genotype_or_run(genotype)
     outputs.refuse_existing(output, force)
     outputs.write_output(output, render(parsed, CELLS[cell], suffix), force)

@@ -23,10 +23,6 @@ SUFFIXES: dict[str, Literal["csv", "json"]] = {".csv": "csv", ".json": "json", "
 PRIORS = ("uniform", "train")
 
 
-def _priors(incomplete: str) -> list[str]:
-    return [name for name in PRIORS if name.startswith(incomplete)]
-
-
 def command(
     run: Annotated[str, typer.Argument(help="Retrain run folder, or - for what retrain printed.")],
     images: Annotated[
@@ -39,7 +35,7 @@ def command(
         typer.Option(
             metavar="uniform|train|FILE",
             help="Shift the probabilities to these shares of the classes; a file holds counts as JSON.",
-            autocompletion=_priors,
+            autocompletion=common.one_of(PRIORS),
             show_default="as the network was trained",
         ),
     ] = None,
@@ -48,7 +44,7 @@ def command(
         typer.Option(
             metavar="train|uniform|FILE",
             help="Of --prior: the class shares that the outputs hold.",
-            autocompletion=_priors,
+            autocompletion=common.one_of(PRIORS),
             show_default="as the run records",
         ),
     ] = None,
@@ -56,7 +52,7 @@ def command(
         str,
         typer.Option(
             help="Of an image that cannot be read: row (a row that says so, and exit code 3 at the end) or skip.",
-            autocompletion=lambda incomplete: [one for one in ("row", "skip") if one.startswith(incomplete)],
+            autocompletion=common.one_of(("row", "skip")),
         ),
     ] = "row",
     output: Annotated[

@@ -13,7 +13,7 @@ import typer
 
 from ssfnas_cli import stop
 from ssfnas_cli.commands import common
-from ssfnas_cli.console import box_style, emit, printable, set_verbosity
+from ssfnas_cli.console import box_style, emit, format_duration, printable, set_verbosity
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.settings import PRESETS, Training, load_settings
 
@@ -166,8 +166,6 @@ def _comments(settings: Training, data: str | None) -> dict[str, str]:
 
 def _show_prediction(console: Console, facts: dict[str, Any]) -> None:
     from rich.table import Table
-
-    from ssfnas_cli.engine.progress import format_duration
 
     slowest, evaluation = facts["step_seconds_range"][1], f"{facts['evaluation_seconds']:.1f} s evaluation"
     epochs = " and ".join(f"{part['epochs']} epochs of {part['phase']}" for part in facts["phases"])

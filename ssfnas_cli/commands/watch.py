@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_update, shown_state
-from ssfnas_cli.console import box_style, plain_console, stdout
+from ssfnas_cli.console import box_style, format_duration, plain_console, stdout
 from ssfnas_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _row(run: RunFolder | DamagedRun) -> Row:
     of = "" if epochs == 0 else f"{status.get('epoch', 0)}/{epochs or '?'}"
     left = _seconds_left(run, status) if state == "running" else None
     progress = f"{status.get('phase') or ''} {of}".strip()
-    return Row(run.path.name, state, progress, "" if left is None else _duration(left), _figure(last), age)
+    return Row(run.path.name, state, progress, "" if left is None else format_duration(left), _figure(last), age)
 
 
 def _seconds_left(run: RunFolder, status: dict[str, Any]) -> float | None:
@@ -94,12 +94,6 @@ def _figure(last: dict[str, Any]) -> str:
     return "" if name is None else f"{name} {last[name]:.4g}"
 
 
-def _duration(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
 def draw(rows: Sequence[Row], console: Console) -> Table:
     """The table, cut to the height of the terminal."""
     from rich.table import Table
@@ -116,6 +110,6 @@ def draw(rows: Sequence[Row], console: Console) -> Table:
         table.add_column(name, no_wrap=True, justify="right" if name in ("left", "changed") else "left")
     for row in shown:
         style = "bold" if row.state == "running" else "dim" if row.state == "done" else ""
-        cells = [row.name, row.state, row.progress, row.left, row.figure, f"{_duration(row.age)} ago"]
+        cells = [row.name, row.state, row.progress, row.left, row.figure, f"{format_duration(row.age)} ago"]
         table.add_row(*map(Text, cells), style=style)
     return table

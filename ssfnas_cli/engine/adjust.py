@@ -11,7 +11,14 @@ import numpy as np
 from ssfnas_cli import stop
 from ssfnas_cli.artifacts.files import read_bytes, sha256_file, write_bytes
 from ssfnas_cli.artifacts.model import MODEL, CorrectionRecord, ModelCard, save_model
-from ssfnas_cli.artifacts.run import RunFolder, finished_result, open_for_writing, set_run_aside, warn_of_differences
+from ssfnas_cli.artifacts.run import (
+    ADJUSTMENT,
+    RunFolder,
+    finished_result,
+    open_for_writing,
+    set_run_aside,
+    warn_of_differences,
+)
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.engine.adjust_methods import CORRECT, Outcome, Work
 from ssfnas_cli.engine.corrections import Choice
@@ -19,7 +26,7 @@ from ssfnas_cli.engine.head_phase import HeadPhase
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.network import count_card, load_finished
 from ssfnas_cli.engine.priors import find_prior
-from ssfnas_cli.engine.session import ADJUSTMENT, RECIPE, extra_identity, identity_of, usual_stem
+from ssfnas_cli.engine.session import RECIPE, extra_identity, identity_of, usual_stem
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.count import count_params

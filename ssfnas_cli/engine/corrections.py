@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 
 from registry.balance import class_priors
 
@@ -97,7 +98,7 @@ def likelihood_shift(held: ArrayLike | None, counts: Sequence[int]) -> Floats:
 
 def negative_log_likelihood(logits: Floats, labels: NDArray[Any]) -> float:
     """The mean over images of -log softmax(z)_y, in nats, from logits [N, C] and labels [N]."""
-    return -float(_log_softmax(logits)[np.arange(len(labels)), labels].mean())
+    return -float(log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
 
 
 def choose_temperature(logits: Floats, labels: NDArray[Any], shift: Floats) -> Choice:
@@ -131,10 +132,5 @@ def choose_temperature(logits: Floats, labels: NDArray[Any], shift: Floats) -> C
 
 def _slope(logits: Floats, labels: NDArray[Any], shift: Floats, inverse: float) -> float:
     """The derivative of the negative log-likelihood in 1/T: the mean of E_p[z] - z_y."""
-    probabilities = np.exp(_log_softmax(logits * inverse + shift))
+    probabilities = np.exp(log_softmax(logits * inverse + shift, axis=1))
     return float(((probabilities * logits).sum(1) - logits[np.arange(len(labels)), labels]).mean())
-
-
-def _log_softmax(logits: Floats) -> Floats:
-    shifted = logits - logits.max(1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

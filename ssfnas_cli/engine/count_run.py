@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from registry import SAMPLERS
-from ssfnas_cli.artifacts.model import load_card
+from ssfnas_cli.artifacts.model import MODEL, load_card
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.data.batches import num_batches
 from ssfnas_cli.engine.network import count_card
@@ -18,7 +18,7 @@ def count_run(run: RunFolder) -> dict[str, int | None]:
     The steps follow from the settings and the class counts. Those of a correction are left out.
     """
     with contextlib.suppress(ValueError):
-        card = load_card(run.path / "model.safetensors")
+        card = load_card(run.path / MODEL)
         size = count_card(card)._asdict()
         if "adjustment" in run.config:
             return size

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssfnas_cli.artifacts.metrics import FEW, MANY
 from ssfnas_cli.artifacts.predictions import Predicted
 from ssfnas_cli.artifacts.run import EVALUATION, RunFolder
 from ssfnas_cli.console import log
@@ -19,7 +20,6 @@ from ssfnas_cli.engine.predict import predict
 from ssfnas_cli.engine.shared_images import SharedSplits
 from ssfnas_cli.errors import DiskError, InputError, UsageError
 
-MANY, FEW = 100, 20  # ImageNet-LT: "many" is more than 100 training images, "few" is fewer than 20
 NUM_BINS = 15
 NUM_CONFUSIONS = 10
 

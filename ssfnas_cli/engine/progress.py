@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol
 
-from ssfnas_cli.console import error_console, log
+from ssfnas_cli.console import error_console, format_duration, log
 from ssfnas_cli.machine import memory_bytes
 from ssfnas_cli.results.health import FIGURES
 
@@ -131,10 +131,3 @@ def in_words(seconds: float) -> str:
     if seconds < 90 * 60:
         return f"{seconds / 60:.0f} minutes"
     return f"{seconds / 3600:.1f} hours"
-
-
-def format_duration(seconds: float) -> str:
-    """Format a duration as `M:SS`, or as `H:MM:SS` from an hour on."""
-    minutes, second = divmod(round(seconds), 60)
-    hour, minute = divmod(minutes, 60)
-    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"

@@ -10,7 +10,7 @@ import torch
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype
-from ssfnas_cli.artifacts.model import ModelCard, save_model
+from ssfnas_cli.artifacts.model import MODEL, ModelCard, save_model
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.closing import say_training_figure
@@ -51,14 +51,15 @@ def run_retrain(
         weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
         log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
         if card.holdout:
-            total, aside = sum(plan.data.counts("train")), sum(plan.data.counts("train")) - sum(card.train_counts)
+            total = sum(plan.data.counts("train"))
+            aside = total - sum(card.train_counts)
             log.info("holdout: %d of %d training images are set aside (seed %d, per class)", aside, total, card.seed)
         if genotype is not None:
             write_bytes(run.path / "genotype.json", genotype.to_json())
         for index, phase in enumerate(phases):
             loop.run_phase(index, phase)
         run.check_lock()
-        save_model(run.path / "model.safetensors", phases[-1].trained(), card)
+        save_model(run.path / MODEL, phases[-1].trained(), card)
         network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
         facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name}
         facts |= {"num_params": weights, "num_macs": count_card(card).num_macs}  # type: ignore[dict-item]

@@ -20,16 +20,24 @@ from ssfnas_cli.results.health import Family, genotype_figures, weight_figures
 
 def epoch_health(strategy: Strategy, ops: Sequence[str]) -> dict[str, float | int]:
     """The figures of the newest epoch in a strategy's record. Those of a genotype are left out if there is none."""
-    record = strategy.record()
-    newest = len(next(iter(record.values()))) - 1
-    now = strategy.weights_at(record, newest)
-    figures: dict[str, float | int] = dict(weight_figures(strategy.weights_at(record, 0), now))
-    genotype = derived(now, ops, strategy.default_rule)
+    record, newest = strategy.record(), _newest_epoch(strategy)
+    start, now = (strategy.weights_at(record, epoch) for epoch in (0, newest))
+    figures: dict[str, float | int] = dict(weight_figures(start, now))
+    genotype = newest_genotype(strategy, ops)
     if genotype is None:
         return figures
     before = derived(strategy.weights_at(record, newest - 1), ops, strategy.default_rule)
     families = {op: op_family(op) for op in ops}
     return figures | genotype_figures(None if before is None else _live_edges(before), _live_edges(genotype), families)
+
+
+def newest_genotype(strategy: Strategy, ops: Sequence[str]) -> Genotype | None:
+    """The genotype of the newest epoch in a strategy's record by its default rule; None if that makes none."""
+    return derived(strategy.weights_at(strategy.record(), _newest_epoch(strategy)), ops, strategy.default_rule)
+
+
+def _newest_epoch(strategy: Strategy) -> int:
+    return len(next(iter(strategy.record().values()))) - 1
 
 
 def derived(weights: Mapping[str, NDArray], ops: Sequence[str], rule: str) -> Genotype | None:

@@ -42,7 +42,7 @@ from ssfnas_cli.engine.loop import cosine, set_lr
 from ssfnas_cli.engine.mix import Mix, build_mix
 from ssfnas_cli.engine.network import head_builder, resolve_head
 from ssfnas_cli.engine.predict import Scores, accuracy, predict
-from ssfnas_cli.engine.search_health import derived, epoch_health, pruned_mixing
+from ssfnas_cli.engine.search_health import epoch_health, newest_genotype, pruned_mixing
 from ssfnas_cli.engine.shared_images import SharedSplits, tracks
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.nets.search_model import SearchModel
@@ -265,8 +265,7 @@ class SearchPhase:
 
     def _pruned_accuracy(self) -> float | None:
         """Accuracy on the alpha half of the supernet that is left with the derived genotype's ops, each of weight 1."""
-        weights = self.strategy.weights_at(record := self.strategy.record(), len(next(iter(record.values()))) - 1)
-        genotype = derived(weights, self.settings.ops, self.strategy.default_rule)
+        genotype = newest_genotype(self.strategy, self.settings.ops)
         if genotype is None:
             return None
         mixing = pruned_mixing(genotype, self.settings.ops, self.device.torch)

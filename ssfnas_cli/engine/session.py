@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.artifacts.run import RunFolder, finished_result, open_for_writing, set_run_aside, warn_of_differences
+from ssfnas_cli.artifacts.run import (
+    ADJUSTMENT,
+    RunFolder,
+    finished_result,
+    open_for_writing,
+    set_run_aside,
+    warn_of_differences,
+)
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.data.batches import mirroring
 from ssfnas_cli.engine.device import Device
@@ -82,9 +89,6 @@ def extra_identity(run: RunFolder) -> dict[str, Any]:
         for key, value in run.config["identity"].items()
         if key in ("data_sha256", "genotype") or key.startswith(ADJUSTMENT)
     }
-
-
-ADJUSTMENT = "adjustment."  # how the keys begin that only a corrected run has
 
 
 def plan_run(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ssfnas_cli.artifacts.metrics import FEW, MANY
 from ssfnas_cli.plots.evaluations import evaluated, per_class
 from ssfnas_cli.plots.figure import FAINT_INK, GRID, add_legend, new_figure, series_looks, shown_name
 from ssfnas_cli.results.grouping import Group
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 20  # classes that stand side by side with their names; more of them lie on a scale of images
-MANY, FEW = 100, 20  # the bounds of the groups of ImageNet-LT
 
 
 def draw(groups: Sequence[Group], split: str) -> Figure:
@@ -25,9 +25,7 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
     Raises:
         InputError: the runs are not evaluated on that split, or their classes differ.
     """
-    facts = evaluated(groups, split)
-    names, counts = facts["class_names"], facts["train_counts"]
-    order = sorted(range(len(names)), key=lambda c: -counts[c])
+    names, counts, order = evaluated(groups, split)
     named = len(names) <= NAMED
     shown = [shown_name(names[c], 24) for c in order]
     upright = len(shown) * max(8, *map(len, shown)) > 110  # characters side by side

@@ -26,9 +26,7 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
     Raises:
         InputError: the runs are not evaluated on that split, or their classes differ.
     """
-    facts = evaluated(groups, split)
-    names, counts = facts["class_names"], facts["train_counts"]
-    order = sorted(range(len(names)), key=lambda c: -counts[c])
+    names, _, order = evaluated(groups, split)
     shown = [shown_name(names[c], 24) for c in order]
     side = 3.9 if len(names) <= 12 else 5.4
     figure, axes = panels(len(groups), side + 0.5, side + 0.2, columns=3)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots.figure import add_legend, panels, series_looks, shown_name
-from ssfnas_cli.results.facts import RunFacts
 from ssfnas_cli.results.grouping import Group
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def _draw_panel(groups: Sequence[Group], name: str, title: str, axes: Axes) -> N
 
 def _curve(group: Group, name: str) -> Curve | None:
     """Over the epochs that all runs of a group have; None if they share none."""
-    of_runs = [_values(run, name) for run in group.runs]
+    of_runs = [run.over_epochs(name) for run in group.runs]
     of_runs = [values for values in of_runs if values]
     if not of_runs:
         return None
@@ -112,7 +111,3 @@ def _curve(group: Group, name: str) -> Curve | None:
     return Curve(
         epochs, [sum(one) / len(one) for one in columns], [min(one) for one in columns], [max(one) for one in columns]
     )
-
-
-def _values(run: RunFacts, name: str) -> dict[int, float]:
-    return {line["epoch"]: line[name] for line in run.metrics if name in line}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,16 @@ from ssfnas_cli.results.facts import RunFacts
 from ssfnas_cli.results.grouping import Group
 
 
-def evaluated(groups: Sequence[Group], split: str) -> dict[str, Any]:
-    """The first run's evaluation, once it is clear that all runs can be drawn in one picture.
+class Classes(NamedTuple):
+    """The classes of evaluated runs: names and training images in class order, and the order from the largest on."""
+
+    names: list[str]
+    counts: list[int]
+    order: list[int]
+
+
+def evaluated(groups: Sequence[Group], split: str) -> Classes:
+    """The classes, once it is clear that all runs can be drawn in one picture.
 
     Raises:
         InputError: a run is not evaluated on that split, or has other classes or other numbers of training images.
@@ -30,7 +38,8 @@ def evaluated(groups: Sequence[Group], split: str) -> dict[str, Any]:
         assert run.evaluation
         if run.evaluation["class_names"] != first["class_names"]:
             raise InputError(f"{run.path}: its classes are not those of {runs[0].path}: draw them one by one")
-    return first
+    counts = first["train_counts"]
+    return Classes(first["class_names"], counts, sorted(range(len(counts)), key=lambda c: -counts[c]))
 
 
 def split_facts(run: RunFacts, split: str) -> dict[str, Any]:

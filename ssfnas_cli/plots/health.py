@@ -37,7 +37,7 @@ def draw(groups: Sequence[Group]) -> Figure:
             f"{runs[0][1].path}: recorded no search health, since an earlier ssfnas made it: search again, "
             "or plot alphas"
         )
-    shown = [panel for panel in PANELS if panel[0] == "accuracy" or any(_values(run, panel[0]) for _, run in runs)]
+    shown = [panel for panel in PANELS if panel[0] == "accuracy" or any(run.over_epochs(panel[0]) for _, run in runs)]
     figure, axes = panels(len(shown), 3.7, 2.5, columns=3)
     for (name, title, label), place in zip(shown, axes, strict=True):
         for number, (group, run) in enumerate(runs):
@@ -45,14 +45,10 @@ def draw(groups: Sequence[Group]) -> Figure:
             if name == "accuracy":
                 _draw_accuracy(place, run, number, text)
             else:
-                _plot(place, _values(run, name), number, text)
+                _plot(place, run.over_epochs(name), number, text)
         _label(place, title, label, max(line["epoch"] for _, run in runs for line in run.metrics))
     add_legend(figure, axes[-1])
     return figure
-
-
-def _values(run: RunFacts, name: str) -> dict[int, float]:
-    return {line["epoch"]: line[name] for line in run.metrics if name in line}
 
 
 def _plot(axes: Axes, values: dict[int, float], number: int, label: str) -> None:
@@ -66,9 +62,9 @@ def _plot(axes: Axes, values: dict[int, float], number: int, label: str) -> None
 def _draw_accuracy(axes: Axes, run: RunFacts, number: int, label: str) -> None:
     """The supernet's accuracy; to the right of its last epoch the pruned one's, lower by the discretisation gap."""
     for name in ("accuracy_alpha_half", "probe_accuracy_alpha_half"):
-        values = _values(run, name)
+        values = run.over_epochs(name)
         _plot(axes, values, number, label)
-        for epoch, pruned in _values(run, f"pruned_{name}").items():
+        for epoch, pruned in run.over_epochs(f"pruned_{name}").items():
             looks = series_looks(number) | {"linewidth": 0.8, "markerfacecolor": "white", "markevery": [1]}
             looks |= {"markeredgecolor": looks["color"], "markeredgewidth": 1.0}
             place = epoch + max(0.6, 0.08 * epoch) * (1 + 0.3 * (number % 4))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssfnas_cli.artifacts.files import sha256_bytes
-from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.artifacts.run import ADJUSTMENT, RunFolder
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.json_text import layout_json
 from ssfnas_cli.settings import RetrainSettings, SearchSettings, Training
@@ -18,7 +18,7 @@ MODELS: dict[str, type[Training]] = {"search": SearchSettings, "retrain": Retrai
 SEARCH = "search."  # how the settings of the search begin that a retraining's genotype comes from
 # Parts of an identity that do not belong to an arm of a comparison: what is held apart, what changes no result, and
 # the network that a correction began with, which is another one for each seed
-NO_ARM = ("seed", "track_test", "data_sha256", "genotype", "adjustment.source")
+NO_ARM = ("seed", "track_test", "data_sha256", "genotype", f"{ADJUSTMENT}source")
 # Settings that mean nothing where another one has this value
 WITHOUT = {
     **dict.fromkeys(("pretrain_epochs", "pretrain_lr"), ("pretrain.name", "none")),
@@ -57,6 +57,10 @@ class RunFacts:
         """The run's folder."""
         return self.run.path
 
+    def over_epochs(self, name: str) -> dict[int, float]:
+        """A figure of the metrics by epoch, for the epochs that have it."""
+        return {line["epoch"]: line[name] for line in self.metrics if name in line}
+
     @property
     def data(self) -> tuple[str, str]:
         """The name of the data set's folder, and its sha256."""
@@ -93,7 +97,7 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
     if isinstance(genotype := run.config.get("genotype"), dict):
         origin = genotype.get("provenance") or {}
         threshold = origin.get("threshold")
-        search = _search_of(run, origin)
+        search = _find_beside(run, origin.get("run"), "search")
         if search is None:
             settings["genotype"] = _genotype_name(genotype)
         else:
@@ -139,17 +143,18 @@ def _changed(run: RunFolder) -> frozenset[str] | None:
 def search_of(facts: RunFacts) -> RunFolder | None:
     """The search that the genotype of a retraining comes from, if it is known and still there."""
     genotype = facts.run.config.get("genotype")
-    return _search_of(facts.run, genotype.get("provenance") or {}) if isinstance(genotype, dict) else None
+    if not isinstance(genotype, dict):
+        return None
+    return _find_beside(facts.run, (genotype.get("provenance") or {}).get("run"), "search")
 
 
-def _search_of(run: RunFolder, origin: Mapping[str, Any]) -> RunFolder | None:
-    """The search that a provenance names, where it was, or beside the retraining if both were moved."""
-    recorded = origin.get("run")
+def _find_beside(run: RunFolder, recorded: Any, kind: str) -> RunFolder | None:
+    """The run that another one records, where it was, or beside that one if both were moved."""
     if not isinstance(recorded, str):
         return None
     for path in (Path(recorded), run.path.parent / Path(recorded).name):
         with contextlib.suppress(InputError, OSError):
-            return RunFolder.open(path, "search")
+            return RunFolder.open(path, kind)
     return None
 
 
@@ -168,7 +173,7 @@ def _cost(run: RunFolder, metrics: list[dict[str, Any]], search: RunFolder | Non
     adjustment = run.config.get("adjustment")
     num_macs = result.get("num_macs")
     if isinstance(adjustment, dict):
-        source = _source(run, str(adjustment.get("source")))
+        source = _find_beside(run, adjustment.get("source"), "retrain")  # whose network the correction began with
         before: dict[str, float | None] = {} if source is None else _cost(source, source.metrics(), None)
         steps.append(before.get("steps"))
         seconds += before.get("seconds") or 0.0
@@ -180,14 +185,6 @@ def _cost(run: RunFolder, metrics: list[dict[str, Any]], search: RunFolder | Non
         "seconds": seconds,
         "search_seconds": _seconds(search),
     }
-
-
-def _source(run: RunFolder, recorded: str) -> RunFolder | None:
-    """The run whose network a correction began with."""
-    for path in (Path(recorded), run.path.parent / Path(recorded).name):
-        with contextlib.suppress(InputError, OSError):
-            return RunFolder.open(path, "retrain")
-    return None
 
 
 def _seconds(search: RunFolder | None) -> float | None:

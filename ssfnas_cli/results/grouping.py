@@ -15,9 +15,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssfnas_cli.artifacts.run import ADJUSTMENT
 from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_facts, search_of
 
-ADJUST = "adjustment."  # how the settings of a correction begin
 BARE = ("loss", "network", "relax", "genotype")  # sections whose plugin's name speaks for itself
 NOT_SETTINGS = ("data", "threshold", "genotype", f"{SEARCH}rule", f"{SEARCH}epoch")  # that have no default
 MEANT = ("flip", "stem")  # whose `auto` was replaced by what it meant
@@ -127,7 +127,7 @@ def _is_option_of(key: str, differing: Sequence[str], firsts: Sequence[RunFacts]
 
 def _has(run: RunFacts, key: str) -> bool:
     """Whether a run has a setting, or lacking it says something: a run that is not corrected is another one."""
-    return key in ("data", "threshold") or key.startswith(ADJUST) or key in run.settings
+    return key in ("data", "threshold") or key.startswith(ADJUSTMENT) or key in run.settings
 
 
 def _differing(firsts: Sequence[RunFacts]) -> list[str]:
@@ -196,7 +196,7 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
         if value is None or (short.removesuffix(".name") not in BARE and _is_default(run, key)):
             continue
         name = (key if short in both else short).removesuffix(".name")
-        name = name.replace(f"{ADJUST}method", "adjust").replace(ADJUST, "adjust.")
+        name = name.replace(f"{ADJUSTMENT}method", "adjust").replace(ADJUSTMENT, "adjust.")
         is_bare = short.removesuffix(".name") in BARE and short not in both
         if value == "none" and is_bare:
             continue
@@ -206,7 +206,7 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
 
 def _is_default(run: RunFacts, key: str) -> bool:
     """Whether a setting has its default, so that a label need not say it."""
-    if key in NOT_SETTINGS or key.startswith(ADJUST) or key.removeprefix(SEARCH) in MEANT:
+    if key in NOT_SETTINGS or key.startswith(ADJUSTMENT) or key.removeprefix(SEARCH) in MEANT:
         return False
     return key not in _changed(run)
 

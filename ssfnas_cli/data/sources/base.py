@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,6 +128,18 @@ class Source:
     notes: list[str] = field(default_factory=list)
     bad: list[BadImage] = field(default_factory=list)
     pixel_range: PixelRange = "auto"
+
+
+def shared_channels(channels: Iterable[int], place: str | Path) -> int:
+    """The number of channels that all splits have.
+
+    Raises:
+        InputError: they differ. The message begins with `place`.
+    """
+    numbers = set(channels)
+    if len(numbers) > 1:
+        raise InputError(f"{place}: its splits differ in channels: make all of them grey or all of them RGB")
+    return numbers.pop()
 
 
 def open_source(settings: MakeDatasetSettings) -> Source:

@@ -14,7 +14,7 @@ from registry import SOURCES, SourceFacts
 from ssfnas_cli.artifacts.files import reason
 from ssfnas_cli.console import printable
 from ssfnas_cli.data.images import choose_size
-from ssfnas_cli.data.sources.base import MappedSplit, Source, SourceSplit
+from ssfnas_cli.data.sources.base import SPLITS, MappedSplit, Source, SourceSplit, shared_channels
 from ssfnas_cli.data.sources.idx_file import IdxFile
 from ssfnas_cli.data.sources.numbered import NumberedOptions, number_classes
 from ssfnas_cli.data.sources.tree import ROLES
@@ -52,14 +52,13 @@ def open_idx(options: IdxOptions, settings: MakeDatasetSettings) -> Source:
         notes.append(f"{files[split].path}: has no images: the split {split} is left out")
         del files[split], labels[split]
     shapes = {split: file.image_shape() for split, file in files.items()}
-    if len({shape[2] for shape in shapes.values()}) > 1:
-        raise InputError(f"{root}: its splits differ in channels: make all of them grey or all of them RGB")
+    channels = shared_channels((shape[2] for shape in shapes.values()), root)
     size, note = choose_size(settings.image_size, {(width, height) for height, width, _ in shapes.values()})
     notes += [note] if note else []
     labels, class_names = number_classes(labels, options, root, str(root))
     splits: dict[str, SourceSplit] = {split: MappedSplit(files[split].images, labels[split], size) for split in files}
     # Most such sets are of digits and letters, which are others when they are mirrored.
-    return Source("idx", class_names, shapes["train"][2], size, False, splits, notes)
+    return Source("idx", class_names, channels, size, False, splits, notes)
 
 
 Pair = dict[str, Path]  # of `images` and `labels`
@@ -99,7 +98,7 @@ def _choose_set(root: Path, sets: dict[str, dict[str, Pair]], wanted: str) -> di
                 raise InputError(f"{pair[other]}: has no file of {what} beside it for the split {split}: {WANTED}")
     if "train" not in chosen:
         raise InputError(f"{root}: has no train-images-idx3-ubyte: {WANTED}")
-    return {split: chosen[split] for split in ("train", "val", "test") if split in chosen}
+    return {split: chosen[split] for split in SPLITS if split in chosen}
 
 
 def _read_labels(images: IdxFile, path: Path) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from registry import SOURCES, SourceFacts
 from ssfnas_cli.data.images import choose_size
-from ssfnas_cli.data.sources.base import SPLITS, MappedSplit, Source, SourceSplit
+from ssfnas_cli.data.sources.base import SPLITS, MappedSplit, Source, SourceSplit, shared_channels
 from ssfnas_cli.data.sources.npz_file import NpzFile
 from ssfnas_cli.data.sources.numbered import NumberedOptions, number_classes
 from ssfnas_cli.errors import InputError
@@ -30,12 +30,11 @@ def open_npz(options: NumberedOptions, settings: MakeDatasetSettings) -> Source:
             del shapes[name], labels[name]
     if not len(labels["train"]):
         raise InputError(f"{file.path}: 'train_images' has no images: there is nothing to train on")
-    if len({shape[3] for shape in shapes.values()}) > 1:
-        raise InputError(f"{file.path}: its splits differ in channels: make all of them grey or all of them RGB")
+    channels = shared_channels((shape[3] for shape in shapes.values()), file.path)
     size, note = choose_size(settings.image_size, {(shape[2], shape[1]) for shape in shapes.values()})
     notes += [note] if note else []
     labels, class_names = number_classes(labels, options, file.path, str(file.path))
     splits: dict[str, SourceSplit] = {
         name: MappedSplit(partial(file.images, name), labels[name], size) for name in labels
     }
-    return Source("npz", class_names, shapes["train"][3], size, True, splits, notes)
+    return Source("npz", class_names, channels, size, True, splits, notes)

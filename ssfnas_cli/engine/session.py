@@ -12,6 +12,7 @@ from typing import Any
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.run import (
     ADJUSTMENT,
+    TRAINING_VERSION,
     RunFolder,
     finished_result,
     open_for_writing,
@@ -28,7 +29,7 @@ from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.stems import choose_stem
 from ssfnas_cli.settings import Training, identity_hash
 
-RECIPE = 2  # increase it when the same settings lead to a different training; config.json records it
+CURRENT_TRAINING = 2  # the training version: increase it when the same settings lead to a different training
 
 
 @dataclass(frozen=True)
@@ -177,12 +178,12 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
         "environment": current,
         "resolved": resolved,
-        "recipe": RECIPE,
+        TRAINING_VERSION: CURRENT_TRAINING,
         "command": command_line(),
         **plan.config,
     }
     with open_for_writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
-        _warn_of_another_recipe(run)
+        _warn_of_another_training(run)
         warn_of_differences(run.config["environment"], current)
         loop = Loop(run, plan.settings)
         # This message comes last, so that a run that is refused shows only the reason.
@@ -193,14 +194,14 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         yield run, loop
 
 
-def _warn_of_another_recipe(run: RunFolder) -> None:
-    recorded = run.config.get("recipe", 1)
-    if recorded != RECIPE:
+def _warn_of_another_training(run: RunFolder) -> None:
+    recorded = run.config.get(TRAINING_VERSION, 1)
+    if recorded != CURRENT_TRAINING:
         log.warning(
-            "%s: was begun by an ssfnas that trains differently (recipe %s, now %s); it goes on by today's recipe",
+            "%s: was begun by an ssfnas that trains differently (training version %s, now %s); it goes on as today's",
             run.path,
             recorded,
-            RECIPE,
+            CURRENT_TRAINING,
         )
 
 

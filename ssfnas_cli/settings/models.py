@@ -136,6 +136,10 @@ class SelfSupervised(Settings):
             raise ValueError("'ssl.weight' without a loss: name one with '--set ssl.loss=NAME'")
         return self
 
+    def unused(self) -> frozenset[str]:
+        """As for every command; and the weight of a loss that is not there."""
+        return super().unused() | ({"weight"} if self.loss.name == "none" else set())
+
 
 class Training(Execution):
     """What search and retraining share."""
@@ -176,7 +180,8 @@ class Training(Execution):
 
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
-        return flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT) | self.unused()))
+        flat, unused = flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT))), self.unused()
+        return {key: value for key, value in flat.items() if key not in unused}
 
     def changed_identity(self) -> dict[str, Any]:
         """What `identity` says beyond the defaults: it stays the same when a setting is added."""
@@ -336,6 +341,11 @@ class RetrainSettings(Training):
             raise ValueError("needs momentum, and momentum is 0")
         return nesterov
 
-    def unused(self) -> frozenset[str]:
+    def refused(self) -> frozenset[str]:
         """As for every command; of a plain network, what only a genotype's network has."""
-        return super().unused() if self.network.name == "none" else self.OF_CELLS
+        return super().refused() if self.network.name == "none" else self.OF_CELLS
+
+    def unused(self) -> frozenset[str]:
+        """As for every command; and what is said of a pretraining or of RandAugment where there is none."""
+        idle = {"pretrain_epochs", "pretrain_lr"} if self.pretrain.name == "none" else set()
+        return super().unused() | idle | ({"rand_ops", "rand_magnitude"} if self.augment != "rand" else set())

@@ -38,7 +38,7 @@ class PrunedCell(NamedTuple):
 class Edge(BaseModel):
     """An op on the edge between two nodes. An edge may have the same op twice."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
     op: str
     source: int = Field(alias="from", ge=0, lt=MAX_NODES, strict=True)
@@ -54,7 +54,7 @@ class Edge(BaseModel):
 class Cell(BaseModel):
     """The edges of a cell type and the nodes whose concatenation is its output."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     edges: Annotated[tuple[Edge, ...], Field(max_length=MAX_EDGES)]
     concat: tuple[int, ...]
@@ -96,7 +96,7 @@ class Cell(BaseModel):
 class Provenance(BaseModel):
     """The origin of a genotype. Every field may be missing, as in an imported one."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
     run: str | None = None
     epoch: int | None = None
@@ -112,7 +112,7 @@ class Provenance(BaseModel):
 class Genotype(BaseModel):
     """A normal cell and a reduction cell, with their provenance."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
     schema_name: Literal["ssfnas.genotype/1"] = Field("ssfnas.genotype/1", alias="schema")
     name: str | None = None

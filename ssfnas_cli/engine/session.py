@@ -24,6 +24,7 @@ from ssfnas_cli.data.batches import mirroring
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.event_files import refuse_without_tensorboard
 from ssfnas_cli.engine.loop import Loop
+from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.stems import choose_stem
@@ -158,7 +159,7 @@ def usual_stem(settings: Training, image_size: int) -> Training:
 
 
 @contextlib.contextmanager
-def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFolder, Loop]]:
+def open_run(plan: RunPlan, device: Device, force: bool, tracking: Tracking) -> Iterator[tuple[RunFolder, Loop]]:
     """Create or reopen the run folder, hold its lock within the context, and yield it with the training loop.
 
     Build everything that can fail beforehand, so that a failure leaves no folder behind.
@@ -169,7 +170,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         set_run_aside(plan.path)
     current = environment() | device.facts()
     flip, why = mirroring(plan.data, plan.settings)
-    resolved = {"flip": {"value": flip, "why": why}}
+    resolved = {"flip": {"value": flip, "why": why}, **tracking.resolved()}
     if plan.stem_reason:
         resolved["stem"] = {"value": plan.settings.stem, "why": plan.stem_reason}
     config = {
@@ -191,6 +192,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         log.info("images are %s in training (flip=%s: %s)", mirrored, plan.settings.flip, why)
         if plan.stem_reason:
             log.info("the network has the stem '%s': %s", plan.settings.stem, plan.stem_reason)
+        tracking.say()
         yield run, loop
 
 

@@ -39,7 +39,7 @@ Section = Annotated[PluginSection, BeforeValidator(as_section)]
 class Settings(BaseModel):
     """Base of every command's settings: unknown keys and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     PLUGIN_KINDS: ClassVar[dict[str, str]] = {}  # section -> registry
     PLACE: ClassVar[str] = ""  # how a setting of settings that lie within others begins

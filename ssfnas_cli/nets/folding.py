@@ -98,11 +98,15 @@ class _Watch(TorchDispatchMode):
             self._note(out, [self.convolutions[id(read[1])]], [])
         elif norm is not None:
             self.inputs.setdefault(norm, []).append(id(read[0]))
-        elif packet in COPIES or (packet is aten.cat and args[1:] == (1,)):
-            if all(id(one) in self.made_by for one in read):
-                convolutions = [conv for one in read for conv in self.made_by[id(one)]]
-                self._note(out, convolutions, [step for one in read for step in self.steps[id(one)]])
+        elif self._only_moves(packet, args) and all(id(one) in self.made_by for one in read):
+            convolutions = [conv for one in read for conv in self.made_by[id(one)]]
+            self._note(out, convolutions, [step for one in read for step in self.steps[id(one)]])
         return out
+
+    @staticmethod
+    def _only_moves(packet: Any, args: Any) -> bool:
+        """Whether an operation copies a map, or puts the channels of several beside each other."""
+        return packet in COPIES or (packet is aten.cat and args[1:] == (1,))
 
     def _note(self, out: Tensor, convolutions: list[nn.Conv2d], steps: list[int]) -> None:
         self.made_by[id(out)], self.steps[id(out)] = convolutions, [*steps, id(out)]

@@ -18,17 +18,24 @@ ELSEWHERE = {"gumbel_softmax", "effective_number", "blur_conv_3x3"}  # plugins o
 
 def typed(page: Path) -> list[list[str]]:
     """The words of every `ssfnas` command in the page's blocks of shell, those of its pipes and loops included."""
-    blocks = re.findall(r"^```(?:console|sh)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    text = "\n".join(blocks).replace("\\\n", " ").replace("|\n", "| ")
-    lines = [re.sub(r"^[$>] ", "", line).strip() for line in text.splitlines()]
+    text = page.read_text(encoding="utf-8")
+    console = "".join(re.findall(r"^```console\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    script = "".join(re.findall(r"^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
+    lines = [line[2:] for line in _joined(console) if line.startswith(("$ ", "> "))] + _joined(script)
     found = []
     for line in lines:
-        words = shlex.split(line.replace(";", " ; "), comments=True)
+        line = line.replace("$seed", "0").replace("$relax", "sigmoid").replace(";", " ; ")
+        words = shlex.split(line, comments=True)
         for place, word in enumerate(words):
             if word == "ssfnas" and (place == 0 or words[place - 1] in ("|", ";", "do", "&&", "source")):
                 ends = (end for end in range(place, len(words)) if words[end] in ("|", ";", "&&", ">", "2>"))
                 found.append(words[place + 1 : next(ends, len(words))])
     return found
+
+
+def _joined(text: str) -> list[str]:
+    """Its lines, those that go on in the next one joined with it."""
+    return text.replace("\\\n", " ").replace("|\n", "| ").splitlines()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -50,7 +57,7 @@ def test_every_command_of_a_page_is_understood(page):
 
 
 def test_the_pages_are_full_of_commands():
-    assert sum(len(typed(page)) for page in PAGES) > 100
+    assert sum(len(typed(page)) for page in PAGES) > 80
 
 
 def test_a_mark_is_filled_and_one_that_means_nothing_is_an_error():

@@ -40,7 +40,7 @@ bench: $(READY) ## run all benchmarks and write their tables to docs/performance
 	PYTHONPATH=. $(BIN)/python benchmarks/shared_machine.py
 
 docs: $(READY) ## build the documentation as a site: open site/index.html
-	$(BIN)/mkdocs build --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 clean: ## remove the files of these targets, including the environment
 	rm -rf $(VENV) demo site

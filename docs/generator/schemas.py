@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from generator.markdown import code, table, text
 
 Schema = Mapping[str, Any]
+_NUMBERS = {"integer": "whole number", "number": "number"}
 
 
 class Described:
@@ -35,7 +36,8 @@ class Described:
 
     def what(self, name: str) -> str:
         """The description of a field."""
-        return text(self.fields[name].get("description", ""))
+        usual = "the format and its version" if name == "schema" else ""
+        return text(self.fields[name].get("description", usual))
 
     def _values(self, schema: Schema) -> str:
         if "$ref" in schema:
@@ -53,7 +55,7 @@ class Described:
             case "array" if "prefixItems" in schema:
                 return f"{len(schema['prefixItems'])} numbers"
             case "array":
-                return f"a list: {self._values(schema['items'])}"
+                return f"a list of {self._plural(schema['items'])}"
             case "object" if isinstance(inner := schema.get("additionalProperties"), Mapping) and "$ref" in inner:
                 return f"by name, {self._values(inner)}"
             case "object":
@@ -61,28 +63,27 @@ class Described:
             case "boolean":
                 return f"{code('true')}, {code('false')}"
             case "integer" | "number" as kind:
-                return ("a whole number" if kind == "integer" else "a number") + _bounds(schema)
+                return f"a {_NUMBERS[kind]}{_bounds(schema)}"
             case "null":
                 return code("null")
             case "string":
                 return "text"
         return "any value"
 
+    def _plural(self, schema: Schema) -> str:
+        kind = schema.get("type")
+        return f"{_NUMBERS[kind]}s{_bounds(schema)}" if kind in _NUMBERS else self._values(schema)
+
 
 def field_table(model: type[BaseModel]) -> str:
     """A table of all fields of a model of a file."""
     described = Described(model, lambda name: f"[{name}](#{name.lower()})")
-    required = set(described.schema.get("required", ()))
+    required = set(described.schema.get("required", ())) | {"schema"}
     rows = [
-        [
-            code(name),
-            described.values(name),
-            described.what(name) if name != "schema" else "the format and its version",
-            "" if name in required else "may be absent",
-        ]
+        [code(name), described.values(name), described.what(name) + ("" if name in required else " (may be absent)")]
         for name in described.fields
     ]
-    return table(["key", "values", "what it is", ""], rows)
+    return table(["key", "values", "what it is"], rows)
 
 
 def show_value(value: Any) -> str:

@@ -73,7 +73,7 @@ class Manifest(Record):
     dist: Literal["balance", "step", "exp", "natural"] = Field(description="profile of the class sizes in train")
     mu: float | None = Field(description="imbalance factor; null with natural and balance")
     n_max: Count = Field(description="training images of the largest class")
-    seed: Count = Field(description="what was drawn by it: the images that stay, and those set aside")
+    seed: Count = Field(description="decided which images stay and which are set aside")
     class_names: Annotated[list[str], Field(min_length=1)] = Field(
         description="in class order, which is that of the labels"
     )

@@ -33,7 +33,9 @@ def test_every_command_has_a_section_with_all_its_arguments_and_flags():
 
 
 def _names(parameter):
-    return set(parameter.opts) if parameter.param_type_name == "option" else {parameter.metavar, parameter.name.upper()}
+    """What the reference calls a flag or an argument."""
+    option = parameter.param_type_name == "option"
+    return set(parameter.opts) if option else {(parameter.metavar or parameter.name.upper()).rstrip(".")}
 
 
 def _codes(cell):

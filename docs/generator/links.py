@@ -56,7 +56,15 @@ def _rewrite(link: re.Match[str], source: str, page: str) -> str:
     target = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
     if not (ROOT / target).exists():
         raise FileNotFoundError(f"{source}: links to {link['target']}, which is not there")
+    text = _title(target, anchor) if link["text"].endswith(".md") else link["text"]
     target = PAGES.get(target, target)
     if not target.startswith(f"{DOCS}/"):
         return link["text"] if link["text"].strip("`") == target else f"{link['text']} (`{target}`)"
-    return f"[{link['text']}]({posixpath.relpath(target, posixpath.dirname(page))}{hash_mark}{anchor})"
+    return f"[{text}]({posixpath.relpath(target, posixpath.dirname(page))}{hash_mark}{anchor})"
+
+
+def _title(path: str, anchor: str) -> str:
+    """The heading that a link leads to, in place of the name of a file, which the site does not show."""
+    headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    by_anchor = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-"): heading for heading in headings}
+    return by_anchor.get(anchor, headings[0])

@@ -72,7 +72,9 @@ class Described:
 
     def _plural(self, schema: Schema) -> str:
         kind = schema.get("type")
-        return f"{_NUMBERS[kind]}s{_bounds(schema)}" if kind in _NUMBERS else self._values(schema)
+        if kind in _NUMBERS:
+            return f"{_NUMBERS[kind]}s{_bounds(schema)}"
+        return "texts" if kind == "string" else self._values(schema)
 
 
 def field_table(model: type[BaseModel]) -> str:
@@ -102,8 +104,9 @@ def show_value(value: Any) -> str:
 def _bounds(schema: Schema) -> str:
     limits = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
     parts = [f"{word} {_number(schema[key])}" for key, word in limits.items() if key in schema]
+    between = " " if {"minimum", "maximum"} <= schema.keys() else ", "
     even = ", even" if schema.get("multipleOf") == 2 else ""
-    return (f" {', '.join(parts)}" if parts else "") + even
+    return (f" {between.join(parts)}" if parts else "") + even
 
 
 def _number(value: float) -> str:

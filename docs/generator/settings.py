@@ -87,9 +87,9 @@ def _table(group: Group) -> str:
     for name in names(group):
         kind = KINDS.get(name) if group.prefix == "" else group.model.PLUGIN_KINDS.get(name)
         values = described.values(name) if kind is None else f"a [{kind}](plugins.md#{kind})"
-        flag = code(flags[name]) if name in flags else ""
-        rows.append([code(group.prefix + name), values, described.default(name), flag, described.what(name)])
-    return table(["setting", "values", "default", "flag", "what it is"], rows)
+        flag = f"<br>{code(flags[name])}" if name in flags else ""
+        rows.append([code(group.prefix + name) + flag, values, described.default(name), described.what(name)])
+    return table(["setting", "values", "default", "what it is"], rows)
 
 
 def plugins() -> str:

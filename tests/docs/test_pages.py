@@ -79,6 +79,8 @@ def test_a_mark_is_filled_and_one_that_means_nothing_is_an_error():
         ("docs/reference/a.md", "[b](../../examples/slurm)", "[b](../slurm.md)"),
         ("docs/a.md", "[a test](../tests/conftest.py)", "a test (`tests/conftest.py`)"),
         ("docs/a.md", "[b](https://example.org/x.md) [c](#d)", "[b](https://example.org/x.md) [c](#d)"),
+        ("docs/a.md", "[use.md](use.md)", "[Use a trained network](use.md)"),
+        ("docs/a.md", "[docs/use.md](use.md#another-prior)", "[Another prior](use.md#another-prior)"),
         ("docs/a.md", "`[b](nowhere.md)`", "`[b](nowhere.md)`"),
         ("docs/a.md", "```python\n[b](nowhere.md)\n```\n", "```python\n[b](nowhere.md)\n```\n"),
     ],

@@ -66,7 +66,7 @@ def test_every_page_is_there_and_asks_nobody_for_anything(site):
 def test_the_reference_is_in_the_built_pages(site):
     for page, words in {
         "commands": ["ssfnas make-dataset [OPTIONS]", "--max-time H:MM:SS", "The output exists and differs"],
-        "settings": ["views.min_scale", "0.03", "a whole number from 1, to 1,000,000", "2"],
+        "settings": ["views.min_scale", "0.03", "a whole number from 1 to 1,000,000", "2"],
         "plugins": ["label_aware_smoothing", "torchvision's network of that name"],
         "files": ["pixel_range", "pruned_accuracy_alpha_half", "chosen_on", "alphas_sha256"],
     }.items():

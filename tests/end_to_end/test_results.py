@@ -77,11 +77,14 @@ def test_on_a_terminal_it_is_a_table_that_fits(ssfnas, runs):
 
 
 def on_terminal(ssfnas, cwd, argv, columns, interrupt_at=None):
-    """Run it on a terminal of that width; with `interrupt_at` press Ctrl-C once that text is seen."""
+    """Run it on a terminal of that width; with `interrupt_at` press Ctrl-C once that text is seen.
+
+    Ctrl-C starts ignored, as it does for a background job of a script; the program has to listen all the same."""
     ours, theirs = pty.openpty()
     script = str(Path(sys.executable).with_name("ssfnas"))
     environ = ssfnas.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "20"}
-    process = subprocess.Popen([script, *argv], cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs, env=environ)
+    argv = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", script, *argv]
+    process = subprocess.Popen(argv, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs, env=environ)
     os.close(theirs)
     data, interrupted = b"", False
     deadline = time.monotonic() + 120

@@ -171,15 +171,9 @@ class Training(Execution):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="precision of forward passes; losses are always fp32"
     )
-    flip: Literal["auto"] | bool = Field(
-        "auto", description="mirror images at random; auto: unless that changes their class"
-    )
-    track_test: bool = Field(
-        False, description="measure the accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)"
-    )
-    track_every: PositiveInt = Field(
-        1, description="with track_test=true: only every that many epochs, and in the last one"
-    )
+    flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
+    track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
+    track_every: PositiveInt = Field(1, description="track_test=true: only every that many epochs, and in the last one")
     views: Views = Field(Views(), description="augmentation of self-supervised views")
     head: Section = Field(PluginSection(name="auto"), description="what the loss is computed on; auto: the loss's own")
     sampler: Section = Field(

@@ -40,9 +40,19 @@ KINDS = MakeDatasetSettings.PLUGIN_KINDS | SearchSettings.PLUGIN_KINDS | Retrain
 
 
 def names(group: Group) -> list[str]:
-    """The fields of a group. `epochs` and the like are declared by `Training` and given their defaults elsewhere."""
-    own = [name for name in group.model.model_fields if name in vars(group.model).get("__annotations__", {})]
-    return [name for name in own if group.model is not Training or not group.model.model_fields[name].is_required()]
+    """The settings of a group.
+
+    `epochs` and the like, which `Training` only declares, are with the models that give them their defaults. Settings
+    within others are a group of their own.
+    """
+    own = vars(group.model)["__annotations__"]
+    return [
+        name
+        for name, field in group.model.model_fields.items()
+        if name in own
+        and not isinstance(field.default, Settings)
+        and not (group.model is Training and field.is_required())
+    ]
 
 
 def tables() -> str:
@@ -79,7 +89,7 @@ def _default(model: type[Settings], key: str) -> str:
 
 
 def _table(group: Group) -> str:
-    described = Described(group.model, lambda name: "several settings, below")
+    described = Described(group.model)
     flags: dict[str, str] = {}
     for command in group.commands:
         flags |= flags_by_name(command)

@@ -174,13 +174,13 @@ class Training(Execution):
     flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
     track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
     track_every: PositiveInt = Field(1, description="track_test=true: only every that many epochs, and in the last one")
-    views: Views = Field(Views(), description="augmentation of self-supervised views")
+    views: Views = Views()
     head: Section = Field(PluginSection(name="auto"), description="what the loss is computed on; auto: the loss's own")
     sampler: Section = Field(
         PluginSection(name="instance"),
         description="which images an epoch shows, in which order; in a search those of the weight half",
     )
-    ssl: SelfSupervised = Field(SelfSupervised(), description="a self-supervised loss beside the supervised one")
+    ssl: SelfSupervised = SelfSupervised()
 
     @field_validator("track_every")
     @classmethod

@@ -56,7 +56,7 @@ def command(
                 write_predictions(temporary, class_names, splits)
 
     with stop.interruptible("before the end; no metrics are written"):
-        folder = inputs.open_run(run, "retrain")
+        folder = inputs.open_run(run, "retrain", ["ssfnas_cli.engine.evaluate"])
         from ssfnas_cli.engine.device import Device
         from ssfnas_cli.engine.evaluate import evaluate_run
 

@@ -44,7 +44,7 @@ def command(
         )
     outputs.refuse_existing(output, force)
     with stop.interruptible("before the end; no file is written"):
-        folder = inputs.open_run(run, "retrain")
+        folder = inputs.open_run(run, "retrain", ["ssfnas_cli.deploy.export"])
         from ssfnas_cli.deploy.export import export
         from ssfnas_cli.deploy.model import load_run
         from ssfnas_cli.engine.device import find_device

@@ -44,6 +44,7 @@ from ssfnas_cli.errors import SsfnasError
 PAGE = Path(__file__).parents[1] / "docs" / "use.md"
 SIDES = (32, 64, 96, 224)
 MAX_WEIGHTS = 150e6  # above it a network takes more memory than many machines have: see --max-weights
+TRACE = exporting.to_program
 LOGIT = 5.0  # the deviation of the logits
 
 
@@ -88,11 +89,11 @@ def card(network: DerivedNetwork | Part, side: int) -> ModelCard:
     )
 
 
-def build(name: str) -> Model:
-    """The network of a name at the smallest side that it takes.
+def build(name: str, sides: tuple[int, ...] = SIDES) -> Model:
+    """The network of a name at the smallest of some sides that it takes.
 
     Raises:
-        PluginError: it takes none of SIDES.
+        PluginError: it takes none of them.
     """
     torch.manual_seed(0)
     if name in CELLS:
@@ -101,12 +102,12 @@ def build(name: str) -> Model:
         assert genotype is not None
         facts = card(DerivedNetwork(genotype=genotype, channels=8, layers=5, stem=stem), side)  # type: ignore[arg-type]
         return Model(build_model(facts), facts, None, torch.device("cpu"))
-    for side in SIDES:
+    for side in sides:
         facts = card(Part(name=name), side)
         try:
             return Model(build_model(facts), facts, None, torch.device("cpu"))
         except PluginError:
-            if side == SIDES[-1]:
+            if side == sides[-1]:
                 raise
     raise AssertionError
 
@@ -155,10 +156,22 @@ def once(trace: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def prove(name: str) -> dict[str, Any]:
-    """Export a network in both formats; what came of it."""
+    """Export a network in both formats; what came of it.
+
+    Deep networks of random weights magnify rounding errors where their last maps are single pixels. Such a one is tried
+    again at a larger side.
+    """
+    found = _prove(name, SIDES)
+    refused = [found[suffix] for suffix in FORMATS if isinstance(found.get(suffix), str)]
+    if refused and name not in CELLS and found["side"] < SIDES[-2]:
+        return _prove(name, SIDES[-2:]) | {"smaller": {"side": found["side"], "why": refused[0]}}
+    return found
+
+
+def _prove(name: str, sides: tuple[int, ...]) -> dict[str, Any]:
     began = time.monotonic()
     try:
-        model = build(name)
+        model = build(name, sides)
     except PluginError as error:
         return {"name": name, "side": None, "why": str(error)}
     weights = sum(weight.numel() for weight in model.module.parameters())
@@ -167,7 +180,7 @@ def prove(name: str) -> dict[str, Any]:
         return {**facts, "why": f"has {weights:,} weights"}
     facts["deviation"] = make_real(model)
     exporting.images_to_check = lambda card, data: (smooth_images(32, card.image_size, seed=2), "smooth images")
-    exporting.to_program = once(exporting.to_program)  # the trace is the same for both formats, and takes the longest
+    exporting.to_program = once(TRACE)  # the trace is the same for both formats, and takes the longest
     for suffix in FORMATS:
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -206,11 +219,29 @@ def summary(found: list[dict[str, Any]]) -> str:
         for suffix in FORMATS:
             if isinstance(one.get(suffix), str):
                 lines.append(f"- `{one['name']}` as `{suffix}` is refused: {one[suffix]}.")
-    left = [one for one in networks if "why" in one]
-    if left:
-        told = ", ".join(f"`{one['name']}`" for one in left)
-        lines.append(f"- Not tried, because they have more than {MAX_WEIGHTS / 1e6:.0f} million weights: {told}.")
+    again = [one for one in networks if "smaller" in one]
+    if again:
+        told = ", ".join(f"`{one['name']}` (at {one['side']} pixels)" for one in again)
+        lines.append(
+            f"- At {again[0]['smaller']['side']} pixels, where the maps of a deep network shrink to one pixel, these "
+            "magnify rounding errors with random weights, in float32 by themselves as much as in a file, and are "
+            f"refused with that reason; larger images are exported: {told}."
+        )
+    for why, names in _left_out(networks):
+        lines.append(f"- Not exported: {', '.join(names)}: {why}.")
     return "\n".join(lines)
+
+
+def _left_out(networks: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
+    """Why networks were not exported, and their names."""
+    by_reason: dict[str, list[str]] = {}
+    for one in networks:
+        if "why" in one:
+            large = "weights" in one
+            why = f"above {MAX_WEIGHTS / 1e6:.0f} million weights, not tried" if large else one["why"]
+            why = why.removeprefix(f"network '{one['name']}': ").partition(":")[0]
+            by_reason.setdefault(why, []).append(f"`{one['name']}`")
+    yield from by_reason.items()
 
 
 def write(section: str) -> None:

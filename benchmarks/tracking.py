@@ -3,9 +3,10 @@
     python benchmarks/tracking.py            # write the section of docs/performance.md
     python benchmarks/tracking.py --quick    # check that the benchmark runs
 
-Training steps are those of `ssfnas retrain` (`TrainPhase.step`). "As before" evaluates the network that is trained, in
-batches of 256, as this program did it; "folded" is `engine.predict`, which tracking, `evaluate` and `predict` call. All
-of them take turns, on one thread, and are timed by the processor time of the process.
+Training steps are those of `ssfnas retrain` (`TrainPhase.step`). "Before" evaluates the network itself in batches of
+256, as this program did it; "now" is `engine.predict`, which tracking and `evaluate` call. With compiled kernels, as in
+tracking, it does not fold; without them, as in `evaluate`, it does. All of them take turns, on one thread, and are
+timed by the processor time of the process.
 """
 
 from __future__ import annotations
@@ -39,8 +40,13 @@ from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.engine.train_phase import TrainPhase
 from ssfnas_cli.settings import RetrainSettings, load_settings
 
-ROUNDS, NUM_IMAGES, OLD_BATCH = 7, 768, 256
-NETWORKS = {"ResNet-32": "resnet32", "DARTS_V2, C=16, 8 cells": "DARTS_V2"}
+ROUNDS, NUM_IMAGES, OLD_BATCH = 5, 512, 256
+# Names, and whether the compiled kernels compute the evaluation, too
+NETWORKS = {
+    "ResNet-32": ("resnet32", False),
+    "DARTS_V2, C=16, 8 cells, tracked with compiled kernels": ("DARTS_V2", True),
+    "DARTS_V2, C=16, 8 cells, evaluated without": ("DARTS_V2", False),
+}
 TEST_IMAGES = 10_000
 EPOCHS = {"CIFAR10-LT, mu 0.1": 20_431, "mu 0.01": 12_406, "at most 1,000 a class, mu 0.1": 4_084}
 
@@ -50,7 +56,7 @@ class Rates(NamedTuple):
 
     train: float
     before: float
-    folded: float
+    now: float
 
 
 def make_phase(folder: Path, name: str, quick: bool) -> TrainPhase:
@@ -72,8 +78,8 @@ def evaluate_as_before(phase: TrainPhase) -> None:
         phase.model(phase.device.move(batch).views[0])
 
 
-def rounds(phase: TrainPhase, num: int) -> Iterator[Rates]:
-    """Time everything in turn, after a round to warm up."""
+def rounds(phase: TrainPhase, num: int, with_kernels: bool) -> Iterator[Rates]:
+    """Time everything in turn, after a round to warm up. `with_kernels` is of the evaluation."""
     batches: list[Batch] = list(phase.batches(0, 0))
     images = sum(len(batch.labels) for batch in batches)
 
@@ -81,13 +87,15 @@ def rounds(phase: TrainPhase, num: int) -> Iterator[Rates]:
         for number, batch in enumerate(batches):
             phase.step(0, number, batch)
 
-    def folded() -> None:
+    def now() -> None:
         predict(phase.model, phase.split, normaliser(phase.data), phase.device)
 
-    acts: tuple[Callable[[], None], ...] = (train, lambda: evaluate_as_before(phase), folded)
+    acts: tuple[Callable[[], None], ...] = (train, lambda: evaluate_as_before(phase), now)
+    kernels = phase.device.cells
     for number in range(num + 1):
         seconds = []
         for act in acts:
+            phase.model.encoder.compile_with(kernels if with_kernels or act is train else None)
             began = time.process_time()
             act()
             seconds.append((time.process_time() - began) / images)
@@ -117,21 +125,21 @@ def text(found: dict[str, list[Rates]]) -> str:
     """The section of docs/performance.md."""
     rows = []
     for name, rates in found.items():
-        before, folded = ([getattr(rate, side) / rate.train for rate in rates] for side in ("before", "folded"))
-        faster = [rate.before / rate.folded for rate in rates]
+        before, now = ([getattr(rate, side) / rate.train for rate in rates] for side in ("before", "now"))
+        faster = [rate.before / rate.now for rate in rates]
         milliseconds = [report.spread([1e3 * getattr(rate, field) for rate in rates]) for field in Rates._fields]
-        rows.append([name, *milliseconds, report.spread(faster), report.spread(before), report.spread(folded)])
-    header = ["network", "training, ms an image", "evaluation as before", "folded", "times faster"]
+        rows.append([name, *milliseconds, report.spread(faster), report.spread(before), report.spread(now)])
+    header = ["network", "training, ms an image", "evaluation before", "now", "times faster"]
     shares = []
     for title, trained in EPOCHS.items():
         each = []
         for rates in found.values():
-            ratios = [rate.folded / rate.train for rate in rates]
+            ratios = [rate.now / rate.train for rate in rates]
             each.append(f"{share(ratios, trained)}, {share([ratio / interval(trained) for ratio in ratios], trained)}")
         shares.append([f"{title}: {trained:,}", str(interval(trained)), *each])
     return f"""`python benchmarks/tracking.py`, {report.machine()}. 32x32 images, float32; {ROUNDS} rounds in turn, processor time of one thread.
 
-{report.table([*header, "before over training", "folded over training"], rows)}
+{report.table([*header, "before over training", "now over training"], rows)}
 
 What evaluating {TEST_IMAGES:,} test images takes of the training's time: if it is done every epoch, and with `track_every=auto`.
 
@@ -147,8 +155,9 @@ def main() -> None:
     found = {}
     with tempfile.TemporaryDirectory() as name:
         paired.random_images(Path(name), 64 if quick else NUM_IMAGES, 32)
-        for title, network in NETWORKS.items():
-            found[title] = list(rounds(make_phase(Path(name), network, quick), 1 if quick else ROUNDS))
+        for title, (network, with_kernels) in NETWORKS.items():
+            phase = make_phase(Path(name), network, quick)
+            found[title] = list(rounds(phase, 1 if quick else ROUNDS, with_kernels))
     if quick:
         print(text(found))
     else:

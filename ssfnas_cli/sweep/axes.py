@@ -58,6 +58,8 @@ def expand(plan: PlanFile, stage: str) -> list[Variant]:
     for (arm, settings), *values in itertools.product(arms, *choices):
         name = "-".join(part for part in (arm, *(text for _, _, text in values)) if part)
         chosen = (settings, *(_tree(path, value) for path, value, _ in values))
+        if name in (other.name for other in variants):
+            raise plan.refuse(f"[{stage}]", f"two cells would be called '{name}'")
         variants.append(Variant(name, arm, base, tuple(layer for layer in chosen if layer)))
     return variants
 

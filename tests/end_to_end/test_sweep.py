@@ -1,0 +1,188 @@
+"""`ssfnas sweep` through the installed program: a small table from nothing, stopped, gone on with, and compared."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
+from faults_support import wait_for
+
+TINY = Path(__file__).parents[2] / "experiments" / "table1" / "tiny.toml"
+SMALL = {"epochs": 1, "channels": 2, "layers": 3, "batch_size": 16, "threads": 1, "kernels": "torch"}
+SETS = [f"{table}.{key}={value}" for table in ("search", "retrain") for key, value in SMALL.items()]
+SETS += ["data.max_per_class=24", "search.epochs=2", "search.save_minutes=0.0001", "seeds=[3]"]
+SETS += ["search.ops=none,max_pool_3x3,skip_connect,sep_conv_3x3", "evaluate.threads=1"]
+ONLY = ["ssf-nas-mu0.1-logit-adjusted-*", "random-mu0.1-ce-*", "resnet20-mu0.1-ce-*"]
+SWEEP = ["sweep", str(TINY), *(word for one in SETS for word in ("--set", one)), "-o", "out"]
+TABLE = [*SWEEP, *(word for one in ONLY for word in ("--only", one))]
+RUNS = ["random-mu0.1-ce-seed3", "resnet20-mu0.1-ce-seed3", "ssf-nas-mu0.1-logit-adjusted-seed3"]
+
+
+@pytest.fixture(scope="module")
+def table(ssfnas, tmp_path_factory):
+    """A folder with `out`: stopped by SIGTERM while its search ran, and gone on with to the end. And what was said."""
+    place = tmp_path_factory.mktemp("sweep")
+    argv = [Path(sys.executable).with_name("ssfnas"), *TABLE, "--run", "--jobs", "2"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(argv, cwd=place, env=ssfnas.environ, **streams)
+    search = place / "out" / "search-ssf-nas-mu0.1-seed3"
+    wait_for(lambda: process.poll() is not None or list(search.glob("checkpoints/*/*")))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    stopped = {
+        "code": process.returncode,
+        "out": json.loads(out),
+        "err": err,
+        "config": (search / "config.json").stat(),
+    }
+    rest = ssfnas.ok(*TABLE, "--run", "--jobs", "2", cwd=place)
+    return place, stopped, rest
+
+
+def test_a_stopped_sweep_saves_and_the_same_command_goes_on(table):
+    place, stopped, rest = table
+    assert stopped["code"] == 75, stopped["err"]
+    assert "the same command goes on" in stopped["err"].splitlines()[-1]
+    states = {cell["name"]: cell["state"] for cell in stopped["out"]["cells"]}
+    assert set(states.values()) <= {"done", "stopped", "waiting"} and "waiting" in states.values()
+    assert rest.json["counts"] == {"done": 8, "failed": 0, "not run": 0}
+    search = place / "out" / "search-ssf-nas-mu0.1-seed3"
+    assert (search / "config.json").stat().st_ino == stopped["config"].st_ino, "the run that was begun went on"
+    assert "next: ssfnas compare out" in rest.err
+    for name in RUNS:
+        assert json.loads((place / "out" / name / "status.json").read_text())["state"] == "done"
+
+
+def test_when_all_is_done_nothing_is_begun(table, ssfnas):
+    place, _, _ = table
+    logs = place / "out" / "logs"
+    before = {path: path.stat().st_size for path in logs.iterdir()}
+    again = ssfnas.ok(*TABLE, "--run", cwd=place)
+    assert again.json["counts"]["done"] == 8 and "started" not in again.err
+    assert {path: path.stat().st_size for path in logs.iterdir()} == before
+    assert ssfnas.ok(*TABLE, cwd=place).out == b""
+    listed = ssfnas.ok(*SWEEP, "--json", cwd=place).json["cells"]
+    assert sum(cell["done"] for cell in listed) == 8 and len(listed) == 41
+    scripts = ssfnas.ok(*TABLE, "--slurm", "jobs", cwd=place)
+    assert "nothing is missing" in scripts.err and not (place / "jobs").exists()
+
+
+def test_compare_reads_the_folder(table, ssfnas):
+    place, _, _ = table
+    compared = ssfnas.ok("compare", "out", cwd=place).json
+    runs = [Path(run["path"]).name for group in compared["groups"] for run in group["runs"]]
+    assert sorted(runs) == RUNS and not compared["left_out"]
+    labels = [group["label"] for group in compared["groups"]]
+    assert any("random" in label for label in labels) and any("resnet20" in label for label in labels)
+
+
+def test_a_cell_that_fails_is_listed_and_the_others_run(table, ssfnas):
+    """The evaluations of two runs are gone, and the model of one of them is damaged."""
+    place, _, _ = table
+    good, bad = (place / "out" / name for name in RUNS[:2])
+    whole = (bad / "model.safetensors").read_bytes()
+    for run in (good, bad):
+        (run / "evaluation.json").unlink()
+    (bad / "model.safetensors").write_bytes(whole[:100])
+    arms = [
+        "--set",
+        'adjust.arms.post-hoc={of="ce",tau=2,threads=1}',
+        *("--only", f"{bad.name}"),
+        *("--only", "resnet*+*"),
+    ]
+    result = ssfnas.run(*SWEEP, *arms, "--only", good.name, "--run", cwd=place)
+    assert result.code == 3, result.err
+    cells = {cell["name"]: cell for cell in result.json["cells"] if cell["state"] != "done"}
+    fixed = "resnet20-mu0.1-ce+post-hoc-seed3"
+    assert cells.keys() == {f"evaluate-{bad.name}", fixed, f"evaluate-{fixed}"}
+    for name in (f"evaluate-{bad.name}", fixed):
+        assert cells[name]["state"] == "failed" and "model.safetensors" in cells[name]["error"]
+    assert cells[f"evaluate-{fixed}"] == {
+        "name": f"evaluate-{fixed}", "stage": "evaluate", "state": "not run", "error": f"{fixed} has failed"
+    }  # fmt: skip
+    said = result.err.splitlines()[-1]
+    assert said.startswith(
+        f"ssfnas: 2 failed, 1 that need them were not run, 6 of 9 cells are done; evaluate-{bad.name}: "
+    )
+    assert (good / "evaluation.json").exists()
+    (bad / "model.safetensors").write_bytes(whole)
+    assert ssfnas.ok(*TABLE, "--run", cwd=place).json["counts"]["done"] == 8
+
+
+def test_another_setting_under_the_same_name_is_refused_by_the_run_itself(table, ssfnas):
+    place, _, _ = table
+    name = RUNS[1]
+    result = ssfnas.run(*SWEEP, "--set", "retrain.epochs=2", "--only", name, "--run", cwd=place)
+    assert result.code == 3 and "holds another run, which differs in epochs (1 there, 2 here)" in result.err
+    assert json.loads((place / "out" / name / "status.json").read_text())["epochs"] == 1
+
+
+def test_the_printed_commands_are_a_script(ssfnas, tmp_path):
+    """The commands of what is missing, run by a shell, leave nothing missing."""
+    (tmp_path / "it's.toml").write_text('output = "my $OUT"\n[data]\nmax_per_class = 12\n[search.arms]\na = {}\n')
+    argv = ["sweep", "it's.toml", "--only", "data-*"]
+    printed = ssfnas.ok(*argv, cwd=tmp_path)
+    assert printed.err == "1 cells, 0 done, 1 to do\n"
+    ssfnas.shell(printed.out.decode(), cwd=tmp_path)
+    assert ssfnas.ok(*argv, cwd=tmp_path).out == b""
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("my")] == ["my $OUT"]
+
+
+def test_a_dry_run_adds_up_what_is_missing_and_writes_nothing(ssfnas, tmp_path):
+    """Two seeds of a search and of its retraining: two kinds of run are measured, four are counted."""
+    settings = {key: value for key, value in SMALL.items() if key not in ("channels", "layers")}
+    table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+    shape = "channels = 2\nlayers = 3\n"
+    (tmp_path / "sweep.toml").write_text(
+        f"seeds = [0, 1]\n[data]\nmax_per_class = 12\n[search]\n{shape}{table}\n[retrain]\n{shape}{table}\n"
+    )
+    result = ssfnas.ok("sweep", "sweep.toml", "--dry-run", "--jobs", "2", cwd=tmp_path)
+    facts = result.json
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"] and facts["failed"] == 0
+    cells = {cell["name"]: cell for cell in facts["cells"]}
+    assert list(cells) == ["search-seed0", "searched-seed0", "search-seed1", "searched-seed1"]
+    assert result.err.count("dry run of ") == 2
+    for name in ("total_seconds", "disk_bytes"):
+        one, other = cells["search-seed0"][name], cells["searched-seed0"][name]
+        assert cells["search-seed1"][name] == one > 0 and cells["searched-seed1"][name] == other > 0
+        assert facts[name] == pytest.approx(2 * (one + other) + (facts["data_bytes"] if name == "disk_bytes" else 0))
+    assert facts["elapsed_seconds"] == pytest.approx(facts["total_seconds"] / 2, abs=0.1)
+    assert facts["data_bytes"] > 0 and facts["peak_memory_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "argv"),
+    [
+        (["--run and --dry-run: give one"], "[search]", ["--run", "--dry-run"]),
+        (["--jobs: is for --run"], "[search]", ["--jobs", "2"]),
+        (["--max-time: is for --run"], "[search]", ["--max-time", "3"]),
+        (["--max-time: ", "should look like 3:50:00"], "[search]", ["--run", "--max-time", "soon"]),
+        (["sweep.toml: [search]: setting 'epochs'", "(got 0)"], "[search]\nepochs = 0", ["--run"]),
+        (["--set epochs: should look like key=value"], "[search]", ["--set", "epochs"]),
+        (["sweep.toml: [search]: unknown option 'gama'", "gamma"], '[search.loss]\nname="focal"\ngama=1', []),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_run(ssfnas, tmp_path, words, text, argv):
+    (tmp_path / "sweep.toml").write_text(text)
+    ssfnas.refuses(2, words, "sweep", "sweep.toml", *argv, cwd=tmp_path)
+
+
+def test_a_file_that_cannot_be_read(ssfnas, tmp_path):
+    (tmp_path / "broken.toml").write_text("[search")
+    ssfnas.refuses(3, ["broken.toml: is not TOML", "line 1"], "sweep", "broken.toml", cwd=tmp_path)
+    ssfnas.refuses(3, ["nowhere.toml: no such file"], "sweep", "nowhere.toml", cwd=tmp_path)
+
+
+def test_printing_needs_no_torch(ssfnas, tmp_path):
+    (tmp_path / "sweep.toml").write_text(TINY.read_text())
+    argv = [sys.executable, "-X", "importtime", str(Path(sys.executable).with_name("ssfnas")), "sweep", "sweep.toml"]
+    traced = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env=ssfnas.environ)
+    assert traced.returncode == 0, traced.stderr
+    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in traced.stderr.splitlines()}
+    assert "ssfnas_cli" in modules and not modules & {"torch", "torchvision", "sklearn", "matplotlib"}
+    assert len(traced.stdout.splitlines()) == 81
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]

@@ -59,7 +59,10 @@ class _Data:
 
 @dataclass(frozen=True)
 class _Network:
-    """What a retraining trains: its part of names, the argument of `retrain`, and what is needed and set for it."""
+    """What a retraining trains: its part of names, the argument of `retrain`, and what is needed and set for it.
+
+    A genotype that the file names (`given`) may have been found on any data set.
+    """
 
     name: str
     argument: str
@@ -68,11 +71,13 @@ class _Network:
     plain: str | None = None
     layer: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    given: bool = False
 
 
 class _Grid:
     def __init__(self, plan: PlanFile):
         self.plan = plan
+        self.checked: dict[str, Settings] = {}
         self.variants = {stage: expand(plan, stage) for stage in plan.tables if stage != "networks"}
         self.data = [self._data(variant) for variant in self.variants["data"]] if "data" in plan.tables else []
         self.retrain_seeded = any("seed" in layer for one in self.variants.get("retrain", []) for layer in one.layers)
@@ -156,7 +161,7 @@ class _Grid:
         options = flatten({"network": {key: value for key, value in section.items() if key != "name"}})
         layer = {key: value for key, value in table.items() if key != "network"}
         if Path(argument).is_file():
-            return _Network(name, argument, (), Path(argument), None, layer, options)
+            return _Network(name, argument, (), Path(argument), None, layer, options, given=True)
         if is_plain(argument):
             return _Network(name, argument, (), None, argument, layer, options)
         try:
@@ -181,7 +186,8 @@ class _Grid:
             name = _join(*parts, suffix)
             output = self.plan.output / name
             flags = flags_of("retrain", settings, presets_of(layers))
-            argv = ("retrain", network.argument, *data.flags, *flags, *seed_flags, "-o", str(output))
+            data_flags = (*data.flags, "--other-data") if data.flags and network.given else data.flags
+            argv = ("retrain", network.argument, *data_flags, *flags, *seed_flags, "-o", str(output))
             run = Cell("retrain", name, argv, output, (*data.needs, *network.needs), data.path, network.genotype)
             yield from self._with_evaluation(run)
             for correction in self.variants.get("adjust", []):
@@ -233,12 +239,15 @@ class _Grid:
         known: Sequence[str] = (),
     ) -> tuple[dict[str, Any], Settings]:
         """The settings of a cell, flat, and as its command will read them; `known` are keys of the sweep's own."""
+        plain = None if network is None else network.plain
         try:
             settings = flat_settings(stage, layers)
             settings |= {} if network is None else network.options
             read = {key: value for key, value in settings.items() if key not in known}
-            plain = None if network is None else network.plain
-            return settings, check_settings(stage, read, presets_of(layers), plain, has_data)
+            asked = repr((stage, read, presets_of(layers), plain, has_data))
+            if asked not in self.checked:  # cells that differ in their seeds are checked once
+                self.checked[asked] = check_settings(stage, read, presets_of(layers), plain, has_data)
+            return settings, self.checked[asked]
         except (UsageError, PluginError) as error:
             place = f"[{stage}]" if network is None or not network.layer else f"[{stage}] of [networks.{network.name}]"
             raise self.plan.refuse(place, error) from None

@@ -229,6 +229,14 @@ def test_an_existing_data_set_is_taken_as_it_is(cells_of, tmp_path):
     assert search.name == "search-mine-seed0" and search.argv[1:3] == ("--data", "mine") and not search.needs
 
 
+def test_a_genotype_that_the_file_names_may_be_of_other_data(cells_of, tmp_path):
+    (tmp_path / "mine.json").write_text("{}")
+    cells = cells_of('[data]\n[retrain]\n[networks]\nfound = { network = "mine.json" }\nDARTS_V2 = {}')
+    found, published = (cell for cell in cells if cell.stage == "retrain")
+    assert found.name == "found-seed0" and found.argv[1] == "mine.json" and str(found.source) == "mine.json"
+    assert "--other-data" in found.argv and "--other-data" not in published.argv
+
+
 def test_values_of_the_command_line_win_over_the_file(cells_of):
     cells = cells_of("seeds=[0]\n[search]\nepochs=3", "seeds=[4]", "search.epochs=5", 'search.relax=["sigmoid"]')
     assert [cell.name for cell in cells] == ["search-sigmoid-seed4"] and "--epochs 5" in cells[0].command
@@ -258,6 +266,14 @@ def test_text_in_set_is_read_as_text(value):
 
     assert parse_set(f"key={toml_value(value, 'key')}") == {"key": value}
     assert parse_set(f"key={toml_value([value, 1, 0.5, True], 'key')}") == {"key": [value, 1, 0.5, True]}
+
+
+def test_the_example_of_the_documentation_is_a_sweep(cells_of):
+    text = (EXPERIMENTS.parent / "docs" / "sweeps.md").read_text()
+    cells = cells_of(text.partition("```toml\n")[2].partition("```")[0])
+    # 2 data sets; 2 searches; 4 networks x 2 losses; a correction of one of them; all of the last two evaluated
+    assert len(cells) == 2 + 3 * 2 * (2 + 8 + 4 + 12)
+    assert "ssf-nas-mu0.01-ce+post-hoc-seed2" in [cell.name for cell in cells]
 
 
 def test_the_long_tails_file_has_the_runs_of_its_script(monkeypatch):

@@ -54,7 +54,7 @@ def expand(plan: PlanFile, stage: str) -> list[Variant]:
             raise plan.refuse(f"[{stage}] {path}", "is an axis over nothing: give values, or leave it out")
     base = without(table, axes)
     choices = [[(f"{path}", value, label(plan, stage, path, value)) for value in axes[path]] for path in axes]
-    variants = []
+    variants: list[Variant] = []
     for (arm, settings), *values in itertools.product(arms, *choices):
         name = "-".join(part for part in (arm, *(text for _, _, text in values)) if part)
         chosen = (settings, *(_tree(path, value) for path, value, _ in values))

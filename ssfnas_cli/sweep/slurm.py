@@ -30,6 +30,7 @@ _SUBMIT = """#!/bin/bash
 #
 # SHORT, LONG  sbatch options for the stages that take minutes and for those that train; words between spaces
 # TASKS        how many tasks of a stage run at a time (default: as many as the queue lets)
+# shellcheck disable=SC2016 # a name with $ in it means itself
 set -euo pipefail
 
 cd -- {here}
@@ -61,6 +62,7 @@ _TASK = """#!/bin/bash
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
+# shellcheck disable=SC2016 # a name with $ in it means itself
 set -euo pipefail
 
 cd -- {here}

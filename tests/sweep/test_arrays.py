@@ -50,7 +50,6 @@ for ((task = 0; task <= last; task++)); do
     said=${output//%a/$task} said=${said//%%/%}
     while true; do
         (cd / && bash "$@") >>"$said" 2>&1 </dev/null
-        echo "$?" >"$SLURM_STATE/code-$1-$2-$task" 2>/dev/null || echo "$?" >>"$SLURM_STATE/codes"
         [ -e "$SLURM_STATE/requeue-$SLURM_JOB_ID" ] || break
         rm "$SLURM_STATE/requeue-$SLURM_JOB_ID"
         SLURM_RESTART_COUNT=$((SLURM_RESTART_COUNT + 1))

@@ -64,7 +64,7 @@ import json, os, pathlib, sys
 argv = sys.argv[1:]
 with open(os.environ["SLURM_STATE"] + "/commands", "a") as log:
     log.write(json.dumps(argv) + "\\n")
-if "0.5" in argv:
+if "alpha_lr=0.5" in argv:
     sys.exit(3)
 out = pathlib.Path(argv[argv.index("-o") + 1]) if "-o" in argv else pathlib.Path(argv[1])
 if argv[0] == "search" and not out.exists():

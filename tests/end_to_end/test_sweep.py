@@ -16,10 +16,10 @@ SMALL = {"epochs": 1, "channels": 2, "layers": 3, "batch_size": 16, "threads": 1
 SETS = [f"{table}.{key}={value}" for table in ("search", "retrain") for key, value in SMALL.items()]
 SETS += ["data.max_per_class=24", "search.epochs=2", "search.save_minutes=0.0001", "seeds=[3]"]
 SETS += ["search.ops=none,max_pool_3x3,skip_connect,sep_conv_3x3", "evaluate.threads=1"]
-ONLY = ["ssf-nas-mu0.1-logit-adjusted-*", "random-mu0.1-ce-*", "resnet20-mu0.1-ce-*"]
+ONLY = ["ssf-nas-mu0.1-logit-adjusted-*", "random-mu0.1-ce-*"]
 SWEEP = ["sweep", str(TINY), *(word for one in SETS for word in ("--set", one)), "-o", "out"]
 TABLE = [*SWEEP, *(word for one in ONLY for word in ("--only", one))]
-RUNS = ["random-mu0.1-ce-seed3", "resnet20-mu0.1-ce-seed3", "ssf-nas-mu0.1-logit-adjusted-seed3"]
+RUNS = ["random-mu0.1-ce-seed3", "ssf-nas-mu0.1-logit-adjusted-seed3"]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_stopped_sweep_saves_and_the_same_command_goes_on(table):
     assert "the same command goes on" in stopped["err"].splitlines()[-1]
     states = {cell["name"]: cell["state"] for cell in stopped["out"]["cells"]}
     assert set(states.values()) <= {"done", "stopped", "waiting"} and "waiting" in states.values()
-    assert rest.json["counts"] == {"done": 8, "failed": 0, "not run": 0}
+    assert rest.json["counts"] == {"done": 6, "failed": 0, "not run": 0}
     search = place / "out" / "search-ssf-nas-mu0.1-seed3"
     assert (search / "config.json").stat().st_ino == stopped["config"].st_ino, "the run that was begun went on"
     assert "next: ssfnas compare out" in rest.err
@@ -62,11 +62,11 @@ def test_when_all_is_done_nothing_is_begun(table, ssfnas):
     logs = place / "out" / "logs"
     before = {path: path.stat().st_size for path in logs.iterdir()}
     again = ssfnas.ok(*TABLE, "--run", cwd=place)
-    assert again.json["counts"]["done"] == 8 and "started" not in again.err
+    assert again.json["counts"]["done"] == 6 and "started" not in again.err
     assert {path: path.stat().st_size for path in logs.iterdir()} == before
     assert ssfnas.ok(*TABLE, cwd=place).out == b""
     listed = ssfnas.ok(*SWEEP, "--json", cwd=place).json["cells"]
-    assert sum(cell["done"] for cell in listed) == 8 and len(listed) == 41
+    assert sum(cell["done"] for cell in listed) == 6 and len(listed) == 41
     scripts = ssfnas.ok(*TABLE, "--slurm", "jobs", cwd=place)
     assert "nothing is missing" in scripts.err and not (place / "jobs").exists()
 
@@ -76,46 +76,31 @@ def test_compare_reads_the_folder(table, ssfnas):
     compared = ssfnas.ok("compare", "out", cwd=place).json
     runs = [Path(run["path"]).name for group in compared["groups"] for run in group["runs"]]
     assert sorted(runs) == RUNS and not compared["left_out"]
-    labels = [group["label"] for group in compared["groups"]]
-    assert any("random" in label for label in labels) and any("resnet20" in label for label in labels)
+    assert [group["label"] for group in compared["groups"]] == ["ce, random", "logit_adjusted"]
 
 
 def test_a_cell_that_fails_is_listed_and_the_others_run(table, ssfnas):
     """The evaluations of two runs are gone, and the model of one of them is damaged."""
     place, _, _ = table
-    good, bad = (place / "out" / name for name in RUNS[:2])
+    good, bad = (place / "out" / name for name in RUNS)
     whole = (bad / "model.safetensors").read_bytes()
     for run in (good, bad):
         (run / "evaluation.json").unlink()
     (bad / "model.safetensors").write_bytes(whole[:100])
-    arms = [
-        "--set",
-        'adjust.arms.post-hoc={of="ce",tau=2,threads=1}',
-        *("--only", f"{bad.name}"),
-        *("--only", "resnet*+*"),
-    ]
-    result = ssfnas.run(*SWEEP, *arms, "--only", good.name, "--run", cwd=place)
+    result = ssfnas.run(*TABLE, "--run", cwd=place)
     assert result.code == 3, result.err
-    cells = {cell["name"]: cell for cell in result.json["cells"] if cell["state"] != "done"}
-    fixed = "resnet20-mu0.1-ce+post-hoc-seed3"
-    assert cells.keys() == {f"evaluate-{bad.name}", fixed, f"evaluate-{fixed}"}
-    for name in (f"evaluate-{bad.name}", fixed):
-        assert cells[name]["state"] == "failed" and "model.safetensors" in cells[name]["error"]
-    assert cells[f"evaluate-{fixed}"] == {
-        "name": f"evaluate-{fixed}", "stage": "evaluate", "state": "not run", "error": f"{fixed} has failed"
-    }  # fmt: skip
+    (failed,) = [cell for cell in result.json["cells"] if cell["state"] != "done"]
+    assert failed["name"] == f"evaluate-{bad.name}" and failed["state"] == "failed"
+    assert "model.safetensors" in failed["error"]
     said = result.err.splitlines()[-1]
-    assert said.startswith(
-        f"ssfnas: 2 failed, 1 that need them were not run, 6 of 9 cells are done; evaluate-{bad.name}: "
-    )
+    assert said.startswith(f"ssfnas: 1 failed, 5 of 6 cells are done; {failed['name']}: ") and failed["error"] in said
     assert (good / "evaluation.json").exists()
     (bad / "model.safetensors").write_bytes(whole)
-    assert ssfnas.ok(*TABLE, "--run", cwd=place).json["counts"]["done"] == 8
 
 
 def test_another_setting_under_the_same_name_is_refused_by_the_run_itself(table, ssfnas):
     place, _, _ = table
-    name = RUNS[1]
+    name = RUNS[0]
     result = ssfnas.run(*SWEEP, "--set", "retrain.epochs=2", "--only", name, "--run", cwd=place)
     assert result.code == 3 and "holds another run, which differs in epochs (1 there, 2 here)" in result.err
     assert json.loads((place / "out" / name / "status.json").read_text())["epochs"] == 1
@@ -138,7 +123,7 @@ def test_a_dry_run_adds_up_what_is_missing_and_writes_nothing(ssfnas, tmp_path):
     table = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
     shape = "channels = 2\nlayers = 3\n"
     (tmp_path / "sweep.toml").write_text(
-        f"seeds = [0, 1]\n[data]\nmax_per_class = 12\n[search]\n{shape}{table}\n[retrain]\n{shape}{table}\n"
+        f"seeds = [0, 1]\n[data]\nmax_per_class = 12\nmu = 0.5\n[search]\n{shape}{table}\n[retrain]\n{shape}{table}\n"
     )
     result = ssfnas.ok("sweep", "sweep.toml", "--dry-run", "--jobs", "2", cwd=tmp_path)
     facts = result.json
@@ -163,7 +148,7 @@ def test_a_dry_run_adds_up_what_is_missing_and_writes_nothing(ssfnas, tmp_path):
         (["--max-time: ", "should look like 3:50:00"], "[search]", ["--run", "--max-time", "soon"]),
         (["sweep.toml: [search]: setting 'epochs'", "(got 0)"], "[search]\nepochs = 0", ["--run"]),
         (["--set epochs: should look like key=value"], "[search]", ["--set", "epochs"]),
-        (["sweep.toml: [search]: unknown option 'gama'", "gamma"], '[search.loss]\nname="focal"\ngama=1', []),
+        (["sweep.toml: [search]: 'focal' has no option 'gama'"], '[search.loss]\nname="focal"\ngama=1', []),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_run(ssfnas, tmp_path, words, text, argv):
@@ -173,7 +158,7 @@ def test_bad_input_is_refused_before_anything_is_run(ssfnas, tmp_path, words, te
 
 def test_a_file_that_cannot_be_read(ssfnas, tmp_path):
     (tmp_path / "broken.toml").write_text("[search")
-    ssfnas.refuses(3, ["broken.toml: is not TOML", "line 1"], "sweep", "broken.toml", cwd=tmp_path)
+    ssfnas.refuses(3, ["broken.toml: is not TOML"], "sweep", "broken.toml", cwd=tmp_path)
     ssfnas.refuses(3, ["nowhere.toml: no such file"], "sweep", "nowhere.toml", cwd=tmp_path)
 
 

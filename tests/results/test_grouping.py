@@ -101,7 +101,8 @@ def test_random_genotypes_of_several_seeds_are_one_group(tmp_path):
     runs = [
         make_run(tmp_path / f"net-{seed}", seed=seed, provenance={"rule": "random", "seed": seed}) for seed in (0, 1)
     ]
-    assert list(grouped(*runs).values()) == [["net-0", "net-1"]]
+    beside = make_run(tmp_path / "resnet20")
+    assert grouped(*runs, beside) == {"random": ["net-0", "net-1"], "resnet20": ["resnet20"]}
     assert [read_facts(run).seeds for run in runs] == [(0, 0), (1, 1)]
 
 

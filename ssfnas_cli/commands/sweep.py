@@ -177,7 +177,8 @@ def _run(plan: PlanFile, cells: list[Cell], jobs: int, limit: float | None, json
         raise Stopped(f"stopped by {asked}: {done}; the same command goes on", stop.interrupted())
     if counts[running.FAILED]:
         first = next(progress for progress in runner.progress.values() if progress.state == running.FAILED)
-        behind = f", {counts[running.NOT_RUN]} that need them were not run" if counts[running.NOT_RUN] else ""
+        needed = "it" if counts[running.FAILED] == 1 else "them"
+        behind = f", {counts[running.NOT_RUN]} that need {needed} were not run" if counts[running.NOT_RUN] else ""
         raise InputError(f"{counts[running.FAILED]} failed{behind}, {done}; {first.cell.name}: {first.why}")
     log.info("%s", done)
     if any(cell.stage == "evaluate" for cell in cells):

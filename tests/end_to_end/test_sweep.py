@@ -80,30 +80,30 @@ def test_compare_reads_the_folder(table, ssfnas):
 
 
 def test_a_cell_that_fails_is_listed_and_the_others_run(table, ssfnas):
-    """The evaluations of two runs are gone, and the model of one of them is damaged."""
+    """One network has another setting under the same name now, which its run refuses; another lacks its evaluation."""
     place, _, _ = table
-    good, bad = (place / "out" / name for name in RUNS)
-    whole = (bad / "model.safetensors").read_bytes()
-    for run in (good, bad):
-        (run / "evaluation.json").unlink()
-    (bad / "model.safetensors").write_bytes(whole[:100])
-    result = ssfnas.run(*TABLE, "--run", cwd=place)
+    random, found = (place / "out" / name for name in RUNS)
+    contents = lambda: {path: path.read_bytes() for path in random.iterdir() if path.is_file()}
+    before = contents()
+    (found / "evaluation.json").unlink()
+    result = ssfnas.run(*TABLE, "--set", "networks.random.epochs=2", "--run", cwd=place)
     assert result.code == 3, result.err
-    (failed,) = [cell for cell in result.json["cells"] if cell["state"] != "done"]
-    assert failed["name"] == f"evaluate-{bad.name}" and failed["state"] == "failed"
-    assert "model.safetensors" in failed["error"]
-    said = result.err.splitlines()[-1]
-    assert said.startswith(f"ssfnas: 1 failed, 5 of 6 cells are done; {failed['name']}: ") and failed["error"] in said
-    assert (good / "evaluation.json").exists()
-    (bad / "model.safetensors").write_bytes(whole)
-
-
-def test_another_setting_under_the_same_name_is_refused_by_the_run_itself(table, ssfnas):
-    place, _, _ = table
-    name = RUNS[0]
-    result = ssfnas.run(*SWEEP, "--set", "retrain.epochs=2", "--only", name, "--run", cwd=place)
-    assert result.code == 3 and "holds another run, which differs in epochs (1 there, 2 here)" in result.err
-    assert json.loads((place / "out" / name / "status.json").read_text())["epochs"] == 1
+    cells = {cell["name"]: cell for cell in result.json["cells"] if cell["state"] != "done"}
+    error = cells[random.name]["error"]
+    assert "holds another run, which differs in epochs (1 there, 2 here)" in error
+    assert cells == {
+        random.name: {"name": random.name, "stage": "retrain", "state": "failed", "error": error},
+        f"evaluate-{random.name}": {
+            "name": f"evaluate-{random.name}",
+            "stage": "evaluate",
+            "state": "not run",
+            "error": f"{random.name} has failed",
+        },
+    }
+    said = "ssfnas: 1 failed, 1 that need it were not run, 4 of 6 cells are done; "
+    assert result.err.splitlines()[-1] == f"{said}{random.name}: {error}"
+    assert (found / "evaluation.json").exists()
+    assert contents() == before
 
 
 def test_the_printed_commands_are_a_script(ssfnas, tmp_path):

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from ssfnas_cli.artifacts.dataset import MANIFEST
 from ssfnas_cli.artifacts.files import atomic_path
+from ssfnas_cli.artifacts.model import MODEL
 from ssfnas_cli.errors import OutputExistsError, UsageError
 from ssfnas_cli.sweep.cells import TRAINING, Cell
 from ssfnas_cli.sweep.plan_file import STAGES
@@ -128,7 +130,7 @@ def write_scripts(folder: Path, cells: Sequence[Cell], plan: Path, output: Path)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     for name, text in {REQUEUE: requeue, TASK: task, SUBMIT: submit}.items():
         with atomic_path(folder / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
         (folder / name).chmod(0o755)
     return folder / SUBMIT
 
@@ -142,15 +144,14 @@ def quote(word: object) -> str:
 
 
 def _input(cell: Cell) -> str:
-    """The file that must be there before a cell can run; empty if there is none."""
-    if cell.stage == "data" or (cell.stage == "search" and cell.data is None):
-        return ""
-    if cell.stage == "search" or (cell.stage == "retrain" and cell.source is None):
-        return "" if cell.data is None else str(cell.data / "manifest.json")
-    assert cell.source is not None
-    if cell.stage == "retrain":
-        return str(cell.source)
-    return str(cell.source / ("alphas.safetensors" if cell.stage == "derive" else "model.safetensors"))
+    """The file that must be there before a cell can run; empty if there is none.
+
+    A search that has not ended yet has alphas and no genotype, and nothing is to be derived from it.
+    """
+    made = {"derive": "genotype.json", "adjust": MODEL, "evaluate": MODEL}.get(cell.stage)
+    if cell.source is not None:
+        return str(cell.source / made if made else cell.source)
+    return "" if cell.data is None else str(cell.data / MANIFEST)
 
 
 def _refuse_other(folder: Path) -> None:

@@ -7,8 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "faults"))
 from faults_support import wait_for
 
 TINY = Path(__file__).parents[2] / "experiments" / "table1" / "tiny.toml"
@@ -39,7 +37,7 @@ def table(ssfnas, tmp_path_factory):
         "err": err,
         "config": (search / "config.json").stat(),
     }
-    rest = ssfnas.ok(*TABLE, "--run", "--jobs", "2", cwd=place)
+    rest = ssfnas.installed.ok(*TABLE, "--run", "--jobs", "2", cwd=place)
     return place, stopped, rest
 
 

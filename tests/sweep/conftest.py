@@ -1,11 +1,14 @@
-"""Plans from TOML that a test writes."""
+"""Plans from TOML that a test writes; `results_support` can be imported."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "results"))
 
 from ssfnas_cli.sweep.cells import Cell
 from ssfnas_cli.sweep.grid import build_cells

@@ -1,12 +1,9 @@
 """What counts as done: a whole output of the same command and the same inputs."""
 
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "results"))
 from results_support import make_run, split_of
 
 from ssfnas_cli.artifacts.files import sha256_file, write_sealed_json

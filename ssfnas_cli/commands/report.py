@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ssfnas_cli.results.selection import LeftOut, Selection
 
 SUFFIXES = (".html", ".htm")
+MISTAKES, MAX_NETWORKS = 12, 4  # of each network by default, and networks that are run by default
 
 
 def command(
@@ -39,14 +40,15 @@ def command(
         ),
     ] = "test",
     mistakes: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
             max=200,
-            help="How many of the most confident and of the worst mistakes of each network to show; 0: none, and no "
-            "network is run.",
+            help="How many of the most confident and of the worst mistakes of each network to show, which runs it on "
+            "the split; 0: none.",
+            show_default=f"{MISTAKES}; 0 for more than {MAX_NETWORKS} networks",
         ),
-    ] = 12,
+    ] = None,
     device: common.DeviceName = None,
     threads: common.Threads = None,
     force: common.Force = False,
@@ -68,11 +70,29 @@ def command(
     from ssfnas_cli.results.selection import select_every_run
 
     material = gather(select_every_run(runs), split)
+    if mistakes is None:
+        mistakes = _usual_mistakes(material)
     if mistakes:
         material = find_mistakes(material, mistakes, device or "auto", threads or 0)
     outputs.write_output(output, write(material), force)
     if not is_stream(output):
         log.info("%s", output)
+
+
+def _usual_mistakes(material: Material) -> int:
+    """How many mistakes are shown by default: none of many networks, since each has to be run."""
+    num = len(_measured(material))
+    if num <= MAX_NETWORKS:
+        return MISTAKES
+    log.info("mistakes of %d networks are not shown, since each has to be run: --mistakes %d shows them", num, MISTAKES)
+    return 0
+
+
+def _measured(material: Material) -> list[RunFacts]:
+    """The networks that are evaluated on the split."""
+    from ssfnas_cli.plots.report.material import is_evaluated
+
+    return [run for run in material.runs if run.run.kind == "retrain" and is_evaluated(run, material.split)]
 
 
 def gather(selection: Selection, split: str) -> Material:
@@ -112,7 +132,7 @@ def _compared(runs: Sequence[RunFacts], split: str) -> list[Block]:
     """The tables and the remarks of `compare` for the finished runs of a kind."""
     from ssfnas_cli.commands.compare import with_counts
     from ssfnas_cli.commands.compare_table import grids, notes
-    from ssfnas_cli.plots.report.blocks import Details, Items, Part, Table, turned_if_wide
+    from ssfnas_cli.plots.report.blocks import Details, Items, Table, turned_if_wide
     from ssfnas_cli.results.comparison import compare
     from ssfnas_cli.results.selection import Selection, what_is_missing
 
@@ -133,7 +153,7 @@ def _compared(runs: Sequence[RunFacts], split: str) -> list[Block]:
         ]
         blocks.append(Details("The same on other splits", [turned_if_wide(table) for table in tables]))
     if told := notes(main):
-        blocks.append(Part("What to mind", [Items(told)]))
+        blocks.append(Details("What to mind", [Items(told)], is_open=True))
     return blocks
 
 
@@ -152,14 +172,14 @@ def find_mistakes(material: Material, num: int, device: str, threads: int) -> Ma
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.mistakes import mistakes_of_run
     from ssfnas_cli.plots.report.data import open_data
-    from ssfnas_cli.plots.report.material import Shown, is_evaluated
+    from ssfnas_cli.plots.report.material import Shown
 
     place = Device(device, threads)
     found: dict[Path, Shown | InputError] = {}
-    for run in material.runs:
-        if run.run.kind == "search" or not is_evaluated(run, material.split):
-            continue
-        log.info("mistakes of %s on %s", run.path, material.split)
+    for run in _measured(material):
+        assert run.evaluation
+        images = run.evaluation["splits"][material.split]["num_images"]
+        log.info("mistakes of %s on %s: %s images", run.path, material.split, f"{images:,}")
         try:
             open_data(run)
             found[run.path] = Shown(*mistakes_of_run(run.run, material.split, num, place))

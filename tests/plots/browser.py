@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -14,6 +15,10 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe"),
+)
+# The browser reads its commands from descriptor 3 and answers on 4.
+START = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 
 
@@ -29,9 +34,8 @@ class Browser:
         to_read, ours_to_write = _high_pipe()
         ours_to_read, to_write = _high_pipe()
         self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-        # It reads its commands from descriptor 3 and answers on 4.
-        shell = f'exec "$@" 3<&{to_read} 4>&{to_write}'
-        argv = ["sh", "-c", shell, "sh", program, *FLAGS, f"--user-data-dir={self._profile.name}"]
+        flags = [*FLAGS, f"--user-data-dir={self._profile.name}"]
+        argv = [sys.executable, "-c", START, str(to_read), str(to_write), program, *flags]
         self._process = subprocess.Popen(
             argv, pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

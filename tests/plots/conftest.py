@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "results"), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "results"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from report_support import hostile  # noqa: F401

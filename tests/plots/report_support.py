@@ -1,4 +1,4 @@
-"""Runs whose names would be dangerous in a page that did not escape them, as real stages leave them; and pages of runs."""
+"""Real runs whose names would be dangerous in a page that did not escape them, and pages of runs."""
 
 from html.parser import HTMLParser
 

@@ -1,5 +1,6 @@
 """What a report says of runs of every kind and state, and that nothing which strangers named is more than text."""
 
+import itertools
 import re
 import shutil
 
@@ -78,7 +79,7 @@ def test_every_picture_has_a_text_and_every_table_headers(whole):
     assert page.all("table") and all(one["scope"] in ("row", "col") for one in page.all("th"))
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(later <= before + 1 for before, later in zip(levels, levels[1:], strict=False))
+    assert all(later <= before + 1 for before, later in itertools.pairwise(levels))
 
 
 def test_the_same_runs_give_the_same_bytes(hostile, whole):
@@ -136,14 +137,14 @@ def test_a_damaged_run_is_named_and_the_others_are_shown(tmp_path):
     assert any(f"{damaged}: is damaged" in text for text in page.said("p"))
     assert any(text.startswith("sound") for text in page.said("h3"))
     shutil.rmtree(tmp_path / "all" / "sound")
-    with pytest.raises(InputError, match="no run can be used: .*torn: is damaged"):
+    with pytest.raises(InputError, match=r"no run can be used: .*torn: is damaged"):
         page_of(tmp_path / "all")
 
 
 def test_runs_of_other_classes_are_not_put_together(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", class_names=NAMES[:2])
-    with pytest.raises(InputError, match="3 classes, and .* 2: their accuracies do not mean the same"):
+    with pytest.raises(InputError, match=r"3 classes, and .* 2: their accuracies do not mean the same"):
         page_of(tmp_path)
 
 

@@ -8,6 +8,7 @@ from ssfnas_cli.artifacts.genotype import Genotype, read_genotype
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots.cell_picture import CELLS, TITLES, render
 from ssfnas_cli.plots.report.blocks import Block, Details, Note, Picture, Table
+from ssfnas_cli.plots.report.material import note_of
 from ssfnas_cli.results.facts import RunFacts
 
 
@@ -22,7 +23,7 @@ def blocks(run: RunFacts) -> list[Block]:
     try:
         genotype = read_genotype(path)
     except InputError as error:
-        return [Note(f"The cells cannot be drawn: {error}")]
+        return [note_of("The cells cannot be drawn", error)]
     svg = render(genotype, CELLS, "svg")
     return [
         Picture("The cells", _in_words(genotype), svg, themed=False),

@@ -7,8 +7,8 @@ from functools import partial
 
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots.curves import curve_of, draw, shown_figures
-from ssfnas_cli.plots.report.blocks import Block, Details, Note, Table
-from ssfnas_cli.plots.report.material import picture
+from ssfnas_cli.plots.report.blocks import Block, Details, Table
+from ssfnas_cli.plots.report.material import note_of, picture
 from ssfnas_cli.results.grouping import Group
 
 
@@ -17,7 +17,7 @@ def curve_blocks(groups: Sequence[Group]) -> list[Block]:
     try:
         shown = shown_figures(groups)
     except InputError as error:
-        return [Note(f"Accuracy over epochs: {error}")]
+        return [note_of("Accuracy over epochs", error)]
     tables = [table for name, title in shown if (table := _table(groups, name, title)) is not None]
     return [
         picture("Accuracy over epochs", lambda: _alt(groups, shown), partial(draw, groups)),

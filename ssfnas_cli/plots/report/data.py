@@ -11,7 +11,7 @@ from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots import distribution
 from ssfnas_cli.plots.distribution import Distribution
 from ssfnas_cli.plots.report.blocks import Block, Details, Facts, Note, Part, Section, Table
-from ssfnas_cli.plots.report.material import Material, picture
+from ssfnas_cli.plots.report.material import Material, note_of, picture
 from ssfnas_cli.results.facts import RunFacts
 
 MAX_ROWS = 1000  # classes that are listed
@@ -42,7 +42,7 @@ def _blocks(runs: Sequence[RunFacts]) -> list[Block]:
     try:
         data = open_data(runs[0])
     except InputError as error:
-        return [Note(f"The data set cannot be shown: {error}"), *_from_evaluations(runs)]
+        return [note_of("The data set cannot be shown", error), *_from_evaluations(runs)]
     splits = {name: data.counts(name) for name in data.splits}
     shown = Distribution(data.path.name, data.class_names, splits["train"])
     images = ", ".join(f"{sum(counts):,} {name}" for name, counts in splits.items())

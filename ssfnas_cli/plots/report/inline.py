@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from ssfnas_cli.plots.figure import FAINT_INK, GRID, INK
+from ssfnas_cli.plots.figure import COLOURS, FAINT_INK, GRID, INK
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +20,7 @@ SHRINKS_TO = 0.7  # of its size, on a narrow screen; below that letters are too 
 MAX_THUMBNAIL = 96  # pixels of a side
 # The colours of charts that follow the page's, as its style sheet names them
 THEME = {INK: "var(--ink)", FAINT_INK: "var(--faint)", GRID: "var(--grid)", "#ffffff": "var(--paper)"}
+THEME[COLOURS[0].lower()] = "var(--first)"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _COLOUR = re.compile("|".join(THEME), re.IGNORECASE)
 

@@ -77,4 +77,10 @@ def picture(caption: str, alt: Callable[[], str], draw: Callable[[], Figure], th
     try:
         return Picture(caption, alt(), to_bytes(draw, "svg", chart=True), themed)
     except InputError as error:
-        return Note(f"{caption}: {error}")
+        return note_of(caption, error)
+
+
+def note_of(what: str, error: InputError) -> Note:
+    """What is missing, in the words of an error, and the command at its end, if there is one."""
+    said, _, command = str(error).partition(": ssfnas ")
+    return Note(f"{what}: {said}", f"ssfnas {command}" if command else "")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.plots.report.blocks import Block, Details, Gallery, Note, Text, Thumbnail
+from ssfnas_cli.plots.report.blocks import Block, Details, Gallery, Text, Thumbnail
 from ssfnas_cli.plots.report.inline import thumbnail
-from ssfnas_cli.plots.report.material import Material, Shown
+from ssfnas_cli.plots.report.material import Material, Shown, note_of
 from ssfnas_cli.results.facts import RunFacts
 from ssfnas_cli.results.mistakes import Mistake
 
@@ -20,7 +20,7 @@ def blocks(run: RunFacts, material: Material) -> list[Block]:
     if shown is None:
         return []
     if isinstance(shown, InputError):
-        return [Note(f"Its mistakes cannot be shown: {shown}")]
+        return [note_of("Its mistakes cannot be shown", shown)]
     assert run.evaluation
     found, names, split = shown.mistakes, run.evaluation["class_names"], material.split
     said = Text(f"{found.num_wrong:,} of the {found.num_images:,} images of {split} are taken for another class.")

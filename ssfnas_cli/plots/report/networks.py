@@ -14,7 +14,7 @@ from ssfnas_cli.plots import evaluations as read
 from ssfnas_cli.plots.report import cells, mistakes
 from ssfnas_cli.plots.report.blocks import Block, Details, Facts, Note, Part, Section, Table, Text
 from ssfnas_cli.plots.report.curves import curve_blocks
-from ssfnas_cli.plots.report.material import Material, having, is_evaluated, picture, runs_of
+from ssfnas_cli.plots.report.material import Material, having, is_evaluated, note_of, picture, runs_of
 from ssfnas_cli.results.facts import RunFacts
 from ssfnas_cli.results.grouping import Group
 
@@ -44,7 +44,7 @@ def _evaluated(groups: Sequence[Group], split: str) -> list[Block]:
     try:
         found = read.evaluated(groups, split)
     except InputError as error:
-        return [Note(f"No figures by class: {error}")]
+        return [note_of("No figures by class", error)]
     draw = {name: partial(kind.draw, groups, split) for name, kind in _KINDS.items()}
     return [
         picture(f"Accuracy of each class on {split}", lambda: _classes_alt(groups, split, found), draw["classes"]),

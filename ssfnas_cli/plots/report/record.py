@@ -39,7 +39,7 @@ def _differences(groups: Sequence[Group], words: str) -> Table:
 def _settings(run: RunFacts) -> list[Block]:
     flat = flatten(run.run.config["settings"])
     meant = {
-        name: f"{_shown(flat.get(name, 'auto'))}: {_shown(told['value'])} ({told['why']})"
+        name: f"{'' if flat.get(name) == told['value'] else 'auto: '}{_shown(told['value'])} ({told['why']})"
         for name, told in run.run.config.get("resolved", {}).items()
     }
     every = {name: meant.get(name, _shown(value)) for name, value in flat.items()}

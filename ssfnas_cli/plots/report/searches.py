@@ -12,7 +12,7 @@ from ssfnas_cli.plots.alphas import Record, draw_heat
 from ssfnas_cli.plots.report import cells
 from ssfnas_cli.plots.report.blocks import Block, Items, Note, Part, Section, Text
 from ssfnas_cli.plots.report.curves import curve_blocks
-from ssfnas_cli.plots.report.material import Material, having, picture, runs_of
+from ssfnas_cli.plots.report.material import Material, having, note_of, picture, runs_of
 from ssfnas_cli.results.facts import RunFacts
 from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.results.health import find_problems, health_in_words
@@ -51,7 +51,7 @@ def _run_blocks(run: RunFacts, group: Group, material: Material) -> list[Block]:
 def _weights(run: RunFacts, label: str, material: Material) -> Block:
     weights = material.weights[run.path]
     if isinstance(weights, InputError):
-        return Note(f"The mixing weights cannot be drawn: {weights}")
+        return note_of("The mixing weights cannot be drawn", weights)
     record = Record(label, run.run.config["settings"]["ops"], weights)
     return picture(
         "Mixing weights over epochs: edges from top to bottom, epochs from left to right, dark where the weight is",

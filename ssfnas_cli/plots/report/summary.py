@@ -22,7 +22,7 @@ def section(material: Material) -> Section:
 
 
 def _row(run: RunFacts, split: str) -> list[str]:
-    seeds = "/".join(map(str, run.seeds))
+    seeds = ", search ".join(map(str, reversed(run.seeds)))
     return [str(run.path), what_it_is(run), run.data[0], seeds, _state(run), _result(run, split)]
 
 

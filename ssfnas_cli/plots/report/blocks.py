@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+LONG = 24  # letters
+
 
 @dataclass(frozen=True)
 class Text:
@@ -52,6 +54,11 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     numbers: bool = True
+
+    @property
+    def has_long_names(self) -> bool:
+        """Whether a row's header is so long that it needs room, even on a narrow screen."""
+        return any(len(row[0]) > LONG for row in self.rows)
 
 
 @dataclass(frozen=True)

@@ -23,22 +23,25 @@ def runs(tmp_path_factory):
 
 
 def test_a_report_goes_to_a_file_or_a_pipe_and_overwrites_nothing(ssfnas, runs, tmp_path):
-    result = ssfnas.ok("report", runs / "all", "--mistakes", "0", cwd=tmp_path)
+    net = runs / "all" / "net"
+    result = ssfnas.ok("report", net, "--mistakes", "0", cwd=tmp_path)
     assert result.out == b"" and result.err.splitlines()[-1] == "report.html"
     page = (tmp_path / "report.html").read_bytes()
     assert page.startswith(b"<!doctype html>") and page.rstrip().endswith(b"</html>")
-    piped = ssfnas.ok("report", runs / "all", "--mistakes", "0", "-o", "-", "-q", cwd=tmp_path)
+    piped = ssfnas.ok("report", net, "--mistakes", "0", "-o", "-", "-q", cwd=tmp_path)
     assert piped.out == page and piped.err == ""
-    ssfnas.refuses(4, ["--output report.html", "--force"], "report", runs / "all", cwd=tmp_path)
-    again = ssfnas.ok("report", runs / "all" / "net", "--mistakes", "0", "--force", cwd=tmp_path)
+    ssfnas.refuses(4, ["--output report.html", "--force"], "report", net, cwd=tmp_path)
+    again = ssfnas.ok("report", net, "--mistakes", "0", "--force", cwd=tmp_path)
     assert "report.html.old-1" in again.err and (tmp_path / "report.html.old-1").read_bytes() == page
 
 
 def test_real_stages_give_a_report_with_mistakes(ssfnas, world, tmp_path):
-    ssfnas.ok("evaluate", world / "retrain", "--threads", "1", "-q", cwd=tmp_path)
+    facts = ssfnas.ok("evaluate", world / "retrain", "--threads", "1", "-q", cwd=tmp_path).json["splits"]["test"]
+    wrong = facts["num_images"] - sum(facts["confusion"][c][c] for c in range(10))
     result = ssfnas.ok("report", world / "search", world / "retrain", "--threads", "1", "-o", "-", cwd=tmp_path)
     page = result.out.decode()
-    assert f"mistakes of {world / 'retrain'} on test: 362 images" in result.err
+    assert f"mistakes of {world / 'retrain'} on test: {facts['num_images']} images" in result.err
+    assert f"{wrong} of the {facts['num_images']} images of test are taken for another class." in page
     assert page.count("data:image/png;base64,") > 4 and page.count("<svg") >= 9
     commands = [json.loads((world / name / "config.json").read_text())["command"] for name in ("search", "retrain")]
     assert all(command.replace("&", "&amp;") in page for command in commands)

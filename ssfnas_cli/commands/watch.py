@@ -38,6 +38,7 @@ def watch_runs(folder: Path) -> None:
     from rich.live import Live
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # the cursor must be shown again
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's background job starts with Ctrl-C ignored
     console = plain_console(stdout())
     try:
         with Live(console=console, auto_refresh=False) as live:

@@ -54,7 +54,7 @@ def _weights(run: RunFacts, label: str, material: Material) -> Block:
         return note_of("The mixing weights cannot be drawn", weights)
     record = Record(label, run.run.config["settings"]["ops"], weights)
     return picture(
-        "Mixing weights over epochs: edges from top to bottom, epochs from left to right, dark where the weight is large",
+        "Mixing weights over epochs: edges from top to bottom, epochs from left to right, dark where a weight is large",
         lambda: _weights_alt(record),
         partial(draw_heat, record),
         themed=False,

@@ -26,6 +26,7 @@ from ssfnas_cli.commands import (
     plot_genotype,
     plugins,
     predict,
+    report,
     retrain,
     runs,
     search,
@@ -86,6 +87,7 @@ for name, module in {
     "sweep": sweep,
     "compare": compare,
     "plot": plot,
+    "report": report,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

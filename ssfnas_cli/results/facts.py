@@ -152,6 +152,12 @@ def search_of(facts: RunFacts) -> RunFolder | None:
     return _find_beside(facts.run, (genotype.get("provenance") or {}).get("run"), "search")
 
 
+def source_of(run: RunFolder) -> RunFolder | None:
+    """The run whose network a correction began with, if the run is a correction and that one is still there."""
+    adjustment = run.config.get("adjustment")
+    return _find_beside(run, adjustment.get("source"), "retrain") if isinstance(adjustment, dict) else None
+
+
 def _find_beside(run: RunFolder, recorded: Any, kind: str) -> RunFolder | None:
     """The run that another one records, where it was, or beside that one if both were moved."""
     if not isinstance(recorded, str):
@@ -174,10 +180,9 @@ def _cost(run: RunFolder, metrics: list[dict[str, Any]], search: RunFolder | Non
     result = run.status().get("result") or {}
     steps: list[float | None] = [line.get("steps") for line in metrics]
     seconds: float = metrics[-1].get("elapsed_seconds", 0.0) if metrics else 0.0
-    adjustment = run.config.get("adjustment")
     num_macs = result.get("num_macs")
-    if isinstance(adjustment, dict):
-        source = _find_beside(run, adjustment.get("source"), "retrain")  # whose network the correction began with
+    if isinstance(run.config.get("adjustment"), dict):
+        source = source_of(run)
         before: dict[str, float | None] = {} if source is None else _cost(source, source.metrics(), None)
         steps.append(before.get("steps"))
         seconds += before.get("seconds") or 0.0

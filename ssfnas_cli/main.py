@@ -27,9 +27,11 @@ from ssfnas_cli.commands import (
     plot_genotype,
     plugins,
     predict,
+    report,
     retrain,
     runs,
     search,
+    sweep,
 )
 from ssfnas_cli.errors import SsfnasError, out_of_memory
 
@@ -84,8 +86,10 @@ for name, module in {
     "describe": describe,
     "import-genotype": import_genotype,
     "runs": runs,
+    "sweep": sweep,
     "compare": compare,
     "plot": plot,
+    "report": report,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

@@ -27,7 +27,8 @@ class RunFacts:
 
     Attributes:
         run: the folder.
-        seeds: the seed; for a retrained genotype whose search is known, the search's seed comes before it.
+        seeds: the seed; for a retrained genotype whose search is known, the search's seed comes before it, and for a
+            random genotype that which it was drawn from.
         settings: the settings that change results, flat, without the seed; those of the genotype's search, with the
             rule and the epoch of the derivation, begin with `search.`.
         changed: those of `settings` that differ from the defaults; None if the run does not record them.
@@ -103,7 +104,10 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
         origin = genotype.get("provenance") or {}
         threshold = origin.get("threshold")
         search = _find_beside(run, origin.get("run"), "search")
-        if search is None:
+        if origin.get("rule") == "random" and isinstance(origin.get("seed"), int):  # one arm, drawn anew for each seed
+            settings["genotype"] = "random"
+            seeds = (origin["seed"], *seeds)
+        elif search is None:
             settings["genotype"] = _genotype_name(genotype)
         else:
             settings |= {SEARCH + key: value for key, value in own_settings(search, resolve).items()}
@@ -169,6 +173,11 @@ def _lineage(run: RunFolder) -> list[RunFolder]:
             break
         found.append(base)
     return found
+
+
+def source_of(run: RunFolder) -> RunFolder | None:
+    """The run whose network a correction began with, if the run is a correction and that one is still there."""
+    return next(iter(_lineage(run)[1:]), None)
 
 
 def _same_folder(one: RunFolder, other: RunFolder) -> bool:

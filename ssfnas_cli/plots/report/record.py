@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.artifacts.run import TRAINING_VERSION, RunFolder
 from ssfnas_cli.console import format_duration
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots.report.blocks import Block, Details, Part, Section, Steps, Table, Text, turned_if_wide
@@ -79,7 +79,7 @@ def environment(material: Material) -> Section:
 
 def _environment(run: RunFacts) -> dict[str, str]:
     facts = {name: _shown(value) for name, value in run.run.config["environment"].items()}
-    facts["recipe"] = str(run.run.config.get("recipe", 1))
+    facts["training version"] = str(run.run.config.get(TRAINING_VERSION, 1))
     last: Mapping[str, Any] = run.metrics[-1] if run.metrics else {}
     if "elapsed_seconds" in last:
         facts["time"] = format_duration(last["elapsed_seconds"])

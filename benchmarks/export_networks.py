@@ -208,7 +208,8 @@ def summary(found: list[dict[str, Any]]) -> str:
         f"{LOGIT:g} between images, as `.onnx` and as `.pt2`:",
         "",
     ]
-    for title, part in ((f"{len(networks)} networks", networks), (f"{len(of_cells)} derived networks", of_cells)):
+    of_registry = f"{len(networks)} of the {len(NETWORKS.names())} networks of the registry were tried"
+    for title, part in ((of_registry, networks), (f"{len(of_cells)} derived networks", of_cells)):
         good = [one for one in part if isinstance(one.get(".onnx"), float) and isinstance(one.get(".pt2"), float)]
         worst = max((max(one[".onnx"], one[".pt2"]) for one in good), default=0.0)
         lines.append(
@@ -218,7 +219,9 @@ def summary(found: list[dict[str, Any]]) -> str:
     for one in found:
         for suffix in FORMATS:
             if isinstance(one.get(suffix), str):
-                lines.append(f"- `{one['name']}` as `{suffix}` is refused: {one[suffix]}.")
+                lines.append(
+                    f"- `{one['name']}` as `{suffix}` is refused: {one[suffix].removeprefix(one['name'] + ': is not kept: ')}."
+                )
     again = [one for one in networks if "smaller" in one]
     if again:
         told = ", ".join(f"`{one['name']}` (at {one['side']} pixels)" for one in again)
@@ -275,7 +278,7 @@ def main() -> None:
     found = [json.loads(line) for line in ARGUMENTS.out.read_text().splitlines()]
     print(summary(found))
     if not ARGUMENTS.names:
-        write(summary(found))
+        write(summary(sorted(found, key=lambda one: one["name"])))
 
 
 def parse() -> argparse.Namespace:

@@ -219,10 +219,10 @@ def summary(found: list[dict[str, Any]]) -> str:
     for one in found:
         for suffix in FORMATS:
             if isinstance(one.get(suffix), str):
-                lines.append(
-                    f"- `{one['name']}` as `{suffix}` is refused: {one[suffix].removeprefix(one['name'] + ': is not kept: ')}."
-                )
-    again = [one for one in networks if "smaller" in one]
+                reason = one[suffix].removeprefix(f"{one['name']}: is not kept: ")
+                lines.append(f"- `{one['name']}` at {one['side']} pixels as `{suffix}` is refused: {reason}.")
+    good = [one for one in networks if all(isinstance(one.get(suffix), float) for suffix in FORMATS)]
+    again = [one for one in good if "smaller" in one]
     if again:
         told = ", ".join(f"`{one['name']}` (at {one['side']} pixels)" for one in again)
         lines.append(

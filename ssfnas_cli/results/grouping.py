@@ -22,7 +22,7 @@ BARE = ("loss", "network", "relax", "genotype")  # sections whose plugin's name 
 NOT_SETTINGS = ("data", "threshold", "genotype", f"{SEARCH}rule", f"{SEARCH}epoch")  # that have no default
 MEANT = ("flip", "stem")  # whose `auto` was replaced by what it meant
 # The rules that go without saying
-USUAL_RULE = {"softmax": "darts", "sigmoid": "fairdarts"}
+USUAL_RULE = {"softmax": "darts", "sigmoid": "fairdarts", "gumbel": "darts", "dirichlet": "darts"}
 
 
 @dataclass(frozen=True)

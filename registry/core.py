@@ -301,6 +301,8 @@ STRATEGIES: Registry[Any] = Registry(
     "ssfnas.strategies",
     {
         "registry.strategies.gradient": ("gradient",),
+        "registry.strategies.random_search": ("random",),
+        "registry.strategies.evolution": ("evolution",),
     },
 )
 # The modules of the built-in sources belong to the application. They are only named here, and imported on first use.

@@ -24,7 +24,7 @@ def command(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="The search strategy: gradient, or the name of a plugin.",
+            help="The search strategy: gradient, random, evolution, or a plugin's.",
             autocompletion=common.names_of("strategy"),
             show_default="gradient",
         ),

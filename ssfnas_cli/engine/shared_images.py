@@ -69,8 +69,11 @@ class SharedSplits:
 
 
 def tracks(settings: Training, epoch: int, epochs: int) -> bool:
-    """Whether the end of an epoch, counted from 0, evaluates the held-out splits: the last one does if any does."""
-    return settings.track_test and ((epoch + 1) % settings.track_every == 0 or epoch + 1 == epochs)
+    """Whether the end of an epoch, counted from 0, evaluates the held-out splits: the last one does if any does.
+
+    So do rounds of candidates, which come after it.
+    """
+    return settings.track_test and ((epoch + 1) % settings.track_every == 0 or epoch + 1 >= epochs)
 
 
 def _rows_within(part: Split, whole: Split, chunk: int = 1024) -> np.ndarray | None:

@@ -26,6 +26,7 @@ from ssfnas_cli.commands import (
     plot_genotype,
     plugins,
     predict,
+    rank,
     retrain,
     runs,
     search,
@@ -84,6 +85,7 @@ for name, module in {
     "runs": runs,
     "compare": compare,
     "plot": plot,
+    "rank": rank,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

@@ -40,8 +40,8 @@ bench: $(READY) ## run all benchmarks and write their tables to docs/performance
 	PYTHONPATH=. $(BIN)/python benchmarks/large_data.py
 	PYTHONPATH=. $(BIN)/python benchmarks/shared_machine.py
 
-docs: $(READY) ## print the tables of docs/first-run.md from the runs in first-run/ (see examples/first-run.sh)
-	$(BIN)/python examples/first_run_table.py first-run
+docs: $(READY) ## build the documentation as a site: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 clean: ## remove the files of these targets, including the environment
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

@@ -47,7 +47,7 @@ def command(
         check_suffix(save_predictions, "--save-predictions")
         outputs.refuse_existing(save_predictions, force, "--save-predictions")
     outputs.refuse_existing(output, force)
-    folder = inputs.open_run(run, "retrain")
+    folder = inputs.open_run(run, "retrain", ["ssfnas_cli.engine.evaluate"])
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.evaluate import evaluate_run
 

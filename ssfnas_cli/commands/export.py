@@ -41,7 +41,7 @@ def command(
             f"--output {output}: needs {', '.join(missing)}: pip install 'ssfnas[onnx]', or export to .pt2 instead"
         )
     outputs.refuse_existing(output, force)
-    folder = inputs.open_run(run, "retrain")
+    folder = inputs.open_run(run, "retrain", ["ssfnas_cli.deploy.export"])
     from ssfnas_cli.deploy.export import export
     from ssfnas_cli.deploy.model import load_run
     from ssfnas_cli.engine.device import find_device

@@ -43,7 +43,7 @@ def draw(facts: Mapping[str, Any]) -> Figure:
         xlabel=f"supernet, {name} on the alpha half, percent", ylabel=f"retrained, {name} on {facts['split']}, percent"
     )
     axes.set_title(_title(facts))
-    axes.margins(0.12)
+    axes.margins(x=0.18, y=0.12)
     return figure
 
 

@@ -25,6 +25,9 @@ WITHOUT = {
     "ssl.weight": ("ssl.loss.name", "none"),
     **dict.fromkeys(("rand_ops", "rand_magnitude"), ("augment", "none")),
 }
+# Strategies that have no alphas, and how the settings begin that mean nothing beside them
+WITHOUT_ALPHAS = ("random", "evolution")
+OF_ALPHAS = ("relax.", "alpha_", "order", "warmup_epochs")
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,8 @@ def own_settings(run: RunFolder, resolve: bool = False) -> dict[str, Any]:
         flat = known | {key: value for key, value in recorded.items() if key not in known}
     meant = {name: told["value"] for name, told in run.config.get("resolved", {}).items() if name in flat}
     idle = {key for key, (other, value) in WITHOUT.items() if flat.get(other) == value}
+    if flat.get("strategy.name") in WITHOUT_ALPHAS:
+        idle |= {key for key in flat if key.startswith(OF_ALPHAS)}
     return {key: value for key, value in (flat | meant).items() if key not in NO_ARM and key not in idle}
 
 

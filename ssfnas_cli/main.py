@@ -27,6 +27,7 @@ from ssfnas_cli.commands import (
     plot_genotype,
     plugins,
     predict,
+    rank,
     report,
     retrain,
     runs,
@@ -90,6 +91,7 @@ for name, module in {
     "compare": compare,
     "plot": plot,
     "report": report,
+    "rank": rank,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import traceback
@@ -26,6 +27,7 @@ from ssfnas_cli.commands import (
     plot_genotype,
     plugins,
     predict,
+    report,
     retrain,
     runs,
     search,
@@ -59,6 +61,7 @@ class _Command(TyperCommand):
     """A subcommand. After its flags are parsed only foreign code prints, so its prints are redirected to stderr."""
 
     def invoke(self, ctx: Any) -> Any:
+        gc.enable()
         console.redirect_prints()
         return super().invoke(ctx)
 
@@ -86,6 +89,7 @@ for name, module in {
     "sweep": sweep,
     "compare": compare,
     "plot": plot,
+    "report": report,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)
@@ -131,6 +135,7 @@ def run() -> NoReturn:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault(*SPIN_LIMIT)
     console.reserve_stdout()
+    gc.disable()  # while flags are parsed or help is printed nothing becomes garbage, and looking for it takes time
     code = _run_command()
     _flush_streams()
     sys.exit(code if isinstance(code, int) else 0)

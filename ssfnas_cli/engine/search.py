@@ -40,7 +40,7 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
         say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
         return result
     device, phase = build_search(plan)
-    with open_run(plan, device, force) as (run, loop):
+    with open_run(plan, device, force, phase.tracking) as (run, loop):
         weight_half, alpha_half = phase.halves
         log.info(
             "split of 'train' (seed %d, per class): %d images for the weights, %d for the alphas",

@@ -34,6 +34,7 @@ bench: $(READY) ## run all benchmarks and write their tables to docs/performance
 	PYTHONPATH=. $(BIN)/python benchmarks/retrain_step.py
 	PYTHONPATH=. $(BIN)/python benchmarks/input.py
 	PYTHONPATH=. $(BIN)/python benchmarks/recipe.py
+	PYTHONPATH=. $(BIN)/python benchmarks/tracking.py
 	PYTHONPATH=. $(BIN)/python benchmarks/predict.py
 	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py
 	PYTHONPATH=. $(BIN)/python benchmarks/many_images.py

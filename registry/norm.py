@@ -15,9 +15,15 @@ from torch import Tensor, nn
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of maps [N, C, H, W] or vectors [N, C]; its running statistics can be held still."""
+    """Batch normalisation of maps [N, C, H, W] or vectors [N, C]; its running statistics can be held still.
+
+    Attributes:
+        hold_statistics: whether the running statistics stay as they are in training mode.
+        folded: whether the convolution before it does its work already, so that it changes nothing.
+    """
 
     hold_statistics: bool = False
+    folded: bool = False
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (2, 4):
@@ -35,6 +41,8 @@ def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tens
         norm: in training mode it uses the batch's statistics, else the running ones.
         weight: one number that multiplies the result; it is folded into the affine weights, which costs no pass over x.
     """
+    if norm.folded:
+        return x if weight is None else weight * x
     if norm.training and not norm.hold_statistics and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     still = norm.training and norm.hold_statistics

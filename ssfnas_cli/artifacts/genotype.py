@@ -38,7 +38,7 @@ class PrunedCell(NamedTuple):
 class Edge(BaseModel):
     """An op on the edge between two nodes. An edge may have the same op twice."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
     op: str = Field(description="name of the operation")
     source: int = Field(alias="from", ge=0, lt=MAX_NODES, strict=True, description="node that it reads")
@@ -56,7 +56,7 @@ class Edge(BaseModel):
 class Cell(BaseModel):
     """The edges of a cell type and the nodes whose concatenation is its output."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     edges: Annotated[tuple[Edge, ...], Field(max_length=MAX_EDGES)] = Field(description="the operations between nodes")
     concat: tuple[int, ...] = Field(description="the nodes whose concatenation is the output of the cell")
@@ -98,7 +98,7 @@ class Cell(BaseModel):
 class Provenance(BaseModel):
     """The origin of a genotype. Every field may be missing, as in an imported one."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
     run: str | None = Field(None, description="folder of the search")
     epoch: int | None = Field(None, description="epoch of the search")
@@ -114,7 +114,7 @@ class Provenance(BaseModel):
 class Genotype(BaseModel):
     """A normal cell and a reduction cell, with their provenance."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
     schema_name: Literal["ssfnas.genotype/1"] = Field("ssfnas.genotype/1", alias="schema")
     name: str | None = Field(None, description="a name for people, such as that of a published genotype")

@@ -173,7 +173,7 @@ def _run(plan: PlanFile, cells: list[Cell], jobs: int, limit: float | None, json
     facts = {"kind": "sweep", "path": str(plan.output), "counts": counts, "cells": entries}
     emit(facts, json, lambda console: _show_end(console, entries))
     done = f"{counts[running.DONE]} of {len(cells)} cells are done"
-    if asked is not None and counts[running.DONE] < len(cells):
+    if asked is not None and runner.count(running.WAITING, running.STOPPED):
         raise Stopped(f"stopped by {asked}: {done}; the same command goes on", stop.interrupted())
     if counts[running.FAILED]:
         first = next(progress for progress in runner.progress.values() if progress.state == running.FAILED)

@@ -12,8 +12,9 @@ from ssfnas_cli.artifacts.dataset import Split
 from ssfnas_cli.data.augment import Normalise
 from ssfnas_cli.data.batches import plain_batches
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.nets.folding import for_evaluation
 
-BATCH_SIZE = 256
+BATCH_SIZE = 128  # the maps of larger batches leave the processor's caches, and each image takes longer
 
 Scores = tuple[np.ndarray, np.ndarray]  # class scores [N, C] and labels [N]
 
@@ -31,7 +32,7 @@ def predict(
     """Class scores [N, num_classes] (logits) and labels [N] of the images of a split, in order.
 
     Args:
-        model: the network, which is put into evaluation mode.
+        model: the network, which is put into evaluation mode; a copy of it may be what computes.
         split: where the images are.
         normalise: the standardisation of the images.
         device: where to compute.
@@ -41,11 +42,13 @@ def predict(
     """
     model.eval()
     scores, labels = [], []
+    network: Callable[[Tensor], Tensor] | None = score
     for batch in plain_batches(split, np.arange(len(split)) if rows is None else rows, batch_size, normalise):
-        batch = device.move(batch)
+        (images,), moved_labels = device.move(batch)[:2]
+        network = network or for_evaluation(model, images[:2])
         with device.autocast():
-            scores.append((score or model)(batch.views[0]).float().cpu().numpy())
-        labels.append(batch.labels.cpu().numpy())
+            scores.append(network(images).float().cpu().numpy())
+        labels.append(moved_labels.cpu().numpy())
     return np.concatenate(scores), np.concatenate(labels)
 
 

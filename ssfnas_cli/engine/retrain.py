@@ -47,7 +47,7 @@ def run_retrain(
         say_training_figure([result], card.train_counts, settings.mixes)
         return result
     device, phases, model = build_retrain(plan, card)
-    with open_run(plan, device, force) as (run, loop):
+    with open_run(plan, device, force, phases[-1].tracking) as (run, loop):
         weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
         log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
         if card.holdout:

@@ -144,7 +144,7 @@ def to_toml(settings: Settings) -> str:
     """All settings that mean something here, as TOML that `--config` reads back."""
     import tomli_w
 
-    return tomli_w.dumps(settings.model_dump(mode="json", exclude=set(settings.unused())))
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude=set(settings.refused())))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -149,11 +149,16 @@ class SelfSupervised(Settings):
             raise ValueError("'ssl.weight' without a loss: name one with '--set ssl.loss=NAME'")
         return self
 
+    def unused(self) -> frozenset[str]:
+        """As for every command; and the weight of a loss that is not there."""
+        return super().unused() | ({"weight"} if self.loss.name == "none" else set())
+
 
 class Training(Execution):
     """What search and retraining share."""
 
-    NO_RESULT: ClassVar[frozenset[str]] = frozenset(Execution.model_fields)  # settings that change no result
+    # Settings that change no result
+    NO_RESULT: ClassVar[frozenset[str]] = frozenset({*Execution.model_fields, "track_every"})
 
     seed: int = Field(0, ge=0, lt=2**63, description="decides every random number of the run")
     epochs: PositiveInt
@@ -172,8 +177,12 @@ class Training(Execution):
         "fp32", description="precision of forward passes; losses are always fp32"
     )
     flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
-    track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
-    track_every: PositiveInt = Field(1, description="track_test=true: only every that many epochs, and in the last one")
+    track_test: bool = Field(False, description="accuracy on the held-out splits over epochs (paper, Fig. 7 and 8)")
+    track_every: Literal["auto"] | PositiveInt = Field(
+        "auto",
+        description="track_test=true: every that many epochs, and in the last one; auto: by the numbers of images, so "
+        "that it takes less than a quarter of the training's time",
+    )
     views: Views = Views()
     head: Section = Field(PluginSection(name="auto"), description="what the loss is computed on; auto: the loss's own")
     sampler: Section = Field(
@@ -184,14 +193,15 @@ class Training(Execution):
 
     @field_validator("track_every")
     @classmethod
-    def _tracks_something(cls, value: int, info: ValidationInfo) -> int:
-        if value != 1 and not info.data.get("track_test", True):
+    def _tracks_something(cls, value: int | str, info: ValidationInfo) -> int | str:
+        if value not in ("auto", 1) and not info.data.get("track_test", True):  # 1 was the default once
             raise ValueError("nothing is tracked: set track_test=true, too")
         return value
 
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
-        return flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT) | self.unused()))
+        flat, unused = flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT))), self.unused()
+        return {key: value for key, value in flat.items() if key not in unused}
 
     def changed_identity(self) -> dict[str, Any]:
         """What `identity` says beyond the defaults: it stays the same when a setting is added."""
@@ -245,6 +255,11 @@ class SearchSettings(Training):
     )
 
     NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed"}  # a search that stops early can go on
+    WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution"})  # strategies that have none
+    OF_ALPHAS: ClassVar[tuple[str, ...]] = (
+        *("relax", "alpha_sampler", "order", "warmup_epochs"),
+        *("alpha_lr", "alpha_betas", "alpha_weight_decay"),
+    )
     PLUGIN_KINDS: ClassVar = {
         "strategy": "strategy",
         "relax": "relaxation",
@@ -254,6 +269,12 @@ class SearchSettings(Training):
         "sampler": "sampler",
         "alpha_sampler": "sampler",
     }
+
+    def unused(self) -> frozenset[str]:
+        """As for every command; and what is said of alphas to a strategy that has none."""
+        if self.strategy.name not in self.WITHOUT_ALPHAS:
+            return super().unused()
+        return super().unused() | flatten(self.model_dump(mode="json", include=set(self.OF_ALPHAS))).keys()
 
     @field_validator("ops")
     @classmethod
@@ -363,6 +384,11 @@ class RetrainSettings(Training):
             raise ValueError("needs momentum, and momentum is 0")
         return nesterov
 
-    def unused(self) -> frozenset[str]:
+    def refused(self) -> frozenset[str]:
         """As for every command; of a plain network, what only a genotype's network has."""
-        return super().unused() if self.network.name == "none" else self.OF_CELLS
+        return super().refused() if self.network.name == "none" else self.OF_CELLS
+
+    def unused(self) -> frozenset[str]:
+        """As for every command; and what is said of a pretraining or of RandAugment where there is none."""
+        idle = {"pretrain_epochs", "pretrain_lr"} if self.pretrain.name == "none" else set()
+        return super().unused() | idle | ({"rand_ops", "rand_magnitude"} if self.augment != "rand" else set())

@@ -91,7 +91,7 @@ class Runner:
             if asked is None:
                 self._start_ready()
             if not self.children:
-                return asked
+                return asked or stop.requested_by(max_time)  # it may have come while none was running
             time.sleep(PAUSE)
             for child in list(self.children):
                 if child.process.poll() is not None:

@@ -129,6 +129,13 @@ def test_a_stop_ends_the_children_cleanly_and_begins_nothing(play, monkeypatch):
     assert not is_alive(int(Path("pid-a").read_text()))
 
 
+def test_a_stop_between_two_cells_is_not_taken_for_the_end(play, monkeypatch):
+    answers = iter([None, "SIGTERM"])
+    monkeypatch.setattr(stop, "requested_by", lambda max_time: next(answers, "SIGTERM"))
+    runner = play({"a": ("ok",)})
+    assert runner.asked == "SIGTERM" and states(runner) == {"a": WAITING} and not started()
+
+
 def test_an_error_of_our_own_leaves_no_child_behind(play, monkeypatch):
     """`is_done` of the second cell fails while the first one runs."""
 

@@ -30,6 +30,7 @@ from ssfnas_cli.commands import (
     retrain,
     runs,
     search,
+    sweep,
 )
 from ssfnas_cli.errors import SsfnasError, out_of_memory
 
@@ -83,6 +84,7 @@ for name, module in {
     "describe": describe,
     "import-genotype": import_genotype,
     "runs": runs,
+    "sweep": sweep,
     "compare": compare,
     "plot": plot,
     "report": report,

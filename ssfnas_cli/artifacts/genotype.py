@@ -140,6 +140,10 @@ class Genotype(BaseModel):
         """The cells by type, `normal` and `reduce`."""
         return {"normal": self.normal, "reduce": self.reduce}
 
+    def shape(self) -> dict[str, Any]:
+        """The network that it means, which is a retraining's identity: all but its name and provenance."""
+        return self.model_dump(by_alias=True, mode="json", include={"normal", "reduce", "drop_path", "op_options"})
+
     def to_json(self) -> bytes:
         """The content of a genotype file. Fields without a value are omitted."""
         return dump_json(self.model_dump(by_alias=True, exclude_none=True, mode="json"))

@@ -84,9 +84,10 @@ def plan_retrain(
     else:
         origin = genotype.provenance
         data = find_data(settings.data, origin.data, origin.data_sha256, "genotype", other_data)
-        shape = genotype.model_dump(by_alias=True, mode="json", include={"normal", "reduce", "drop_path", "op_options"})
         document = genotype.model_dump(by_alias=True, mode="json", exclude_none=True)
-        plan = plan_run("retrain", settings, data, {"genotype": shape}, names, output, {"genotype": document}, force)
+        plan = plan_run(
+            "retrain", settings, data, {"genotype": genotype.shape()}, names, output, {"genotype": document}, force
+        )
     assert isinstance(plan.settings, RetrainSettings)
     return plan, make_card(genotype, plan.settings, data)
 

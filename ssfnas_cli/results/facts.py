@@ -33,7 +33,8 @@ class RunFacts:
 
     Attributes:
         run: the folder.
-        seeds: the seed; for a retrained genotype whose search is known, the search's seed comes before it.
+        seeds: the seed; for a retrained genotype whose search is known, the search's seed comes before it, and for a
+            random genotype that which it was drawn from.
         settings: the settings that change results, flat, without the seed; those of the genotype's search, with the
             rule and the epoch of the derivation, begin with `search.`.
         changed: those of `settings` that differ from the defaults; None if the run does not record them.
@@ -98,7 +99,10 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
         origin = genotype.get("provenance") or {}
         threshold = origin.get("threshold")
         search = _find_beside(run, origin.get("run"), "search")
-        if search is None:
+        if origin.get("rule") == "random" and isinstance(origin.get("seed"), int):  # one arm, drawn anew for each seed
+            settings["genotype"] = "random"
+            seeds = (origin["seed"], *seeds)
+        elif search is None:
             settings["genotype"] = _genotype_name(genotype)
         else:
             settings |= {SEARCH + key: value for key, value in own_settings(search, resolve).items()}

@@ -126,8 +126,8 @@ def _is_option_of(key: str, differing: Sequence[str], firsts: Sequence[RunFacts]
 
 
 def _has(run: RunFacts, key: str) -> bool:
-    """Whether a run has a setting, or lacking it says something: a run that is not corrected is another one."""
-    return key in ("data", "threshold") or key.startswith(ADJUSTMENT) or key in run.settings
+    """Whether a run has a setting, or lacking it says something: no correction, or no genotype but one of a search."""
+    return key in ("data", "threshold", "genotype") or key.startswith(ADJUSTMENT) or key in run.settings
 
 
 def _differing(firsts: Sequence[RunFacts]) -> list[str]:

@@ -115,7 +115,7 @@ class Zygote:
         """End the server."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(120)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 240) -> None:

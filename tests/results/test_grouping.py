@@ -97,6 +97,15 @@ def test_genotypes_whose_search_is_gone_are_not_grouped(tmp_path):
     assert set(grouped(*runs)) == {"first", "second"}
 
 
+def test_random_genotypes_of_several_seeds_are_one_group(tmp_path):
+    runs = [
+        make_run(tmp_path / f"net-{seed}", seed=seed, provenance={"rule": "random", "seed": seed}) for seed in (0, 1)
+    ]
+    beside = make_run(tmp_path / "resnet20")
+    assert grouped(*runs, beside) == {"random": ["net-0", "net-1"], "resnet20": ["resnet20"]}
+    assert [read_facts(run).seeds for run in runs] == [(0, 0), (1, 1)]
+
+
 def test_a_run_with_the_seed_of_another_does_not_count_twice(world):
     first, second = world("a"), world("b")
     (group,) = group_runs([read_facts(first), read_facts(second)])

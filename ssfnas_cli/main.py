@@ -90,8 +90,8 @@ for name, module in {
     "sweep": sweep,
     "compare": compare,
     "plot": plot,
-    "rank": rank,
     "report": report,
+    "rank": rank,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from ssfnas_cli import world
 from ssfnas_cli.artifacts.metrics import FEW, MANY
 from ssfnas_cli.artifacts.predictions import Predicted
 from ssfnas_cli.artifacts.run import EVALUATION, RunFolder
@@ -57,6 +59,7 @@ def evaluate_run(
     network, card = load_finished(run)
     data = find_data(data_path, card.data, card.data_sha256, "run", other_data)
     data.verify()
+    world.agree({"data set": data.sha256, "trained network": _digest_of(network), "splits": ", ".join(splits)})
     if data.class_names != card.class_names or data.channels != card.in_channels:
         raise InputError(f"{data.path}: its classes or channels are not those of {path}")
     unknown = [name for name in splits if name not in data.splits]
@@ -76,6 +79,8 @@ def evaluate_run(
         },
         "same_images": shared.same,
     }
+    if not world.is_first():
+        return metrics
     if keep is not None:
         places = {name: split.source_index for name, split in shared.splits.items()}
         keep(card.class_names, {name: Predicted(*scores, places[name]) for name, scores in predicted.items()})
@@ -86,6 +91,14 @@ def evaluate_run(
         except DiskError as error:
             log.warning("the metrics are not kept in the run folder: %s", error)
     return metrics
+
+
+def _digest_of(network: torch.nn.Module) -> str:
+    """A hash of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def split_metrics(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from registry import collective
 from ssfnas_cli.artifacts.dataset import Split
 from ssfnas_cli.data.augment import Normalise
 from ssfnas_cli.data.batches import plain_batches
@@ -30,6 +31,8 @@ def predict(
 ) -> Scores:
     """Class scores [N, num_classes] (logits) and labels [N] of the images of a split, in order.
 
+    Several ranks divide the images among them, and each of them gets the scores of all.
+
     Args:
         model: the network, which is put into evaluation mode.
         split: where the images are.
@@ -40,13 +43,18 @@ def predict(
         batch_size: images per batch.
     """
     model.eval()
-    scores, labels = [], []
-    for batch in plain_batches(split, np.arange(len(split)) if rows is None else rows, batch_size, normalise):
-        batch = device.move(batch)
+    rows = np.arange(len(split)) if rows is None else rows
+    share = collective.my_share(len(rows))
+    if share is not None and len(rows) < collective.size():
+        share = None  # too few to divide: every rank computes them all
+    mine = rows if share is None else rows[share.start : share.stop]
+    scores = []
+    for batch in plain_batches(split, mine, batch_size, normalise):
         with device.autocast():
-            scores.append((score or model)(batch.views[0]).float().cpu().numpy())
-        labels.append(batch.labels.cpu().numpy())
-    return np.concatenate(scores), np.concatenate(labels)
+            scores.append((score or model)(device.move(batch).views[0]).float().cpu())
+    if share is not None:
+        return collective.gather_rows(torch.cat(scores), len(rows)).numpy(), split.labels[rows]
+    return np.concatenate([part.numpy() for part in scores]), split.labels[rows]
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:

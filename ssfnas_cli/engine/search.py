@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.run import RunFolder
@@ -37,7 +38,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
         say_search_figure(result, plan.data.counts("train"))
-        say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
+        if world.is_first():
+            say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
         return result
     device, phase = build_search(plan)
     with open_run(plan, device, force) as (run, loop):
@@ -49,7 +51,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             len(alpha_half),
         )
         loop.run_phase(0, phase, collapse if settings.stop_when_collapsed else never)
-        _write_genotype(run)
+        if world.is_first():
+            _write_genotype(run)
         facts = {"relax": phase.settings.relax.name, "loss": phase.settings.loss.name}
         result = finish(run, loop, phase.settings, facts)
     say_search_figure(result, plan.data.counts("train"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from registry import OPS
+from registry import OPS, collective
 from registry.networks import Encoded, Encoder
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native.cells import CellKernels
@@ -172,4 +172,4 @@ def _node(fused: Tensor | None, plain: Tensor | None, factor: Tensor | None) -> 
 def drop_path_factors(x: Tensor, rate: float) -> Tensor:
     """A factor for every image of x [N, ...], as [N, 1, 1, 1]: 0 with probability `rate`, else 1 / (1 - rate)."""
     keep = 1.0 - rate
-    return x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep) / keep
+    return collective.per_image(len(x), lambda num: x.new_empty(num, 1, 1, 1).bernoulli_(keep)) / keep

@@ -156,6 +156,11 @@ class Training(Execution):
     weight_decay: float = Field(3e-4, ge=0)
     clip: Rate = 5.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    batch_stats: Literal["global", "local"] = Field(
+        "global",
+        description="on several ranks, what batch normalisation takes its statistics of: the whole batch, or each "
+        "rank's share of it, which is faster",
+    )
     flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
     track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
     track_every: PositiveInt = Field(1, description="track_test=true: only every that many epochs, and in the last one")

@@ -15,7 +15,7 @@ follow, and with them every gradient is that of the global loss:
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -197,13 +197,59 @@ def sum_in_place(tensors: Sequence[Tensor], factor: float = 1.0) -> None:
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         all_reduce(flat if factor == 1 else flat.mul_(factor))
-        for tensor, part in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
-            tensor.copy_(part.view(tensor.shape))
+        _scatter(flat, bucket)
 
 
-def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Sum the gradients of parameters over the ranks. One without a gradient has none on any rank."""
-    sum_in_place([parameter.grad for parameter in parameters if parameter.grad is not None])
+class GradientSums:
+    """Sums the gradients of parameters over the ranks, while the backward pass still computes others.
+
+    It is a context for the backward pass; at its end the gradients are the sums. A parameter without a gradient has none
+    on any rank, and the gradients become ready in the same order on all.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]):
+        self._waiting: list[Tensor] = []
+        self._sent: list[tuple[list[Tensor], Tensor, dist.Work]] = []
+        self._active = False  # parameters may have other sums, for another phase of a run
+        for parameter in parameters if _size > 1 else ():
+            parameter.register_post_accumulate_grad_hook(self._add)
+
+    def __enter__(self) -> None:
+        self._active = True
+
+    def _add(self, parameter: Tensor) -> None:
+        if not self._active:
+            return
+        self._waiting.append(parameter)
+        if sum(p.numel() * p.element_size() for p in self._waiting) >= BUCKET_BYTES:
+            self._send()
+
+    def _send(self) -> None:
+        for bucket in _buckets([p.grad for p in self._waiting if p.grad is not None]):
+            flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            _count(flat)
+            with _watched():
+                work = dist.all_reduce(flat, async_op=True)
+            assert work is not None, "this process is in the group"
+            self._sent.append((bucket, flat, work))
+        self._waiting = []
+
+    @torch.no_grad()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self._active = False
+        if kind is not None:
+            return
+        self._send()
+        for bucket, flat, work in self._sent:
+            with _watched():
+                work.wait()
+            _scatter(flat, bucket)
+        self._sent = []
+
+
+def _scatter(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view(tensor.shape))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

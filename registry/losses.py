@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from registry import collective
 from registry.balance import class_priors
 from registry.core import HEADS, LOSSES, Options
-from registry.global_norm import normalise_globally
+from registry.global_norm import Affine, normalise_globally
 
 
 class Objective(abc.ABC):
@@ -191,16 +191,17 @@ def cross_correlation(first: Tensor, second: Tensor, centred: bool, eps: float =
     if num_samples < 2:
         raise ValueError("Barlow Twins correlates over the batch and needs at least 2 images in it")
     if centred:
-        first, second = standardise(first, eps), standardise(second, eps)
+        first, second = standardise(first, second, eps)
         return collective.total(first.T @ second) / num_samples
     return collective.total(_unit_columns(first).T @ _unit_columns(second))
 
 
-def standardise(projections: Tensor, eps: float) -> Tensor:
-    """Give every dimension of [N, D] the mean 0 and the variance 1 over the global batch; `eps` as for batch norms."""
+def standardise(first: Tensor, second: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Give every dimension of two [N, D] the mean 0 and the variance 1 over the global batch, as batch norms do."""
     if collective.size() > 1:
-        return normalise_globally(projections, None, None, eps)[0]
-    return F.batch_norm(projections, None, None, training=True, eps=eps)
+        (first, second), _ = normalise_globally([first, second], [Affine(None, None, eps)] * 2)
+        return first, second
+    return tuple(F.batch_norm(x, None, None, training=True, eps=eps) for x in (first, second))  # type: ignore[return-value]
 
 
 def _unit_columns(projections: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry import collective
-from registry.global_norm import normalise_globally
+from registry.global_norm import Affine, normalise_globally
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -31,19 +32,37 @@ class BatchNorm(nn.BatchNorm2d):
         return batch_norm(self, x)
 
 
-def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Normalise x [N, C, H, W] or [N, C]; only here and in `record_statistics` do running statistics move.
+class ToNormalise(NamedTuple):
+    """x [N, C, H, W] or [N, C], the BN that normalises it, and one number that multiplies the result.
 
-    Args:
-        norm: in training mode it uses the batch's statistics, else the running ones.
-        weight: one number that multiplies the result; it is folded into the affine weights, which costs no pass over x.
+    The number is folded into the affine weights, which costs no pass over x.
     """
-    gamma, beta = _affine_weights(norm, weight)
-    if norm.training and collective.shares_statistics():
-        y, batch = normalise_globally(x, gamma, beta, norm.eps)
+
+    norm: BatchNorm
+    x: Tensor
+    weight: Tensor | None = None
+
+
+def batch_norms(several: Sequence[ToNormalise]) -> list[Tensor]:
+    """Normalise several tensors, with one message if their statistics are those of several ranks."""
+    if not (several[0].norm.training and collective.shares_statistics()):
+        return [batch_norm(*one) for one in several]
+    affine = [Affine(*_affine_weights(norm, weight), norm.eps) for norm, _, weight in several]
+    results, statistics = normalise_globally([one.x for one in several], affine)
+    for (norm, _, _), batch in zip(several, statistics, strict=True):
         if not norm.hold_statistics:
             record_statistics([norm], batch.mean[None], batch.variance[None], int(batch.num))
-        return y
+    return results
+
+
+def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Normalise x as `ToNormalise` says; only here and in `record_statistics` do running statistics move.
+
+    In training mode the batch's statistics are used, else the running ones.
+    """
+    if norm.training and collective.shares_statistics():
+        return batch_norms([ToNormalise(norm, x, weight)])[0]
+    gamma, beta = _affine_weights(norm, weight)
     if norm.training and not norm.hold_statistics and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     still = norm.training and norm.hold_statistics

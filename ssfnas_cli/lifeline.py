@@ -74,7 +74,7 @@ class Lifeline:
         """
         self._failing.set()
         try:
-            error = self._cause() if lost else self._publish(message, code, self.rank)
+            error = self._cause(message) if lost else self._publish(message, code, self.rank)
             if self.rank == 0 and not lost:
                 error = {"rank": 0, "message": message, "code": code}  # if all have the same error, it is not a rank's
             text, code = self._say(error), error["code"]
@@ -91,12 +91,12 @@ class Lifeline:
         mine = json.dumps({"rank": rank, "message": message, "code": code})
         return json.loads(self.store.compare_set("error", "", mine))
 
-    def _cause(self) -> dict[str, Any]:
+    def _cause(self, message: str) -> dict[str, Any]:
         """Why another rank cannot be reached: its error, or its silence."""
         beats = self._beats()
         if not _wait(lambda: self.store.check(["error"]), CLOSED_SECONDS):
             silent = [rank for rank, beat in enumerate(self._beats()) if beat == beats[rank] and rank != self.rank]
-            return self._publish(_silence(silent), ResourceError.exit_code)
+            return self._publish(_silence(silent) if silent else message, ResourceError.exit_code)
         return json.loads(self.store.get("error"))
 
     def _say(self, error: dict[str, Any]) -> str:
@@ -177,8 +177,6 @@ class Lifeline:
 
 
 def _silence(ranks: list[int]) -> str:
-    if not ranks:
-        return f"the connection between ranks has broken: {GOES_ON}"
     who = _named([str(rank) for rank in ranks])
     has = "has" if len(ranks) == 1 else "have"
     return f"{who} {has} ended without a word, killed for want of memory perhaps, or the machine is gone: {GOES_ON}"

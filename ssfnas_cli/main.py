@@ -164,7 +164,7 @@ def _run_command() -> Any:
 def _report_unexpected(error: Exception) -> int:
     """Report an exception that no command expects: another rank has failed, a resource lacks, or there is a bug."""
     if world.is_lost(error):
-        return _report("", 5, error)
+        return _report(f"the ranks cannot send to each other ({' '.join(str(error).split())[:200]})", 5, error)
     advice = MEMORY_ADVICE.get(next(iter(sys.argv[1:]), ""), "end other programs, or use a machine with more memory")
     if lacking := out_of_memory(error, advice):
         return _report(str(lacking), lacking.exit_code, lacking)

@@ -136,9 +136,7 @@ def _join(here: Place) -> None:
     store = _connect(here)
     _lifeline = Lifeline(store, here.rank, here.size)
     _lifeline.wait_for_all(JOIN_SECONDS)
-    # On a machine with fewer GPUs than ranks, which NCCL refuses, gloo serves them, too.
-    own_gpus = torch.cuda.is_available() and torch.cuda.device_count() > here.local_rank
-    backend = "cpu:gloo,cuda:nccl" if own_gpus and dist.is_nccl_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         dist.init_process_group(
             backend,

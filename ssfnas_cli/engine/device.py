@@ -105,13 +105,24 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and collective.size() > 1:
-        name = f"cuda:{world.local_rank() % torch.cuda.device_count()}"
+        name = f"cuda:{_gpu_of(world.local_rank())}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: is not here ({str(error).splitlines()[0]}): use auto or cpu") from None
     return device
+
+
+def _gpu_of(local_rank: int) -> int:
+    """The GPU of a rank of this machine. A queue may let each rank see its own GPU alone, which is then the first."""
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank >= count:
+        raise UsageError(
+            f"--device cuda: rank {local_rank} of this machine has no GPU, it has {count}: start no more ranks than "
+            "GPUs, or take --device cpu"
+        )
+    return local_rank if count > 1 else 0
 
 
 def _keep_freed_memory() -> None:

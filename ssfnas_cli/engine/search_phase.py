@@ -143,6 +143,8 @@ class SearchPhase:
         self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": self.optimizer}
         if self.model.probe is not None:
             self.optimizers["probe"] = torch.optim.Adam(self.model.probe.parameters(), lr=settings.probe_lr)
+        parameters = {name: optimizer.param_groups[0]["params"] for name, optimizer in self.optimizers.items()}
+        self.gradient_sums = {name: collective.GradientSums(of_one) for name, of_one in parameters.items()}
 
     # Batches
 
@@ -192,8 +194,8 @@ class SearchPhase:
             mixing = self.strategy.mixing(progress, step_generator())
         loss, features = self.weight_objective(batch, mixing, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        collective.sum_gradients(self.weights)
+        with self.gradient_sums["weights"]:
+            loss.backward()
         for group in self.weight_groups:
             nn.utils.clip_grad_norm_(group, self.settings.clip)
         self.optimizer.step()
@@ -207,8 +209,8 @@ class SearchPhase:
         assert self.model.probe is not None
         loss = collective.global_loss(F.cross_entropy(self.model.probe(features), batch.labels), batch.share)
         self.optimizers["probe"].zero_grad(set_to_none=True)
-        loss.backward()
-        collective.sum_gradients(list(self.model.probe.parameters()))
+        with self.gradient_sums["probe"]:
+            loss.backward()
         self.optimizers["probe"].step()
         return loss.item()
 
@@ -233,7 +235,8 @@ class SearchPhase:
                     detached = [model.encoder(view, mixing) for view in head_views.views]
                 outputs = [model.alpha_head(feature) for feature in detached]
                 loss = loss + self.alpha_loss(outputs, head_views.labels, progress)
-        return collective.global_loss(loss, weights.share), features[0].float()
+        first = features[0].to(torch.promote_types(features[0].dtype, torch.float32))
+        return collective.global_loss(loss, weights.share), first
 
     def alpha_objective(
         self, batch: SearchBatch, mixing: Mixing, progress: float, full_precision: bool = False

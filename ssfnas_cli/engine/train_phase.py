@@ -137,6 +137,7 @@ class TrainPhase:
         parts = [part for part in (model, self.ssl_head) if part is not None]
         self.weights = [weight for part in parts for weight in part.parameters()]
         self.optimizer = build_sgd(self.weights, schedule.lr, settings)
+        self.gradient_sums = collective.GradientSums(self.weights)
         self.average = None if schedule.ema is None else MovingAverage(model, schedule.ema)
 
     def _epoch(self, epoch: int) -> TrainingBatches:
@@ -177,8 +178,8 @@ class TrainPhase:
         with collective.sharing(batch.share):
             loss, train_accuracy = self._loss(batch, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        collective.sum_gradients(self.weights)
+        with self.gradient_sums:
+            loss.backward()
         nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
         self.optimizer.step()
         for part in (self.model, self.ssl_head):

@@ -203,7 +203,7 @@ def sum_in_place(tensors: Sequence[Tensor], factor: float = 1.0) -> None:
 class GradientSums:
     """Sums the gradients of parameters over the ranks, while the backward pass still computes others.
 
-    It is a context for the backward pass; at its end the gradients are the sums. A parameter without a gradient has none
+    It is a context for the backward pass; at its end the gradients are the sums. One without a gradient has none
     on any rank, and the gradients become ready in the same order on all.
     """
 

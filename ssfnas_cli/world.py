@@ -128,6 +128,7 @@ def enter(arguments: Sequence[str]) -> bool:
 
 def _join(here: Place) -> None:
     global _lifeline
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn of connections that a failed rank closes
     import torch
     import torch.distributed as dist
 

@@ -16,6 +16,7 @@ from registry import collective
 from registry.samplers import Sampler
 from ssfnas_cli import world
 from ssfnas_cli.artifacts.checkpoint import Checkpoint
+from ssfnas_cli.console import log
 from ssfnas_cli.data.batches import num_batches
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import Training
@@ -24,6 +25,18 @@ from ssfnas_cli.settings import Training
 def facts(settings: Training) -> dict[str, Any]:
     """What config.json records of the ranks; nothing for one process."""
     return {} if world.size() == 1 else {"ranks": world.size(), "batch_stats": settings.batch_stats}
+
+
+def warn_of_local_statistics(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn if a resumed run takes the statistics of its batches from shares of another size."""
+    before, after = recorded.get("ranks", 1), now.get("ranks", 1)
+    if before != after and "local" in (recorded.get("batch_stats"), now.get("batch_stats")):
+        log.warning(
+            "batch_stats=local takes statistics from each rank's share of a batch, so the run goes on differently on "
+            "%d ranks than on %d",
+            after,
+            before,
+        )
 
 
 def checkpoint_of_first(load: Callable[[], Checkpoint | None]) -> Checkpoint | None:
@@ -36,7 +49,9 @@ def checkpoint_of_first(load: Callable[[], Checkpoint | None]) -> Checkpoint | N
         packed = safetensors.torch.save({name: value.contiguous() for name, value in found.tensors.items()})
     state = json.loads(world.share_bytes(json.dumps(None if found is None else dict(found.state)).encode()))
     packed = world.share_bytes(packed)
-    return found if found is not None or state is None else Checkpoint(state, safetensors.torch.load(packed))
+    return (
+        found if found is not None or state is None else Checkpoint(state=state, tensors=safetensors.torch.load(packed))
+    )
 
 
 def check_equal(tensors: Mapping[str, Tensor]) -> None:

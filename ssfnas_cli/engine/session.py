@@ -193,6 +193,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
     with open_for_writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
         _warn_of_another_recipe(run)
         warn_of_differences(run.config["environment"], current)
+        ranks.warn_of_local_statistics(run.config["environment"], current)
         loop = Loop(run, plan.settings)
         # This message comes last, so that a run that is refused shows only the reason.
         mirrored = "mirrored at random" if flip else "not mirrored"

@@ -132,4 +132,6 @@ def agreed_request(max_time: float | None) -> str | None:
     asked = world.largest(mine)
     if asked == 0:
         return None
-    return f"--max-time {max_time:g} s" if asked == limit else signal.Signals(asked).name
+    if asked == limit:
+        return "--max-time" if max_time is None else f"--max-time {max_time:g} s"  # a rank may have one of its own
+    return signal.Signals(asked).name

@@ -62,12 +62,13 @@ def check_equal(tensors: Mapping[str, Tensor]) -> None:
     """
     if world.size() == 1:
         return
-    digests = np.frombuffer(b"".join(_digest(value) for value in tensors.values()), np.uint8).reshape(len(tensors), -1)
+    names = sorted(tensors)  # a resumed optimizer has its states in the order in which they were loaded
+    digests = np.frombuffer(b"".join(_digest(tensors[name]) for name in names), np.uint8).reshape(len(names), -1)
     by_rank = collective.all_gather(torch.from_numpy(digests.copy())).numpy()
     for rank, other in enumerate(by_rank):
         differing = (other != by_rank[0]).any(1)
         if differing.any():
-            name = list(tensors)[int(differing.argmax())]
+            name = names[int(differing.argmax())]
             raise InputError(
                 f"ranks 0 and {rank} no longer hold the same '{name}' ({int(differing.sum())} of {len(tensors)} "
                 "tensors differ): one of them computes wrongly, or a plugin treats its images as the whole batch; the "

@@ -30,17 +30,19 @@ check: $(READY) ## check style, types, imports and scripts, as CI does before th
 
 bench: $(READY) ## run all benchmarks and write their tables to docs/performance.md
 	PYTHONPATH=. $(BIN)/python benchmarks/search_step.py
+	PYTHONPATH=. $(BIN)/python benchmarks/relaxations.py
 	PYTHONPATH=. $(BIN)/python benchmarks/retrain_step.py
 	PYTHONPATH=. $(BIN)/python benchmarks/input.py
 	PYTHONPATH=. $(BIN)/python benchmarks/recipe.py
+	PYTHONPATH=. $(BIN)/python benchmarks/tracking.py
 	PYTHONPATH=. $(BIN)/python benchmarks/predict.py
 	PYTHONPATH=. $(BIN)/python benchmarks/scaling.py
 	PYTHONPATH=. $(BIN)/python benchmarks/many_images.py
 	PYTHONPATH=. $(BIN)/python benchmarks/large_data.py
 	PYTHONPATH=. $(BIN)/python benchmarks/shared_machine.py
 
-docs: $(READY) ## print the tables of docs/first-run.md from the runs in first-run/ (see examples/first-run.sh)
-	$(BIN)/python examples/first_run_table.py first-run
+docs: $(READY) ## build the documentation as a site: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 clean: ## remove the files of these targets, including the environment
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site

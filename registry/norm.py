@@ -19,9 +19,15 @@ from registry.global_norm import Affine, normalise_globally
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation of maps [N, C, H, W] or vectors [N, C]; its running statistics can be held still."""
+    """Batch normalisation of maps [N, C, H, W] or vectors [N, C]; its running statistics can be held still.
+
+    Attributes:
+        hold_statistics: whether the running statistics stay as they are in training mode.
+        folded: whether the convolution before it does its work already, so that it changes nothing.
+    """
 
     hold_statistics: bool = False
+    folded: bool = False
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() not in (2, 4):
@@ -60,6 +66,8 @@ def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tens
 
     In training mode the batch's statistics are used, else the running ones.
     """
+    if norm.folded:
+        return x if weight is None else weight * x
     if norm.training and collective.shares_statistics():
         return batch_norms([ToNormalise(norm, x, weight)])[0]
     gamma, beta = _affine_weights(norm, weight)

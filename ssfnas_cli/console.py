@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -182,17 +184,22 @@ def write_bytes(data: bytes) -> None:
         raise
 
 
-def expect_stdin(what: str) -> None:
+def expect_stdin(what: str, modules: Sequence[str] = ()) -> None:
     """Check that something comes on stdin, which is read later. Do it before importing torch, as `read_stdin`.
 
     Args:
         what: what is expected, for messages.
+        modules: modules that will be needed. They are imported if nothing has come for a second: the stage before is at
+            work then, and this one starts seconds earlier when its turn comes.
 
     Raises:
         InputError: stdin is a terminal or empty.
     """
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError(f"standard input: '-' waits for {what} from a pipe, and there is none")
+    if modules and not select.select([sys.stdin], [], [], 1.0)[0]:
+        for name in modules:
+            import_module(name)
     if not sys.stdin.buffer.peek(1):  # type: ignore[union-attr]
         raise _nothing_came(what)
 
@@ -201,22 +208,23 @@ def _nothing_came(what: str) -> InputError:
     return InputError(f"standard input: nothing came, expected {what}: the stage before it failed or printed nothing")
 
 
-def read_stdin(what: str) -> bytes:
+def read_stdin(what: str, modules: Sequence[str] = ()) -> bytes:
     """Read all of stdin. Do it before importing torch, so that a stage with an empty pipe fails immediately.
 
     Several ranks may have one stdin, so the first one reads it and shares it with the others.
 
     Args:
         what: what is expected, for messages.
+        modules: see `expect_stdin`.
 
     Raises:
         InputError: stdin is a terminal, is empty, or exceeds MAX_STREAM_BYTES.
     """
-    return world.share_bytes(_read_stdin(what) if world.is_first() else b"")
+    return world.share_bytes(_read_stdin(what, modules) if world.is_first() else b"")
 
 
-def _read_stdin(what: str) -> bytes:
-    expect_stdin(what)
+def _read_stdin(what: str, modules: Sequence[str]) -> bytes:
+    expect_stdin(what, modules)
     data = sys.stdin.buffer.read(MAX_STREAM_BYTES + 1)
     if len(data) > MAX_STREAM_BYTES:
         raise InputError(f"standard input: more than {MAX_STREAM_BYTES:,} bytes cannot be {what}")

@@ -37,6 +37,11 @@ def _processor_name() -> str:
     return ""
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def free_cores(seconds: float = 0.2) -> float | None:
     """How many cores are idle, measured over `seconds`; None if the system does not report it."""
     try:
@@ -44,7 +49,7 @@ def free_cores(seconds: float = 0.2) -> float | None:
         time.sleep(seconds)
         after = _processor_times()
         spent = [late - early for early, late in zip(before, after, strict=True)]
-        return len(os.sched_getaffinity(0)) * (spent[3] + spent[4]) / sum(spent)  # idle and iowait
+        return usable_cores() * (spent[3] + spent[4]) / sum(spent)  # idle and iowait
     except (OSError, ValueError, IndexError, ArithmeticError, AttributeError):
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import traceback
@@ -26,9 +27,12 @@ from ssfnas_cli.commands import (
     plot_genotype,
     plugins,
     predict,
+    rank,
+    report,
     retrain,
     runs,
     search,
+    sweep,
 )
 from ssfnas_cli.errors import SsfnasError, out_of_memory
 
@@ -58,6 +62,7 @@ class _Command(TyperCommand):
     """A subcommand. After its flags are parsed only foreign code prints, so its prints are redirected to stderr."""
 
     def invoke(self, ctx: Any) -> Any:
+        gc.enable()
         console.redirect_prints()
         return super().invoke(ctx)
 
@@ -82,8 +87,11 @@ for name, module in {
     "describe": describe,
     "import-genotype": import_genotype,
     "runs": runs,
+    "sweep": sweep,
     "compare": compare,
     "plot": plot,
+    "report": report,
+    "rank": rank,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)
@@ -129,6 +137,7 @@ def run() -> NoReturn:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault(*SPIN_LIMIT)
     console.reserve_stdout()
+    gc.disable()  # while flags are parsed or help is printed nothing becomes garbage, and looking for it takes time
     code = _run_command()
     _flush_streams()
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,8 +1,13 @@
-"""One thread for every test, and small data sets."""
+"""One thread for every test, signals as a terminal gives them, cheap `ssfnas` processes, and small data sets."""
 
+import signal
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,6 +19,23 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_are_not_ignored() -> None:
+    """Started by nohup, or as a background job of a script, the tests would hand on signals that are ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def zygote():
+    """A server that forks `ssfnas` processes which have imported torch already, one for all tests."""
+    from faults_support import Zygote
+
+    server = Zygote()
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -36,8 +36,8 @@ SPLITS = ("train", "val", "test", "test_longtail")
 class SplitInfo(Record):
     """The number of images per class, in class order, and the files that hold them."""
 
-    counts: list[Count]
-    shards: list[ShardInfo]
+    counts: list[Count] = Field(description="images of each class, in class order")
+    shards: list[ShardInfo] = Field(description="the files, in the order of their images")
 
     @model_validator(mode="after")
     def _rows_add_up(self) -> SplitInfo:
@@ -49,16 +49,16 @@ class SplitInfo(Record):
 class ShortClass(Record):
     """A class that has fewer training images than its share of the distribution."""
 
-    name: str
-    share: Count
-    kept: Count
+    name: str = Field(description="name of the class")
+    share: Count = Field(description="training images that it should have")
+    kept: Count = Field(description="training images that it has")
 
 
 class Skipped(Record):
     """The number of images that could not be read, and the first of their names, relative to the source's root."""
 
-    count: Count
-    files: list[str]
+    count: Count = Field(description="how many")
+    files: list[str] = Field(description="the first names, relative to the root of the source")
 
 
 class Manifest(Record):
@@ -69,21 +69,29 @@ class Manifest(Record):
     """
 
     schema_name: Literal["ssfnas.dataset/1"] = Field("ssfnas.dataset/1", alias="schema")
-    source: str
-    dist: Literal["balance", "step", "exp", "natural"]
-    mu: float | None
-    n_max: Count
-    seed: Count
-    class_names: Annotated[list[str], Field(min_length=1)]
-    channels: Literal[1, 3]
-    image_size: Annotated[int, Field(ge=1, le=1 << 16)]
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
-    mirrorable: bool
-    short_classes: list[ShortClass]
-    skipped: Skipped
-    pixel_range: tuple[float, float] | None = Field(None, strict=False)
-    splits: dict[Literal["train", "val", "test", "test_longtail"], SplitInfo]
+    source: str = Field(description="name of the source that the images came from")
+    dist: Literal["balance", "step", "exp", "natural"] = Field(description="profile of the class sizes in train")
+    mu: float | None = Field(description="imbalance factor; null with natural and balance")
+    n_max: Count = Field(description="training images of the largest class")
+    seed: Count = Field(description="decided which images stay and which are set aside")
+    class_names: Annotated[list[str], Field(min_length=1)] = Field(
+        description="in class order, which is that of the labels"
+    )
+    channels: Literal[1, 3] = Field(description="1: grey, 3: RGB")
+    image_size: Annotated[int, Field(ge=1, le=1 << 16)] = Field(description="side of the square images, in pixels")
+    mean: list[float] = Field(description="of the training images, for each channel, pixels from 0 to 1")
+    std: list[Annotated[float, Field(gt=0)]] = Field(description="standard deviation of the same")
+    mirrorable: bool = Field(description="whether a mirrored image keeps its class")
+    short_classes: list[ShortClass] = Field(description="classes with fewer images than dist gives them")
+    skipped: Skipped = Field(description="images that could not be read")
+    pixel_range: tuple[float, float] | None = Field(
+        None,
+        strict=False,
+        description="what is black and white in pixels of more than 8 bits; only if the source says so",
+    )
+    splits: dict[Literal["train", "val", "test", "test_longtail"], SplitInfo] = Field(
+        description="the splits by name; val only where there is one"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:

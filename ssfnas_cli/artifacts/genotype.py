@@ -38,11 +38,13 @@ class PrunedCell(NamedTuple):
 class Edge(BaseModel):
     """An op on the edge between two nodes. An edge may have the same op twice."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
-    op: str
-    source: int = Field(alias="from", ge=0, lt=MAX_NODES, strict=True)
-    target: int = Field(alias="to", ge=2, lt=MAX_NODES, strict=True)
+    op: str = Field(description="name of the operation")
+    source: int = Field(alias="from", ge=0, lt=MAX_NODES, strict=True, description="node that it reads")
+    target: int = Field(
+        alias="to", ge=2, lt=MAX_NODES, strict=True, description="node that its result is added to; greater than from"
+    )
 
     @model_validator(mode="after")
     def _forward_only(self) -> Edge:
@@ -54,10 +56,10 @@ class Edge(BaseModel):
 class Cell(BaseModel):
     """The edges of a cell type and the nodes whose concatenation is its output."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
-    edges: Annotated[tuple[Edge, ...], Field(max_length=MAX_EDGES)]
-    concat: tuple[int, ...]
+    edges: Annotated[tuple[Edge, ...], Field(max_length=MAX_EDGES)] = Field(description="the operations between nodes")
+    concat: tuple[int, ...] = Field(description="the nodes whose concatenation is the output of the cell")
 
     @model_validator(mode="after")
     def _concat_is_sound(self) -> Cell:
@@ -96,31 +98,35 @@ class Cell(BaseModel):
 class Provenance(BaseModel):
     """The origin of a genotype. Every field may be missing, as in an imported one."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, defer_build=True)
 
-    run: str | None = None
-    epoch: int | None = None
-    rule: str | None = None
-    threshold: float | None = None
-    alphas_sha256: str | None = None
-    data: str | None = None
-    data_sha256: str | None = None
-    seed: int | None = None
-    versions: dict[str, str] | None = None
+    run: str | None = Field(None, description="folder of the search")
+    epoch: int | None = Field(None, description="epoch of the search")
+    rule: str | None = Field(None, description="derivation rule")
+    threshold: float | None = Field(None, description="smallest mixing weight that the rule kept")
+    alphas_sha256: str | None = Field(None, description="of the alphas that it was derived from")
+    data: str | None = Field(None, description="folder of the data set of the search")
+    data_sha256: str | None = Field(None, description="its identity")
+    seed: int | None = Field(None, description="of the search")
+    versions: dict[str, str] | None = Field(None, description="of ssfnas, torch and Python")
 
 
 class Genotype(BaseModel):
     """A normal cell and a reduction cell, with their provenance."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, defer_build=True)
 
     schema_name: Literal["ssfnas.genotype/1"] = Field("ssfnas.genotype/1", alias="schema")
-    name: str | None = None
-    normal: Cell
-    reduce: Cell
-    drop_path: Literal["op", "node"] = "op"
-    op_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    provenance: Provenance = Provenance()
+    name: str | None = Field(None, description="a name for people, such as that of a published genotype")
+    normal: Cell = Field(description="the cell that keeps the side of the maps")
+    reduce: Cell = Field(description="the cell that halves it")
+    drop_path: Literal["op", "node"] = Field(
+        "op", description="what drop path drops in training: ops (DARTS) or nodes (FairDARTS)"
+    )
+    op_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="options of ops that have some, by op"
+    )
+    provenance: Provenance = Field(Provenance(), description="where it came from")
 
     @model_validator(mode="after")
     def _ops_are_known(self) -> Genotype:
@@ -133,6 +139,10 @@ class Genotype(BaseModel):
     def cells(self) -> dict[str, Cell]:
         """The cells by type, `normal` and `reduce`."""
         return {"normal": self.normal, "reduce": self.reduce}
+
+    def shape(self) -> dict[str, Any]:
+        """The network that it means, which is a retraining's identity: all but its name and provenance."""
+        return self.model_dump(by_alias=True, mode="json", include={"normal", "reduce", "drop_path", "op_options"})
 
     def to_json(self) -> bytes:
         """The content of a genotype file. Fields without a value are omitted."""

@@ -27,8 +27,8 @@ class Part(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
-    options: dict[str, Any] = Field(default_factory=dict)
+    name: str = Field(description="name of the plugin")
+    options: dict[str, Any] = Field(default_factory=dict, description="all options that it was built with")
 
 
 class DerivedNetwork(BaseModel):
@@ -39,10 +39,10 @@ class DerivedNetwork(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    genotype: Genotype
-    channels: int = Field(ge=1, le=MAX_CHANNELS)
-    layers: int = Field(ge=1, le=MAX_LAYERS)
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    genotype: Genotype = Field(description="its genotype")
+    channels: int = Field(ge=1, le=MAX_CHANNELS, description="width of the first cells")
+    layers: int = Field(ge=1, le=MAX_LAYERS, description="number of cells")
+    stem: Literal["cifar", "imagenet"] = Field("cifar", description="what comes before the cells")
 
 
 class CorrectionRecord(BaseModel):
@@ -54,9 +54,9 @@ class CorrectionRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: str
-    value: float | None = None
-    chosen_on: str | None = None
+    method: str = Field(description="method of adjust")
+    value: float | None = Field(None, description="its tau or temperature, if it has one")
+    chosen_on: str | None = Field(None, description="val or holdout, if the value was chosen on images")
 
 
 class Preparation(BaseModel):
@@ -68,12 +68,14 @@ class Preparation(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    orientation: Literal["exif"] = "exif"
-    transparency: Literal["over white"] = "over white"
-    resize: Literal["shorter side"] = "shorter side"
-    resampling: Literal["bicubic"] = "bicubic"
-    crop: Literal["centre"] = "centre"
-    pixel_range: Literal["auto"] | tuple[float, float] = "auto"
+    orientation: Literal["exif"] = Field("exif", description="the image is turned upright by its EXIF tag")
+    transparency: Literal["over white"] = Field("over white", description="transparent pixels are laid over white")
+    resize: Literal["shorter side"] = Field("shorter side", description="the side that is made image_size pixels long")
+    resampling: Literal["bicubic"] = Field("bicubic", description="how pixels are computed then")
+    crop: Literal["centre"] = Field("centre", description="the square that is kept")
+    pixel_range: Literal["auto"] | tuple[float, float] = Field(
+        "auto", description="what is black and white in pixels of more than 8 bits"
+    )
 
 
 class ModelCard(BaseModel):
@@ -89,24 +91,26 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     schema_name: Literal["ssfnas.model/2"] = Field("ssfnas.model/2", alias="schema")
-    network: DerivedNetwork | Part
-    loss: Part
-    head: Part
-    aux: bool
-    in_channels: int = Field(ge=1, le=MAX_CHANNELS)
-    class_names: list[str] = Field(min_length=1, max_length=MAX_CLASSES)
-    train_counts: list[int]
-    image_size: int = Field(ge=1)
-    mean: list[float]
-    std: list[float]
-    preparation: Preparation = Preparation()
-    data: str
-    data_sha256: str
-    seed: int
-    ema: float | None = Field(None, ge=0, lt=1)
-    holdout: float = Field(0.0, ge=0, lt=1)
-    prior: list[Annotated[float, Field(gt=0, le=1)]] | Literal["unknown"] | None = None
-    corrections: list[CorrectionRecord] = Field(default_factory=list)
+    network: DerivedNetwork | Part = Field(description="a network of a genotype, or the plugin of a plain one")
+    loss: Part = Field(description="what it was trained for")
+    head: Part = Field(description="its head; auto: built by the loss")
+    aux: bool = Field(description="whether it has an auxiliary head")
+    in_channels: int = Field(ge=1, le=MAX_CHANNELS, description="1: grey, 3: RGB")
+    class_names: list[str] = Field(min_length=1, max_length=MAX_CLASSES, description="in the order of the logits")
+    train_counts: list[int] = Field(description="images of each class that it was trained on")
+    image_size: int = Field(ge=1, description="side of the square images, in pixels")
+    mean: list[float] = Field(description="subtracted from each channel, pixels from 0 to 1")
+    std: list[float] = Field(description="each channel is divided by it then")
+    preparation: Preparation = Field(Preparation(), description="how an image file becomes such a square")
+    data: str = Field(description="folder of the data set")
+    data_sha256: str = Field(description="its identity")
+    seed: int = Field(description="of the run")
+    ema: float | None = Field(None, ge=0, lt=1, description="decay of the moving average that the weights are")
+    holdout: float = Field(0.0, ge=0, lt=1, description="share of the training split that was set aside")
+    prior: list[Annotated[float, Field(gt=0, le=1)]] | Literal["unknown"] | None = Field(
+        None, description="class prior that the outputs hold; absent in cards of earlier versions"
+    )
+    corrections: list[CorrectionRecord] = Field(default_factory=list, description="what adjust has done, in order")
 
     @model_validator(mode="after")
     def _prior_fits(self) -> ModelCard:

@@ -44,6 +44,7 @@ SCHEMA = "ssfnas.run/1"
 ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation.json"
 METRICS_CSV = "metrics.csv"  # the same for spreadsheets; nothing reads it back
 ADJUSTMENT = "adjustment."  # how the keys of an identity begin that only a corrected run has
+TRAINING_VERSION = "recipe"  # the key in config.json of a number: runs of another one were trained differently
 STATES = ("running", "stopped", "done", "diverged")
 FILES = (  # the files that a run writes
     *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),

@@ -38,10 +38,10 @@ class Record(BaseModel):
 class ShardInfo(Record):
     """A file of a split: its name in the folder, the number of its images, its size and its hash."""
 
-    file: str
-    rows: Annotated[int, Field(ge=1, le=2**40)]
-    bytes: Count
-    sha256: Digest
+    file: str = Field(description="its name in the folder")
+    rows: Annotated[int, Field(ge=1, le=2**40)] = Field(description="images in it")
+    bytes: Count = Field(description="size of the file")
+    sha256: Digest = Field(description="of the file, which is checked before a training")
 
     @model_validator(mode="after")
     def _plain_name(self) -> ShardInfo:

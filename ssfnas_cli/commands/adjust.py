@@ -75,7 +75,7 @@ def command(
         common.show_settings(settings)
         return
     with stop.interruptible():
-        folder = inputs.open_run(run, "retrain")
+        folder = inputs.open_run(run, "retrain", ["ssfnas_cli.engine.adjust"])
         from ssfnas_cli.engine.adjust import run_adjust
     result = run_adjust(folder, settings, output, force)
     emit(result, json, lambda console: _show(console, result))

@@ -89,7 +89,7 @@ STEM_HELP = (
     "(imagenet from 96 pixels on)."
 )
 Stem = Annotated[str | None, typer.Option(help=STEM_HELP, show_default="auto")]
-Seed = Annotated[int | None, typer.Option(show_default="0")]
+Seed = Annotated[int | None, typer.Option(help="Decides everything random.", show_default="0")]
 RunOutput = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Run folder; default: named after the settings, in runs/."),

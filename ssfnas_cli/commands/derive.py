@@ -34,7 +34,7 @@ def command(
     set_verbosity(quiet, verbose)
     value = _parse_threshold(threshold)
     outputs.refuse_existing(output, force)
-    folder = inputs.open_run(run, "search")
+    folder = inputs.open_run(run, "search", ["ssfnas_cli.engine.derive_run"])
     from ssfnas_cli.engine.derive_run import derive_run
 
     genotype = derive_run(folder, rule, value, epoch)

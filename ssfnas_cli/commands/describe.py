@@ -40,7 +40,9 @@ def command(
         int | None, typer.Option(min=1, max=1000, help="Number of cells.", show_default="the run's, or 20")
     ] = None,
     stem: Annotated[str | None, typer.Option(help=common.STEM_HELP, show_default="the run's, or auto")] = None,
-    num_classes: Annotated[int | None, typer.Option(min=1, max=10**6, show_default="the run's, or 10")] = None,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, max=10**6, help="Number of classes.", show_default="the run's, or 10")
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(min=8, max=65_536, help="Side in pixels.", show_default="the run's, or 32")
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ssfnas_cli import world
+from ssfnas_cli import stop, world
 from ssfnas_cli.artifacts.metrics import split_off_tables
 from ssfnas_cli.artifacts.predictions import Predicted, check_suffix, write_predictions
 from ssfnas_cli.commands import closing, common, inputs, outputs
@@ -43,22 +43,25 @@ def command(
 
     The confusion matrix of more than 100 classes goes into a CSV file of its own, in the run folder and beside -o FILE.
     """
+    stop.install_handlers()
     set_verbosity(quiet, verbose)
     if save_predictions is not None:
         check_suffix(save_predictions, "--save-predictions")
         outputs.refuse_existing(save_predictions, force, "--save-predictions")
     outputs.refuse_existing(output, force)
-    folder = inputs.open_run(run, "retrain")
-    from ssfnas_cli.engine.device import Device
-    from ssfnas_cli.engine.evaluate import evaluate_run
 
     def save(class_names: Sequence[str], splits: Mapping[str, Predicted]) -> None:
         if save_predictions is not None:
             with outputs.new_file(save_predictions, force, "--save-predictions") as temporary:
                 write_predictions(temporary, class_names, splits)
 
-    place = Device(device or "auto", threads or 0)
-    metrics = evaluate_run(folder, data or "", split or [], place, other_data, save)
+    with stop.interruptible("before the end; no metrics are written"):
+        folder = inputs.open_run(run, "retrain", ["ssfnas_cli.engine.evaluate"])
+        from ssfnas_cli.engine.device import Device
+        from ssfnas_cli.engine.evaluate import evaluate_run
+
+        place = Device(device or "auto", threads or 0)
+        metrics = evaluate_run(folder, data or "", split or [], place, other_data, save)
     if not world.is_first():
         return
     if output is not None and not is_stream(output):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssfnas_cli import stop
 from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import emit, set_verbosity
 from ssfnas_cli.errors import UsageError
@@ -32,6 +33,7 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Export a network, from uint8 images to logits, as ONNX or .pt2; the file is run, and kept only if it agrees."""
+    stop.install_handlers()
     set_verbosity(quiet, verbose)
     suffix = output.suffix.lower()
     if suffix not in SUFFIXES:
@@ -41,14 +43,15 @@ def command(
             f"--output {output}: needs {', '.join(missing)}: pip install 'ssfnas[onnx]', or export to .pt2 instead"
         )
     outputs.refuse_existing(output, force)
-    folder = inputs.open_run(run, "retrain")
-    from ssfnas_cli.deploy.export import export
-    from ssfnas_cli.deploy.model import load_run
-    from ssfnas_cli.engine.device import find_device
+    with stop.interruptible("before the end; no file is written"):
+        folder = inputs.open_run(run, "retrain", ["ssfnas_cli.deploy.export"])
+        from ssfnas_cli.deploy.export import export
+        from ssfnas_cli.deploy.model import load_run
+        from ssfnas_cli.engine.device import find_device
 
-    model = load_run(folder, find_device("cpu"))
-    with outputs.new_file(output, force) as temporary:
-        result = export(model, temporary, str(output), data or "")
+        model = load_run(folder, find_device("cpu"))
+        with outputs.new_file(output, force) as temporary:
+            result = export(model, temporary, str(output), data or "")
     emit(result, json, lambda console: _show(console, result))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from registry import NETWORKS
@@ -15,15 +16,18 @@ from ssfnas_cli.console import is_stream, read_stdin
 from ssfnas_cli.errors import InputError, UsageError
 
 
-def open_run(argument: str, kind: str) -> RunFolder:
+def open_run(argument: str, kind: str, modules: Sequence[str] = ()) -> RunFolder:
     """Open a `search` or `retrain` run. Its folder is the argument, or the previous stage of a pipe printed it.
+
+    Args:
+        modules: what to import while that stage is at work.
 
     Raises:
         InputError: there is no such run, or stdin contains something else.
     """
     if not is_stream(argument):
         return RunFolder.open(Path(argument), kind)
-    value = parse_json(read_stdin(f"the output of 'ssfnas {kind}'"), "standard input")
+    value = parse_json(read_stdin(f"the output of 'ssfnas {kind}'", modules), "standard input")
     if isinstance(value, dict) and value.get("kind") == f"{kind}-run" and isinstance(value.get("path"), str):
         return RunFolder.open(Path(value["path"]), kind)
     what = value.get("kind") or value.get("schema") if isinstance(value, dict) else None
@@ -32,17 +36,18 @@ def open_run(argument: str, kind: str) -> RunFolder:
     )
 
 
-def read_genotype(argument: str) -> Genotype:
-    """Read a genotype from a file or from stdin."""
+def read_genotype(argument: str, modules: Sequence[str] = ()) -> Genotype:
+    """Read a genotype from a file or from stdin; `modules` as in `open_run`."""
     if is_stream(argument):
-        return parse_genotype(read_stdin("a genotype"), "standard input")
+        return parse_genotype(read_stdin("a genotype", modules), "standard input")
     return genotype_file.read_genotype(Path(argument))
 
 
-def read_network(argument: str) -> tuple[Genotype | None, str | None]:
+def read_network(argument: str, modules: Sequence[str] = ()) -> tuple[Genotype | None, str | None]:
     """Interpret the argument of a command that takes a network: `-`, an existing path, or a name.
 
-    A name is that of a network in the registry, that of a published genotype, or `random-SEED`.
+    A name is that of a network in the registry, that of a published genotype, or `random-SEED`. `modules` is as in
+    `open_run`.
 
     Returns:
         A genotype and None, or None and the name of a network in the registry.
@@ -52,7 +57,7 @@ def read_network(argument: str) -> tuple[Genotype | None, str | None]:
         UsageError: nothing has that name.
     """
     if is_stream(argument) or Path(argument).exists():
-        return read_genotype(argument), None
+        return read_genotype(argument, modules), None
     if argument in NETWORKS.names():
         return None, argument
     if (named := named_genotype(argument)) is not None:

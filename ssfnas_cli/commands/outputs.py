@@ -9,7 +9,7 @@ from pathlib import Path
 from ssfnas_cli.artifacts.files import atomic_path, set_aside
 from ssfnas_cli.console import is_stream, log
 from ssfnas_cli.console import write_bytes as write_stdout
-from ssfnas_cli.errors import OutputExistsError, UsageError
+from ssfnas_cli.errors import DiskError, OutputExistsError, UsageError
 
 
 def refuse_existing(output: Path | None, force: bool, flag: str = "--output") -> None:
@@ -17,8 +17,13 @@ def refuse_existing(output: Path | None, force: bool, flag: str = "--output") ->
 
     Raises:
         OutputExistsError: the file exists. The message says what to do.
+        DiskError: there is no folder for it.
     """
-    if output is None or is_stream(output) or not output.exists():
+    if output is None or is_stream(output):
+        return
+    if not output.parent.is_dir():
+        raise DiskError(f"{flag} {output}: cannot be written: there is no folder {output.parent}: make it first")
+    if not output.exists():
         return
     if output.is_dir():
         raise OutputExistsError(f"{flag} {output}: is a folder; name a file")

@@ -30,11 +30,14 @@ def command(
         raise UsageError(
             f"--kind {kind}: unknown.{did_you_mean(kind, list(REGISTRIES))} Known: {', '.join(REGISTRIES)}"
         )
-    entries = [_entry(one, name) for one in ([kind] if kind else REGISTRIES) for name in REGISTRIES[one].names()]
+    entries = [
+        describe_plugin(one, name) for one in ([kind] if kind else REGISTRIES) for name in REGISTRIES[one].names()
+    ]
     emit({"kind": "plugins", "plugins": entries}, json, lambda console: _show(console, entries))
 
 
-def _entry(kind: str, name: str) -> dict[str, Any]:
+def describe_plugin(kind: str, name: str) -> dict[str, Any]:
+    """What is known of a plugin, its options with their defaults included; of a broken one, why it is broken."""
     registry = REGISTRIES[kind]
     entry: dict[str, Any] = {"kind": kind, "name": name}
     try:

@@ -81,7 +81,7 @@ def command(
         raise UsageError("--from-prior: is for --prior: say which prior the probabilities are to hold")
     outputs.refuse_existing(output, force)
     with stop.interruptible("before the end; a file named by -o is not written"):
-        folder = inputs.open_run(run, "retrain")
+        folder = inputs.open_run(run, "retrain", ["ssfnas_cli.deploy.model"])
         if "-" in images:
             expect_stdin("paths of images")
         model = _load(folder, device, threads, prior, from_prior)

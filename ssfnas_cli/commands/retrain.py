@@ -53,7 +53,7 @@ def command(
     The preset is 'quick' on the embedded digits, otherwise 'standard'.
     """
     with stop.interruptible():
-        genotype, name = inputs.read_network(network)
+        genotype, name = inputs.read_network(network, ["ssfnas_cli.engine.retrain", "torch._dynamo"])
     from ssfnas_cli.data.embedded import is_embedded
 
     recorded = None if genotype is None else genotype.provenance.data

@@ -21,7 +21,7 @@ from ssfnas_cli.errors import InputError
 # Formats are recognised by content. PIL's other formats (EPS, which runs Ghostscript, PSD, PDF …) are not opened.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N", "F"}
-MAX_PIXELS = 100_000_000
+MAX_PIXELS = 89_478_485  # PIL's own limit against files that only claim to be small
 MAX_DECODED_BYTES = 512 * 2**20
 STRIP_BYTES = 4 * 2**20
 MIN_SIZE, MAX_SIZE, DEFAULT_SIZE = 8, 4096, 64
@@ -92,11 +92,17 @@ def errors_as_bad_image(name: str) -> Iterator[None]:
     except Image.UnidentifiedImageError:
         raise BadImage(name, f"is no image of a known format ({', '.join(FORMATS)})") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise BadImage(name, "has more pixels than is safe to decode") from None
+        raise _too_large(name) from None
+    except (FileNotFoundError, PermissionError) as error:
+        raise BadImage(name, f"cannot be opened: {reason(error)}") from None
     except MemoryError:
         raise BadImage(name, "does not fit in memory") from None
     except Exception as error:
         raise BadImage(name, f"cannot be decoded: {' '.join(reason(error).split()) or 'no reason given'}") from error
+
+
+def _too_large(name: str) -> BadImage:
+    return BadImage(name, f"has more than {MAX_PIXELS:,} pixels, more than is safe to decode: make it smaller")
 
 
 class _WarningFilters:
@@ -133,7 +139,7 @@ def _use_opened(file: Path | io.BytesIO, name: str, use: Callable[[Image.Image],
     with Image.open(file, formats=FORMATS) as image:
         pixels = image.width * image.height
         if pixels > MAX_PIXELS:
-            raise BadImage(name, f"has more than {MAX_PIXELS:,} pixels")
+            raise _too_large(name)
         # PIL uses one or two bytes per pixel for these modes and four for others, and more for the converted image.
         width = 1 if image.mode in ("1", "L", "P") else 2 if image.mode.startswith("I;16") else 4
         target = 0 if image.mode in ("L", "RGB") else 1 if image.mode in GREY_MODES else 4

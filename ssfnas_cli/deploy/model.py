@@ -26,6 +26,7 @@ from ssfnas_cli.engine.device import find_device
 from ssfnas_cli.engine.network import load_classifier, load_finished
 from ssfnas_cli.engine.priors import find_prior, read_prior
 from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.nets.folding import fold
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import RetrainSettings
 
@@ -72,6 +73,7 @@ class Model:
         self.card, self.prior, self.device = card, prior, device
         self.class_names = list(card.class_names)
         self.normalise = Normalise(tuple(card.mean), tuple(card.std))
+        self._folded: tuple[object, Classifier] | None = None
 
     def transform(self, image: AnyImage) -> Tensor:
         """A standardised image [C, S, S] in float32, to be stacked into a batch for `module`.
@@ -118,14 +120,16 @@ class Model:
         parts = []
         with torch.no_grad():
             for batch in _batches(map(self._prepare, _several(images))):
-                parts.append(self.module.eval().encoder(self._views(np.stack(batch))).features.float().cpu())
+                views = self._views(np.stack(batch))
+                parts.append(self._network(views).encoder(views).features.float().cpu())
         found = torch.cat(parts) if parts else torch.empty(0, self.module.encoder.num_features)
         return found[0] if _is_image(images) else found
 
     @torch.no_grad()
     def logits(self, arrays: NDArray[np.uint8]) -> Tensor:
         """The logits [N, num_classes] in float32 of prepared images, uint8 [N, S, S, C]."""
-        return self.module.eval()(self._views(arrays)).float().cpu()
+        views = self._views(arrays)
+        return self._network(views)(views).float().cpu()
 
     def shift_to(self, prior: str | ArrayLike | None, flag: str = "prior") -> Floats:
         """What is added to the logits so that their softmax holds another prior [num_classes]; see `predict`.
@@ -152,6 +156,14 @@ class Model:
             return prepare(image, self.card)
         except BadImage as bad:
             raise InputError(str(bad)) from bad
+
+    def _network(self, views: Tensor) -> Classifier:
+        """`module` for evaluation; a new one if somebody has changed its weights."""
+        state = [*self.module.parameters(), *self.module.buffers()]
+        seen = [(tensor.data_ptr(), tensor._version) for tensor in state]
+        if self._folded is None or self._folded[0] != seen:
+            self._folded = seen, fold(self.module, views[:2])
+        return self._folded[1]
 
     def _views(self, arrays: NDArray[np.uint8]) -> Tensor:
         return self.normalise(to_float(arrays)).to(self.device, memory_format=torch.channels_last)

@@ -13,6 +13,7 @@ from ssfnas_cli.artifacts.files import read_bytes, sha256_file, write_bytes
 from ssfnas_cli.artifacts.model import MODEL, CorrectionRecord, ModelCard, save_model
 from ssfnas_cli.artifacts.run import (
     ADJUSTMENT,
+    TRAINING_VERSION,
     RunFolder,
     finished_result,
     open_for_writing,
@@ -26,7 +27,7 @@ from ssfnas_cli.engine.head_phase import HeadPhase
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.network import count_card, load_finished
 from ssfnas_cli.engine.priors import find_prior
-from ssfnas_cli.engine.session import RECIPE, extra_identity, identity_of, usual_stem
+from ssfnas_cli.engine.session import CURRENT_TRAINING, extra_identity, identity_of, usual_stem
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.count import count_params
@@ -127,7 +128,7 @@ def _config(work: Work, plan: Plan, outcome: Outcome) -> dict[str, Any]:
     computed = work.device.facts() if "device" in vars(work) else {}
     adjustment = {
         "method": work.settings.method,
-        "source": str(work.run.path),
+        "source": str(work.run.path.resolve()),
         "settings": work.settings.model_dump(mode="json"),
         "choice": _describe(work, outcome.choice),
     }
@@ -136,7 +137,7 @@ def _config(work: Work, plan: Plan, outcome: Outcome) -> dict[str, Any]:
         "settings": work.training.model_dump(mode="json"),
         "data": source["data"],
         "environment": environment() | computed,
-        "recipe": RECIPE,
+        TRAINING_VERSION: CURRENT_TRAINING,
         "command": command_line(),
         "adjustment": adjustment,
     }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ssfnas_cli.console import log
-from ssfnas_cli.results.health import changed_lately, find_problems
+from ssfnas_cli.results.health import find_problems, health_in_words
 
 RISE, SATURATED = 1.0, 99.0  # percent points over the last third of the epochs; training accuracy in percent
 
@@ -34,26 +34,8 @@ def say_search_health(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
         lines: the metrics of every epoch; those of an earlier ssfnas hold no health.
         path: the run's folder.
     """
-    last = lines[-1] if lines else {}
-    for name, pruned in last.items():
-        if name.startswith("pruned_"):
-            whole = last[name.removeprefix("pruned_")]
-            log.info(
-                "search health: accuracy of the supernet %.1f %%, with the genotype's ops alone %.1f %% "
-                "(discretisation gap %.1f points; smaller is better)",
-                *(whole, pruned, whole - pruned),
-            )
-    told = []
-    if "weights_entropy" in last:
-        told.append(f"entropy of the mixing weights {last['weights_entropy']:.3f} (1: undecided, 0: decided)")
-    if "weights_decided" in last:
-        told.append(f"{100 * last['weights_decided']:.0f} % of the mixing weights are within 0.1 of 0 or 1 (decided)")
-    if "genotype_skips" in last:
-        told.append(f"genotype: {100 * last['genotype_skips']:.0f} % skips, {100 * last['genotype_pools']:.0f} % pools")
-        changed, of = changed_lately(lines)
-        told += [f"it changed in {changed} of the last {of} epochs"] if of else []
-    if told:
-        log.info("search health: %s", "; ".join(told))
+    for sentence in health_in_words(lines):
+        log.info("search health: %s", sentence)
     for problem in find_problems(lines, shlex.quote(str(path))):
         log.warning("%s", problem.sentence)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ssfnas_cli import world
+from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.metrics import FEW, MANY
+from ssfnas_cli.artifacts.model import ModelCard
 from ssfnas_cli.artifacts.predictions import Predicted
 from ssfnas_cli.artifacts.run import EVALUATION, RunFolder
 from ssfnas_cli.console import log
@@ -21,6 +23,7 @@ from ssfnas_cli.engine.network import load_finished
 from ssfnas_cli.engine.predict import predict
 from ssfnas_cli.engine.shared_images import SharedSplits
 from ssfnas_cli.errors import DiskError, InputError, UsageError
+from ssfnas_cli.nets.heads import Classifier
 
 NUM_BINS = 15
 NUM_CONFUSIONS = 10
@@ -55,13 +58,9 @@ def evaluate_run(
         InputError: the run is unfinished, or the data set does not match it.
         UsageError: the data set has no such split.
     """
-    path = run.path
-    network, card = load_finished(run)
-    data = find_data(data_path, card.data, card.data_sha256, "run", other_data)
+    network, card, data = open_network_and_data(run, data_path, other_data)
     data.verify()
     world.agree({"data set": data.sha256, "trained network": _digest_of(network), "splits": ", ".join(splits)})
-    if data.class_names != card.class_names or data.channels != card.in_channels:
-        raise InputError(f"{data.path}: its classes or channels are not those of {path}")
     unknown = [name for name in splits if name not in data.splits]
     if unknown:
         raise UsageError(f"--split {unknown[0]}: {data.path} has no such split. Available: {', '.join(data.splits)}")
@@ -70,7 +69,7 @@ def evaluate_run(
     predicted = shared.predict(lambda split: predict(model, split, normalise, device))
     metrics: dict[str, Any] = {
         "kind": "metrics",
-        "run": str(path),
+        "run": str(run.path),
         "data_sha256": data.sha256,
         "class_names": card.class_names,
         "train_counts": card.train_counts,
@@ -99,6 +98,26 @@ def _digest_of(network: torch.nn.Module) -> str:
     for value in network.state_dict().values():
         digest.update(value.contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
+
+
+def open_network_and_data(
+    run: RunFolder, data_path: str = "", other_data: bool = False, splits: Collection[str] | None = None
+) -> tuple[Classifier, ModelCard, DataSet]:
+    """The network of a finished retraining, its card, and images that it can be used on.
+
+    Args:
+        run: the retraining.
+        data_path, other_data: as for `evaluate_run`.
+        splits: those that must be there; None means all.
+
+    Raises:
+        InputError: the run is unfinished, or the data set is not there or does not match it.
+    """
+    network, card = load_finished(run)
+    data = find_data(data_path, card.data, card.data_sha256, "run", other_data, splits)
+    if data.class_names != card.class_names or data.channels != card.in_channels:
+        raise InputError(f"{data.path}: its classes or channels are not those of {run.path}")
+    return network, card, data
 
 
 def split_metrics(

@@ -13,8 +13,9 @@ from ssfnas_cli.artifacts.dataset import Split
 from ssfnas_cli.data.augment import Normalise
 from ssfnas_cli.data.batches import plain_batches
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.nets.folding import for_evaluation
 
-BATCH_SIZE = 256
+BATCH_SIZE = 128  # the maps of larger batches leave the processor's caches, and each image takes longer
 
 Scores = tuple[np.ndarray, np.ndarray]  # class scores [N, C] and labels [N]
 
@@ -34,7 +35,7 @@ def predict(
     Several ranks divide the images among them, and each of them gets the scores of all.
 
     Args:
-        model: the network, which is put into evaluation mode.
+        model: the network, which is put into evaluation mode; a copy of it may be what computes.
         split: where the images are.
         normalise: the standardisation of the images.
         device: where to compute.
@@ -48,10 +49,13 @@ def predict(
     if share is not None and len(rows) < collective.size():
         share = None  # too few to divide: every rank computes them all
     mine = rows if share is None else rows[share.start : share.stop]
-    scores = []
+    scores: list[Tensor] = []
+    network: Callable[[Tensor], Tensor] | None = score
     for batch in plain_batches(split, mine, batch_size, normalise):
+        images = device.move(batch).views[0]
+        network = network or for_evaluation(model, images[:2])
         with device.autocast():
-            scores.append((score or model)(device.move(batch).views[0]).float().cpu())
+            scores.append(network(images).float().cpu())
     if share is not None:
         return collective.gather_rows(torch.cat(scores), len(rows)).numpy(), split.labels[rows]
     return np.concatenate([part.numpy() for part in scores]), split.labels[rows]

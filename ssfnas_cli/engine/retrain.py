@@ -48,7 +48,7 @@ def run_retrain(
         say_training_figure([result], card.train_counts, settings.mixes)
         return result
     device, phases, model = build_retrain(plan, card)
-    with open_run(plan, device, force) as (run, loop):
+    with open_run(plan, device, force, phases[-1].tracking) as (run, loop):
         weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
         log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
         if card.holdout:
@@ -86,9 +86,10 @@ def plan_retrain(
     else:
         origin = genotype.provenance
         data = find_data(settings.data, origin.data, origin.data_sha256, "genotype", other_data)
-        shape = genotype.model_dump(by_alias=True, mode="json", include={"normal", "reduce", "drop_path", "op_options"})
         document = genotype.model_dump(by_alias=True, mode="json", exclude_none=True)
-        plan = plan_run("retrain", settings, data, {"genotype": shape}, names, output, {"genotype": document}, force)
+        plan = plan_run(
+            "retrain", settings, data, {"genotype": genotype.shape()}, names, output, {"genotype": document}, force
+        )
     assert isinstance(plan.settings, RetrainSettings)
     return plan, make_card(genotype, plan.settings, data)
 

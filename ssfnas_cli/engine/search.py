@@ -12,6 +12,7 @@ from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
+from ssfnas_cli.engine.candidate_rounds import CandidateRounds
 from ssfnas_cli.engine.closing import say_search_figure, say_search_health
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
@@ -20,7 +21,9 @@ from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.results.health import collapsed_since
-from ssfnas_cli.settings import SearchSettings
+from ssfnas_cli.settings import SearchSettings, Training
+
+OF_ALPHAS = ("relax", "alpha_loss", "alpha_sampler", "order", "warmup_epochs")
 
 
 def run_search(settings: SearchSettings, output: Path | None, force: bool) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
         return result
     device, phase = build_search(plan)
-    with open_run(plan, device, force) as (run, loop):
+    with open_run(plan, device, force, phase.tracking) as (run, loop):
         weight_half, alpha_half = phase.halves
         log.info(
             "split of 'train' (seed %d, per class): %d images for the weights, %d for the alphas",
@@ -50,14 +53,21 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             len(weight_half),
             len(alpha_half),
         )
-        loop.run_phase(0, phase, collapse if settings.stop_when_collapsed else never)
+        rounds = CandidateRounds(phase) if phase.strategy.num_candidates else phase
+        loop.run_phase(0, rounds, collapse if settings.stop_when_collapsed else never)
         if world.is_first():
             _write_genotype(run)
-        facts = {"relax": phase.settings.relax.name, "loss": phase.settings.loss.name}
-        result = finish(run, loop, phase.settings, facts)
+        result = finish(run, loop, phase.settings, _choices(phase.settings))
     say_search_figure(result, plan.data.counts("train"))
     say_search_health(loop.cursor.metrics, plan.path)
     return result
+
+
+def _choices(settings: Training) -> dict[str, str]:
+    """The plugins that a result names: of a search without alphas its strategy, else its relaxation."""
+    assert isinstance(settings, SearchSettings)
+    strategy = {} if settings.strategy.name == "gradient" else {"strategy": settings.strategy.name}
+    return {**strategy, "relax": settings.relax.name, "loss": settings.loss.name}
 
 
 def collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
@@ -86,7 +96,21 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     assert isinstance(settings, SearchSettings)
     plan.data.verify()
     device = Device.from_settings(settings)
-    return device, SearchPhase(settings, plan.data, device)
+    phase = SearchPhase(settings, plan.data, device)
+    _warn_of_idle_settings(phase)
+    return device, phase
+
+
+def _warn_of_idle_settings(phase: SearchPhase) -> None:
+    """Name the settings of alphas that were chosen beside a strategy that has none. Presets set none of these."""
+    fields, settings = SearchSettings.model_fields, phase.settings
+    sections = {name: getattr(settings, name).name != fields[name].default.name for name in OF_ALPHAS[:3]}
+    numbers = {name: getattr(settings, name) != fields[name].default for name in OF_ALPHAS[3:]}
+    chosen = [name for name, differs in (sections | numbers).items() if differs]
+    if phase.strategy.num_candidates and chosen:
+        log.warning(
+            "the strategy '%s' has no alphas: the settings %s change nothing", settings.strategy.name, ", ".join(chosen)
+        )
 
 
 def _write_genotype(run: RunFolder) -> None:

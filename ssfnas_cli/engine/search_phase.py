@@ -44,8 +44,8 @@ from ssfnas_cli.engine.predict import Scores, accuracy, predict
 from ssfnas_cli.engine.ranks import check_shares, sampled_lengths
 from ssfnas_cli.engine.search_health import epoch_health, newest_genotype, pruned_mixing
 from ssfnas_cli.engine.search_step import CurrentStep, step_generator
-from ssfnas_cli.engine.shared_images import SharedSplits, tracks
 from ssfnas_cli.engine.strategy import build_strategy
+from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.nets.search_model import SearchModel
 from ssfnas_cli.nets.stems import choose_stem
 from ssfnas_cli.nets.supernet import Supernet
@@ -275,9 +275,8 @@ class SearchPhase:
         mixing = self.strategy.mixing((epoch + 1) / self.epochs)
         with self.estimated_statistics(mixing):
             accuracies = {f"{name}_alpha_half": self.accuracy(self.split, self.halves[1], mixing)}
-            if tracks(self.settings, epoch, self.epochs):
-                tracked = self.tracked.accuracies(lambda split: self.scores(split, None, mixing))
-                accuracies |= {f"{name}_{split}": value for split, value in tracked.items()}
+            tracked = self.tracking.accuracies(epoch, lambda split: self.scores(split, None, mixing))
+            accuracies |= {f"{name}_{split}": value for split, value in tracked.items()}
         if epoch + 1 == self.epochs and (pruned := self._pruned_accuracy()) is not None:
             accuracies[f"pruned_{name}_alpha_half"] = pruned
         return accuracies | facts | epoch_health(self.strategy, self.settings.ops)
@@ -292,16 +291,15 @@ class SearchPhase:
             return self.accuracy(self.split, self.halves[1], mixing)
 
     @cached_property
-    def tracked(self) -> SharedSplits:
+    def tracking(self) -> Tracking:
         """The splits whose accuracy is tracked. `val` is for the retraining; the search has the alpha half."""
-        return SharedSplits(self.data, [name for name in self.data.held_out if name != "val"])
+        names = [name for name in self.data.held_out if name != "val"]
+        views = self.weight_loss.num_views + self.alpha_loss.num_views
+        return Tracking(self.settings, self.data, names, self.epochs, views * self.sampler.length(0.0))
 
     def evaluation_rows(self, epoch: int) -> dict[str, tuple[Split, np.ndarray]]:
         """The splits, and the rows of them, that the supernet is run on at the end of an epoch."""
-        rows = {"alpha_half": (self.split, self.halves[1])}
-        if tracks(self.settings, epoch, self.epochs):
-            rows |= {name: (split, np.arange(len(split))) for name, split in self.tracked.wholes.items()}
-        return rows
+        return {"alpha_half": (self.split, self.halves[1]), **self.tracking.rows(epoch)}
 
     def estimated_statistics(self, mixing: Mixing) -> contextlib.AbstractContextManager[None]:
         """A context in which batch normalisation uses statistics of some images of the weight half.

@@ -13,6 +13,7 @@ from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.run import (
     ADJUSTMENT,
+    TRAINING_VERSION,
     RunFolder,
     finished_result,
     open_for_writing,
@@ -25,12 +26,13 @@ from ssfnas_cli.engine import ranks
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.event_files import refuse_without_tensorboard
 from ssfnas_cli.engine.loop import Loop
+from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.stems import choose_stem
 from ssfnas_cli.settings import Training, identity_hash
 
-RECIPE = 2  # increase it when the same settings lead to a different training; config.json records it
+CURRENT_TRAINING = 2  # the training version: increase it when the same settings lead to a different training
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def usual_stem(settings: Training, image_size: int) -> Training:
 
 
 @contextlib.contextmanager
-def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFolder, Loop]]:
+def open_run(plan: RunPlan, device: Device, force: bool, tracking: Tracking) -> Iterator[tuple[RunFolder, Loop]]:
     """Create or reopen the run folder, hold its lock within the context, and yield it with the training loop.
 
     Build everything that can fail beforehand, so that a failure leaves no folder behind.
@@ -173,7 +175,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         set_run_aside(plan.path)
     current = environment() | device.facts() | ranks.facts(plan.settings)
     flip, why = mirroring(plan.data, plan.settings)
-    resolved = {"flip": {"value": flip, "why": why}}
+    resolved = {"flip": {"value": flip, "why": why}, **tracking.resolved()}
     if plan.stem_reason:
         resolved["stem"] = {"value": plan.settings.stem, "why": plan.stem_reason}
     config = {
@@ -182,7 +184,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         "data": {"path": str(plan.data.path.resolve()), "sha256": plan.data.sha256},
         "environment": current,
         "resolved": resolved,
-        "recipe": RECIPE,
+        TRAINING_VERSION: CURRENT_TRAINING,
         "command": command_line(),
         **plan.config,
     }
@@ -191,7 +193,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         yield run, Loop(run, plan.settings)
         return
     with open_for_writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
-        _warn_of_another_recipe(run)
+        _warn_of_another_training(run)
         warn_of_differences(run.config["environment"], current)
         ranks.warn_of_local_statistics(run.config["environment"], current)
         loop = Loop(run, plan.settings)
@@ -200,6 +202,7 @@ def open_run(plan: RunPlan, device: Device, force: bool) -> Iterator[tuple[RunFo
         log.info("images are %s in training (flip=%s: %s)", mirrored, plan.settings.flip, why)
         if plan.stem_reason:
             log.info("the network has the stem '%s': %s", plan.settings.stem, plan.stem_reason)
+        tracking.say()
         yield run, loop
 
 
@@ -210,14 +213,14 @@ def _check_ranks(plan: RunPlan) -> None:
     world.agree({**facts, "run folder": str(plan.path)})
 
 
-def _warn_of_another_recipe(run: RunFolder) -> None:
-    recorded = run.config.get("recipe", 1)
-    if recorded != RECIPE:
+def _warn_of_another_training(run: RunFolder) -> None:
+    recorded = run.config.get(TRAINING_VERSION, 1)
+    if recorded != CURRENT_TRAINING:
         log.warning(
-            "%s: was begun by an ssfnas that trains differently (recipe %s, now %s); it goes on by today's recipe",
+            "%s: was begun by an ssfnas that trains differently (training version %s, now %s); it goes on as today's",
             run.path,
             recorded,
-            RECIPE,
+            CURRENT_TRAINING,
         )
 
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.engine.predict import Scores, accuracy
-from ssfnas_cli.settings import Training
 
 
 class Part(NamedTuple):
@@ -66,11 +65,6 @@ class SharedSplits:
     def accuracies(self, score: Callable[[Split], Scores]) -> dict[str, float]:
         """Top-1 accuracy of every split in percent; `score` as for `predict`."""
         return {name: accuracy(*scores) for name, scores in self.predict(score).items()}
-
-
-def tracks(settings: Training, epoch: int, epochs: int) -> bool:
-    """Whether the end of an epoch, counted from 0, evaluates the held-out splits: the last one does if any does."""
-    return settings.track_test and ((epoch + 1) % settings.track_every == 0 or epoch + 1 == epochs)
 
 
 def _rows_within(part: Split, whole: Split, chunk: int = 1024) -> np.ndarray | None:

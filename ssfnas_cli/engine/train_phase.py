@@ -38,7 +38,7 @@ from ssfnas_cli.engine.mix import Mix
 from ssfnas_cli.engine.predict import Scores, accuracy, predict
 from ssfnas_cli.engine.ranks import check_shares, sampled_lengths
 from ssfnas_cli.engine.sgd import build_sgd, learning_rate
-from ssfnas_cli.engine.shared_images import SharedSplits, tracks
+from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
 
@@ -216,21 +216,19 @@ class TrainPhase:
         return loss, {"train_accuracy": 100 * collective.global_mean(correct, batch.share)}
 
     @cached_property
-    def tracked(self) -> SharedSplits:
-        """The splits whose accuracy is tracked."""
-        return SharedSplits(self.data, self.data.held_out)
+    def tracking(self) -> Tracking:
+        """The held-out splits whose accuracy is tracked, in a supervised phase."""
+        names = self.data.held_out if self.objective.supervised else []
+        views = self.objective.num_views + (0 if self.mix is None else self.mix.objective.num_views)
+        return Tracking(self.settings, self.data, names, self.epochs, views * self.sampler.length(0.0))
 
     def evaluation_rows(self, epoch: int) -> dict[str, tuple[Split, np.ndarray]]:
         """The splits, and the rows of them, that the network is run on at the end of an epoch."""
-        if not self.objective.supervised or not tracks(self.settings, epoch, self.epochs):
-            return {}
-        return {name: (split, np.arange(len(split))) for name, split in self.tracked.wholes.items()}
+        return self.tracking.rows(epoch)
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Compute the accuracy on the held-out splits, if configured."""
-        if not self.evaluation_rows(epoch):
-            return {}
-        return {f"accuracy_{name}": value for name, value in self.tracked.accuracies(self.scores).items()}
+        return {f"accuracy_{name}": value for name, value in self.tracking.accuracies(epoch, self.scores).items()}
 
     def accuracy(self, split: Split, rows: np.ndarray) -> float:
         """Top-1 accuracy in percent, of the moving average if there is one."""

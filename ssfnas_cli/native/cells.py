@@ -91,6 +91,10 @@ class CellKernels:
         self._add_terms = getattr(cdll, f"add_terms_{suffix}")
         self._term_sums = getattr(cdll, f"term_sums_{suffix}")
 
+    def __deepcopy__(self, memo: object) -> CellKernels:
+        """The same functions: a copy of a network that they compute shares them."""
+        return self
+
     def new_map(self, num: int, channels: int, height: int, width: int) -> Tensor:
         """Allocate a blocked map, as a flat tensor."""
         padded = -(-channels // self.lanes) * self.lanes

@@ -86,7 +86,7 @@ def choose_stem(setting: Literal["auto"] | StemName, image_size: int) -> tuple[S
 
 
 def _normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    if not (x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)):
+    if not (norm.training and x.is_cpu and x.is_contiguous(memory_format=torch.channels_last)):
         return norm(x)
     # torch sums channels-last maps pixel by pixel, which loses digits; the other layout keeps them.
     return norm(x.contiguous()).contiguous(memory_format=torch.channels_last)

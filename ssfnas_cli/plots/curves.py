@@ -34,20 +34,29 @@ def draw(groups: Sequence[Group]) -> Figure:
     Raises:
         InputError: no run has an accuracy, as in a pretraining that has not come to the training.
     """
-    shown = [(name, title) for name, title in _candidates(groups) if _has(groups, name)]
-    tracked = [(name, title) for name, title in shown if name.rpartition("accuracy_")[2] in SPLITS]
-    chosen = tracked or shown[:1]
-    if not chosen:
-        raise InputError(f"{groups[0].runs[0].path}: has no accuracy of an epoch yet, so there is no curve to draw")
+    chosen = shown_figures(groups)
     figure, axes = panels(len(chosen), 5.0 if len(chosen) > 1 else 6.4, 3.6, columns=2)
     for (name, title), place in zip(chosen, axes, strict=True):
         _draw_panel(groups, name, title, place)
-    last = [_curve(group, chosen[0][0]) for group in groups]
+    last = [curve_of(group, chosen[0][0]) for group in groups]
     drawn = [curve for curve in last if curve is not None]
     several = any(len(group.runs) > 1 for group in groups)
     note = "lines: mean of the seeds; bands: from the least to the most of them" if several else ""
     add_legend(figure, axes[0], sorted(range(len(drawn)), key=lambda place: -drawn[place].mean[-1]), note)
     return figure
+
+
+def shown_figures(groups: Sequence[Group]) -> list[tuple[str, str]]:
+    """The figures of the metrics that `draw` shows, with the title of the panel of each.
+
+    Raises:
+        InputError: no run has an accuracy yet.
+    """
+    shown = [(name, title) for name, title in _candidates(groups) if _has(groups, name)]
+    tracked = [(name, title) for name, title in shown if name.rpartition("accuracy_")[2] in SPLITS]
+    if not shown:
+        raise InputError(f"{groups[0].runs[0].path}: has no accuracy of an epoch yet, so there is no curve to draw")
+    return tracked or shown[:1]
 
 
 def is_tracked(groups: Sequence[Group]) -> bool:
@@ -82,7 +91,7 @@ def _draw_panel(groups: Sequence[Group], name: str, title: str, axes: Axes) -> N
     from matplotlib.ticker import MaxNLocator
 
     for number, group in enumerate(groups):
-        curve = _curve(group, name)
+        curve = curve_of(group, name)
         if curve is None:
             continue
         looks = series_looks(number)
@@ -98,8 +107,8 @@ def _draw_panel(groups: Sequence[Group], name: str, title: str, axes: Axes) -> N
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _curve(group: Group, name: str) -> Curve | None:
-    """Over the epochs that all runs of a group have; None if they share none."""
+def curve_of(group: Group, name: str) -> Curve | None:
+    """A figure of the metrics over the epochs that all runs of a group have; None if they share none."""
     of_runs = [run.over_epochs(name) for run in group.runs]
     of_runs = [values for values in of_runs if values]
     if not of_runs:

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ssfnas_cli.artifacts.run import TRAINING_VERSION, RunFolder
 from ssfnas_cli.results.facts import SEARCH, RunFacts, search_of
 from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.results.selection import LeftOut
@@ -141,19 +142,25 @@ def _seed_list(group: Group) -> str:
 
 def _code(groups: Sequence[Group]) -> Iterable[Remark]:
     """Runs that were computed by other code."""
-    listed: tuple[tuple[str, str, Callable[[RunFacts], Any]], ...] = (
-        ("recipe", "an ssfnas that trains differently (recipe)", lambda run: run.run.config.get("recipe", 1)),
-        ("software", "another torch", lambda run: run.run.config["environment"].get("torch")),
-        ("software", "other kernels", lambda run: run.run.config["environment"].get("kernels")),
-        ("software", "another device", lambda run: run.run.config["environment"].get("device")),
+    listed: tuple[tuple[str, str, Callable[[RunFolder], Any]], ...] = (
+        (
+            "training",
+            "an ssfnas that trains differently (training version)",
+            lambda run: run.config.get(TRAINING_VERSION, 1),
+        ),
+        ("software", "another torch", lambda run: run.config["environment"].get("torch")),
+        ("software", "other kernels", lambda run: run.config["environment"].get("kernels")),
+        ("software", "another device", lambda run: run.config["environment"].get("device")),
     )
     for what, words, of in listed:
-        if not _differ(groups, of):
-            continue
         by_value: dict[str, list[str]] = defaultdict(list)
         for group in groups:
             for run in group.runs:
-                by_value[str(of(run))].append(str(run.path))
+                if run.trainings:  # a correction that computed nothing, and whose base is gone, has none
+                    values = dict.fromkeys(str(of(training)) for training in run.trainings)
+                    by_value[", then ".join(values)].append(str(run.path))
+        if len(by_value) < 2:
+            continue
         told = "; ".join(f"{value}: {_first_of(paths)}" for value, paths in by_value.items())
         yield Remark(what, f"computed by {words}: {told}")
 

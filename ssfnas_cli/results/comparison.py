@@ -94,7 +94,8 @@ def refuse_other_classes(runs: Sequence[RunFacts]) -> None:
     if len(counts) > 1:
         (one, first), (other, second), *_ = counts.items()
         raise InputError(
-            f"{first.path} has {one} classes, and {second.path} {other}: their accuracies do not mean the same"
+            f"{first.path} has {one} classes, and {second.path} {other}: their accuracies do not mean the same; "
+            "name runs of one data set"
         )
 
 

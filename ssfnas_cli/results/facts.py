@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,10 @@ MODELS: dict[str, type[Training]] = {"search": SearchSettings, "retrain": Retrai
 SEARCH = "search."  # how the settings of the search begin that a retraining's genotype comes from
 # Parts of an identity that do not belong to an arm of a comparison: what is held apart, what changes no result, and
 # the network that a correction began with, which is another one for each seed
-NO_ARM = ("seed", "track_test", "data_sha256", "genotype", f"{ADJUSTMENT}source")
-# Settings that mean nothing where another one has this value
-WITHOUT = {
-    **dict.fromkeys(("pretrain_epochs", "pretrain_lr"), ("pretrain.name", "none")),
-    "ssl.weight": ("ssl.loss.name", "none"),
-    **dict.fromkeys(("rand_ops", "rand_magnitude"), ("augment", "none")),
-}
+NO_ARM = ("seed", "track_test", "track_every", "data_sha256", "genotype", f"{ADJUSTMENT}source")
+# Strategies that have no alphas, and how the settings begin that mean nothing beside them
+WITHOUT_ALPHAS = ("random", "evolution")
+OF_ALPHAS = ("relax.", "alpha_", "order", "warmup_epochs")
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,8 @@ class RunFacts:
 
     Attributes:
         run: the folder.
-        seeds: the seed; for a retrained genotype whose search is known, the search's seed comes before it.
+        seeds: the seed; for a retrained genotype whose search is known, the search's seed comes before it, and for a
+            random genotype that which it was drawn from.
         settings: the settings that change results, flat, without the seed; those of the genotype's search, with the
             rule and the epoch of the derivation, begin with `search.`.
         changed: those of `settings` that differ from the defaults; None if the run does not record them.
@@ -41,6 +39,7 @@ class RunFacts:
         metrics: of every epoch.
         evaluation: what `evaluate` measured; None for a search.
         cost: `num_params`, `num_macs`, `steps`, `seconds`, `search_seconds`; None where the run does not record it.
+        lineage: the run; if it is a correction, then the run that it corrects, and so on, as far as they are found.
     """
 
     run: RunFolder
@@ -51,6 +50,7 @@ class RunFacts:
     metrics: list[dict[str, Any]]
     evaluation: dict[str, Any] | None
     cost: dict[str, float | None] = field(default_factory=dict)
+    lineage: Sequence[RunFolder] = ()
 
     @property
     def path(self) -> Path:
@@ -66,6 +66,15 @@ class RunFacts:
         """The name of the data set's folder, and its sha256."""
         recorded = self.run.config["data"]
         return Path(recorded["path"]).name, recorded["sha256"]
+
+    @property
+    def trainings(self) -> list[RunFolder]:
+        """The runs in which weights of the network were trained, the first one first.
+
+        A correction is one of them only if it trained a classifier; without its base it may be none.
+        """
+        trained = [run for run in self.lineage if not _is_correction(run) or "device" in run.config["environment"]]
+        return trained[::-1]
 
     @property
     def views(self) -> int | None:
@@ -98,7 +107,10 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
         origin = genotype.get("provenance") or {}
         threshold = origin.get("threshold")
         search = _find_beside(run, origin.get("run"), "search")
-        if search is None:
+        if origin.get("rule") == "random" and isinstance(origin.get("seed"), int):  # one arm, drawn anew for each seed
+            settings["genotype"] = "random"
+            seeds = (origin["seed"], *seeds)
+        elif search is None:
             settings["genotype"] = _genotype_name(genotype)
         else:
             settings |= {SEARCH + key: value for key, value in own_settings(search, resolve).items()}
@@ -108,7 +120,9 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
             changed = None if None in (changed, theirs) else changed | {SEARCH + key for key in theirs}  # type: ignore
     evaluation = run.evaluation() if run.kind == "retrain" else None
     metrics = run.metrics()
-    return RunFacts(run, seeds, settings, changed, threshold, metrics, evaluation, _cost(run, metrics, search))
+    lineage = _lineage(run)
+    cost = _cost(lineage, search)
+    return RunFacts(run, seeds, settings, changed, threshold, metrics, evaluation, cost, lineage)
 
 
 def own_settings(run: RunFolder, resolve: bool = False) -> dict[str, Any]:
@@ -121,10 +135,11 @@ def own_settings(run: RunFolder, resolve: bool = False) -> dict[str, Any]:
     with contextlib.suppress(ValueError):  # obsolete settings or a plugin that is missing: what was recorded must do
         settings = run.settings(model)
         known = (settings.resolve_plugins() if resolve else settings).identity()
-        flat = known | {key: value for key, value in recorded.items() if key not in known}
+        left_out = known.keys() | settings.unused()
+        flat = known | {key: value for key, value in recorded.items() if key not in left_out}
     meant = {name: told["value"] for name, told in run.config.get("resolved", {}).items() if name in flat}
-    idle = {key for key, (other, value) in WITHOUT.items() if flat.get(other) == value}
-    return {key: value for key, value in (flat | meant).items() if key not in NO_ARM and key not in idle}
+    idle = OF_ALPHAS if flat.get("strategy.name") in WITHOUT_ALPHAS else ()
+    return {key: value for key, value in (flat | meant).items() if key not in NO_ARM and not key.startswith(idle)}
 
 
 def changed_settings(run: RunFolder) -> frozenset[str]:
@@ -148,6 +163,31 @@ def search_of(facts: RunFacts) -> RunFolder | None:
     return _find_beside(facts.run, (genotype.get("provenance") or {}).get("run"), "search")
 
 
+def _is_correction(run: RunFolder) -> bool:
+    """Whether a run is the correction of another one."""
+    return isinstance(run.config.get("adjustment"), dict)
+
+
+def _lineage(run: RunFolder) -> list[RunFolder]:
+    """A run and, if it is a correction, the runs that its network comes from; see `RunFacts`."""
+    found = [run]
+    while _is_correction(found[-1]):
+        base = _find_beside(found[-1], found[-1].config["adjustment"].get("source"), "retrain")
+        if base is None or any(_same_folder(base, one) for one in found):  # the latter if its name is another's now
+            break
+        found.append(base)
+    return found
+
+
+def source_of(run: RunFolder) -> RunFolder | None:
+    """The run whose network a correction began with, if the run is a correction and that one is still there."""
+    return next(iter(_lineage(run)[1:]), None)
+
+
+def _same_folder(one: RunFolder, other: RunFolder) -> bool:
+    return one.path.resolve() == other.path.resolve()
+
+
 def _find_beside(run: RunFolder, recorded: Any, kind: str) -> RunFolder | None:
     """The run that another one records, where it was, or beside that one if both were moved."""
     if not isinstance(recorded, str):
@@ -165,24 +205,18 @@ def _genotype_name(genotype: Mapping[str, Any]) -> str:
     return f"{genotype['name']}" if genotype.get("name") else f"genotype-{digest}"
 
 
-def _cost(run: RunFolder, metrics: list[dict[str, Any]], search: RunFolder | None) -> dict[str, float | None]:
+def _cost(lineage: Sequence[RunFolder], search: RunFolder | None) -> dict[str, float | None]:
     """What the training took. A corrected run takes what the training of its network took, too."""
-    result = run.status().get("result") or {}
-    steps: list[float | None] = [line.get("steps") for line in metrics]
-    seconds: float = metrics[-1].get("elapsed_seconds", 0.0) if metrics else 0.0
-    adjustment = run.config.get("adjustment")
-    num_macs = result.get("num_macs")
-    if isinstance(adjustment, dict):
-        source = _find_beside(run, adjustment.get("source"), "retrain")  # whose network the correction began with
-        before: dict[str, float | None] = {} if source is None else _cost(source, source.metrics(), None)
-        steps.append(before.get("steps"))
-        seconds += before.get("seconds") or 0.0
-        num_macs = num_macs or before.get("num_macs")
+    results = [run.status().get("result") or {} for run in lineage]
+    metrics = [run.metrics() for run in lineage]
+    steps: list[float | None] = [line.get("steps") for lines in metrics for line in lines]
+    seconds = [lines[-1].get("elapsed_seconds", 0.0) if lines else 0.0 for lines in metrics]
+    known = not _is_correction(lineage[-1])
     return {
-        "num_params": result.get("num_params"),
-        "num_macs": num_macs,
-        "steps": None if None in steps or not steps else sum(steps),  # type: ignore[arg-type]
-        "seconds": seconds,
+        "num_params": results[0].get("num_params"),
+        "num_macs": next((result["num_macs"] for result in results if result.get("num_macs")), None),
+        "steps": sum(steps) if known and steps and None not in steps else None,  # type: ignore[arg-type]
+        "seconds": sum(seconds) if known else None,
         "search_seconds": _seconds(search),
     }
 

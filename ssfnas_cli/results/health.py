@@ -76,6 +76,33 @@ def genotype_figures(before: Edges | None, now: Edges, families: Mapping[str, Fa
     return figures
 
 
+def health_in_words(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The last epoch's health in sentences without their full stops; none if an earlier ssfnas recorded no health.
+
+    Args:
+        lines: the metrics of every epoch.
+    """
+    last = lines[-1] if lines else {}
+    sentences = []
+    for name, pruned in last.items():
+        if name.startswith("pruned_"):
+            whole = last[name.removeprefix("pruned_")]
+            sentences.append(
+                f"accuracy of the supernet {whole:.1f} %, with the genotype's ops alone {pruned:.1f} % "
+                f"(discretisation gap {whole - pruned:.1f} points; smaller is better)"
+            )
+    told = []
+    if "weights_entropy" in last:
+        told.append(f"entropy of the mixing weights {last['weights_entropy']:.3f} (1: undecided, 0: decided)")
+    if "weights_decided" in last:
+        told.append(f"{100 * last['weights_decided']:.0f} % of the mixing weights are within 0.1 of 0 or 1 (decided)")
+    if "genotype_skips" in last:
+        told.append(f"genotype: {100 * last['genotype_skips']:.0f} % skips, {100 * last['genotype_pools']:.0f} % pools")
+        changed, of = changed_lately(lines)
+        told += [f"it changed in {changed} of the last {of} epochs"] if of else []
+    return [*sentences, "; ".join(told)] if told else sentences
+
+
 class Finding(NamedTuple):
     """What looks wrong in a search, in a word and in a sentence that names what helps."""
 

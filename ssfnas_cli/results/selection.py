@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,7 +49,7 @@ def select_runs(paths: Sequence[Path], need: Need, kind: str | None = None) -> S
     Raises:
         InputError: a path is no run and no folder of runs, runs of both kinds are named, or none can be used.
     """
-    named, left_out = _find(paths, kind)
+    named, left_out = _find(paths, kind, kind)
     kinds = {run.kind for run in named}
     if len(kinds) > 1:
         one, other = (next(run.path for run in named if run.kind == one) for one in ("search", "retrain"))
@@ -57,10 +57,33 @@ def select_runs(paths: Sequence[Path], need: Need, kind: str | None = None) -> S
             f"{one}: is a search, and {other} a retraining: their figures do not mean the same; name runs of one kind, "
             "or say --kind"
         )
+    return _read(named, left_out, lambda run: _unfit(run, need))
+
+
+def select_every_run(paths: Sequence[Path]) -> Selection:
+    """The runs that are meant, searches and retrainings, in whatever state; only what is damaged is left out.
+
+    Raises:
+        InputError: a path is no run and no folder of runs, or none can be read.
+    """
+    return _read(*_find(paths, None, "both"), lambda run: None)
+
+
+def what_is_missing(run: RunFolder) -> LeftOut | None:
+    """Why a run has no figures for a comparison yet, with the command that goes on; None if it has.
+
+    Raises:
+        InputError: a file of the run is damaged.
+    """
+    return _unfit(run, "evaluation")
+
+
+def _read(runs: list[RunFolder], left_out: list[LeftOut], unfit: Callable[[RunFolder], LeftOut | None]) -> Selection:
+    """The facts of the runs that can be used."""
     used: list[RunFacts] = []
-    for run in named:
+    for run in runs:
         try:
-            reason = _unfit(run, need)
+            reason = unfit(run)
             if reason is None:
                 used.append(read_facts(run))
             else:
@@ -73,7 +96,12 @@ def select_runs(paths: Sequence[Path], need: Need, kind: str | None = None) -> S
     return Selection(used, left_out)
 
 
-def _find(paths: Sequence[Path], kind: str | None) -> tuple[list[RunFolder], list[LeftOut]]:
+def _find(paths: Sequence[Path], kind: str | None, of_folders: str | None) -> tuple[list[RunFolder], list[LeftOut]]:
+    """The runs that are named, of a kind, and those in the folders that are named.
+
+    Args:
+        of_folders: the kind to take of a folder: `both`, or None for its retrainings if it has any.
+    """
     runs: list[RunFolder] = []
     left_out: list[LeftOut] = []
     for path in paths:
@@ -85,9 +113,10 @@ def _find(paths: Sequence[Path], kind: str | None) -> tuple[list[RunFolder], lis
             raise InputError(f"{path}: is a folder without a run in it: name runs, or the folder that holds them")
         left_out += [LeftOut(one.path, f"is damaged ({one.why})") for one in found if isinstance(one, DamagedRun)]
         sound = [one for one in found if isinstance(one, RunFolder)]
-        wanted = kind or ("retrain" if any(run.kind == "retrain" for run in sound) else "search")
-        runs += [run for run in sound if run.kind == wanted]
-        if sound and not any(run.kind == wanted for run in sound):
+        wanted = of_folders or ("retrain" if any(run.kind == "retrain" for run in sound) else "search")
+        chosen = [run for run in sound if wanted in ("both", run.kind)]
+        runs += chosen
+        if sound and not chosen:
             raise InputError(f"{path}: has no {wanted} run")
     unique = {run.path.resolve(): run for run in reversed(runs)}
     return list(reversed(unique.values())), left_out

@@ -2,7 +2,15 @@
 
 from ssfnas_cli.settings.adjust import ADJUST_METHODS, AdjustSettings, refuse_useless
 from ssfnas_cli.settings.base import PluginSection, Settings, build_plugin, flatten, identity_hash
-from ssfnas_cli.settings.layers import PRESETS, RECIPES, load_settings, to_toml
+from ssfnas_cli.settings.layers import (
+    PRESETS,
+    RECIPES,
+    load_settings,
+    merge_layers,
+    parse_set,
+    parse_toml,
+    to_toml,
+)
 from ssfnas_cli.settings.models import (
     PAPER_OPS,
     Execution,
@@ -33,6 +41,9 @@ __all__ = [
     "flatten",
     "identity_hash",
     "load_settings",
+    "merge_layers",
+    "parse_set",
+    "parse_toml",
     "refuse_useless",
     "to_toml",
 ]

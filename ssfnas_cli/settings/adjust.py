@@ -24,7 +24,8 @@ class AdjustSettings(Execution):
     """A correction of a finished retraining, from which it takes the seed, momentum, weight decay and clipping."""
 
     method: Literal["logit", "tau-norm", "crt", "lws", "temperature"] = Field(
-        "logit", description="crt and lws train a classifier on frozen features; the others train nothing"
+        "logit",
+        description="the correction; crt and lws train a classifier on frozen features, the others train nothing",
     )
     tau: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         1.0, description="strength of logit and tau-norm; auto: chosen by balanced accuracy on held-out images"
@@ -32,11 +33,11 @@ class AdjustSettings(Execution):
     from_prior: str = Field(
         "", description="the prior that the outputs hold: train, uniform or a file of counts; empty: as recorded"
     )
-    epochs: PositiveInt = 10
+    epochs: PositiveInt = Field(10, description="epochs of crt and lws")
     batch_size: Literal["auto"] | Annotated[int, Field(ge=2, le=1_000_000)] = Field(
-        "auto", description="of crt and lws; auto: the run's"
+        "auto", description="images a step of crt and lws; auto: the run's"
     )
-    lr: Rate = Field(0.025, description="of crt and lws; falls to 0 along a cosine")
+    lr: Rate = Field(0.025, description="learning rate of crt and lws; falls to 0 along a cosine")
 
     def execution(self) -> dict[str, Any]:
         """The settings that change no result, except the place of the data set."""

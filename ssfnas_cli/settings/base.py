@@ -39,7 +39,7 @@ Section = Annotated[PluginSection, BeforeValidator(as_section)]
 class Settings(BaseModel):
     """Base of every command's settings: unknown keys and numbers that are not finite are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     PLUGIN_KINDS: ClassVar[dict[str, str]] = {}  # section -> registry
     PLACE: ClassVar[str] = ""  # how a setting of settings that lie within others begins
@@ -76,9 +76,17 @@ class Settings(BaseModel):
             kind.get(value.name)  # raises, with a suggestion
         return value
 
-    def unused(self) -> frozenset[str]:
-        """The settings that mean nothing beside the others; they are neither shown nor part of a run's identity."""
+    def refused(self) -> frozenset[str]:
+        """The settings that may not be given beside the others, so `--show-settings` leaves them out."""
         return frozenset()
+
+    def unused(self) -> frozenset[str]:
+        """The paths of the settings that mean nothing beside the others, `refused` ones among them.
+
+        They are no part of a run's identity, and runs that differ in them are compared as equal.
+        """
+        inner = {name: value for name, value in self if isinstance(value, Settings)}
+        return self.refused() | {f"{name}.{path}" for name, value in inner.items() for path in value.unused()}
 
     def resolve_plugins(self: Model) -> Model:
         """The same settings with every option of every plugin spelled out. Imports the plugins, so torch."""

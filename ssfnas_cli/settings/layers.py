@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from registry.core import did_you_mean
 from ssfnas_cli.console import decode_text
 from ssfnas_cli.errors import InputError, UsageError
-from ssfnas_cli.settings.base import Model, PluginSection, Settings, as_section, nest
+from ssfnas_cli.settings.base import Model, PluginSection, Settings, as_section, flatten, nest
 from ssfnas_cli.settings.models import MakeDatasetSettings, RetrainSettings, SearchSettings
 
 _FORMS = {"float", "int", "bool", "str"}  # how pydantic names the forms of a union in an error's place
@@ -85,7 +85,7 @@ def load_settings(
     for layer in configs:
         _check_keys(model, layer, f"--config {config}: ")
     given = {key: value for key, value in (flags or {}).items() if value is not None}
-    command_line = [*(_parse_set(text) for text in sets), given]
+    command_line = [*(parse_set(text) for text in sets), given]
     for layer in (*configs, *command_line):
         for key in (fixed or {}).keys() & layer.keys():
             shown = f"--{key.replace('_', '-')}" if key in given else f"setting '{key}'"
@@ -120,11 +120,31 @@ def _preset_layers(model: type[Settings], names: Sequence[str]) -> list[dict[str
     return [budgets[name] for name in chosen] + [recipes[name] for name in dict.fromkeys(names) if name in recipes]
 
 
+def merge_layers(model: type[Settings], layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Layers of settings as one, the later ones winning, as `load_settings` lays them over each other.
+
+    Args:
+        model: what they are settings of.
+        layers: trees, whose keys may also be paths with dots: `{"loss": "ldam", "loss.defer": 0.8}`.
+
+    Returns:
+        The settings that the layers give, as a flat dictionary; a plugin's name is under its section's path.
+    """
+    defaults = model.plugin_defaults()
+    merged = nest({path: {"name": name} for path, name in defaults.items()})
+    for layer in layers:
+        for path in sorted(layer, key=lambda path: path.count(".")):  # a plugin's name before its options
+            merged = _merge(merged, nest({path: layer[path]}), set(defaults))
+    usual = {f"{path}.name": name for path, name in defaults.items()}
+    flat = {key: value for key, value in flatten(merged).items() if usual.get(key, ...) != value}
+    return {key.removesuffix(".name") if key in usual else key: value for key, value in flat.items()}
+
+
 def to_toml(settings: Settings) -> str:
     """All settings that mean something here, as TOML that `--config` reads back."""
     import tomli_w
 
-    return tomli_w.dumps(settings.model_dump(mode="json", exclude=set(settings.unused())))
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude=set(settings.refused())))
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -154,7 +174,12 @@ def parse_toml(text: str) -> dict[str, Any]:
         raise ValueError("it holds a number of too many digits") from None
 
 
-def _parse_set(text: str) -> dict[str, Any]:
+def parse_set(text: str) -> dict[str, Any]:
+    """`KEY=VALUE` as a layer of settings. A value is TOML, or else a bare word.
+
+    Raises:
+        UsageError: it has no `=`, or holds a number of more digits than Python reads.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set {text}: should look like key=value")

@@ -48,20 +48,31 @@ Concentration = Annotated[float, Field(gt=0, le=1000)]
 class MakeDatasetSettings(Settings):
     """What `make-dataset` builds."""
 
-    source: Section = PluginSection(name="digits")
-    root: str = Field("", description="folder or file the source reads")
+    source: Section = Field(PluginSection(name="digits"), description="where the images come from")
+    root: str = Field("", description="folder or file that the source reads")
     dist: Literal["auto", "balance", "step", "exp", "natural"] = Field(
         "auto", description="auto: natural if the source's classes differ in size by nature, otherwise exp"
     )
-    mu: float = Field(0.1, gt=0, le=1, description="imbalance factor")
+    mu: float = Field(
+        0.1,
+        gt=0,
+        le=1,
+        description="imbalance factor of exp and step: images of the smallest class over those of the largest",
+    )
     max_per_class: int = Field(
         0, ge=0, le=1_000_000_000, description="images of the largest class; 0: as many as the source has"
     )
-    test_share: float = Field(0.2, ge=0, lt=1, description="cut for test from each class, if there is no test split")
-    val_share: float = Field(0.0, ge=0, lt=1, description="cut for val from each class of the long-tailed train split")
-    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=4096)] = "auto"
-    seed: int = Field(0, ge=0, lt=2**40)
-    on_bad: Literal["skip", "fail"] = "fail"
+    test_share: float = Field(
+        0.2, ge=0, lt=1, description="share of each class cut for test, if there is no test split"
+    )
+    val_share: float = Field(
+        0.0, ge=0, lt=1, description="share of each class of the long-tailed train split cut for val"
+    )
+    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=4096)] = Field(
+        "auto", description="side of the square images, in pixels; auto: their own if they all have one, else 64"
+    )
+    seed: int = Field(0, ge=0, lt=2**40, description="decides which images stay and which are set aside")
+    on_bad: Literal["skip", "fail"] = Field("fail", description="what to do about images that cannot be read")
     shard_mb: float = Field(64.0, gt=0, le=4096, description="size of a shard in MiB")
 
     PLUGIN_KINDS: ClassVar = {"source": "source"}
@@ -86,20 +97,22 @@ class Execution(Settings):
     """How a run is executed. Nothing here changes its results (up to the last bits), so none of it is identity."""
 
     data: str = Field("", description="data set folder; empty: the embedded one, or the genotype's")
-    device: str = "auto"
-    threads: int = Field(0, ge=0, le=1024, description="0: torch's own choice")
+    device: str = Field("auto", description="auto: the GPU if there is one; or cpu, cuda, …")
+    threads: int = Field(0, ge=0, le=1024, description="processor threads; 0: torch's own choice")
     workers: int = Field(0, ge=0, le=1024, description="loader processes; 0: the main process loads")
     kernels: Literal["auto", "compiled", "torch"] = Field(
         "auto",
         description="what computes cells (on a CPU, fp32) and views; auto: compiled if there is a C++ compiler",
     )
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
-    keep_checkpoints: int = Field(2, ge=1, le=1_000_000)
-    log_seconds: float = Field(30.0, gt=0, description="between progress lines off a terminal")
+    keep_checkpoints: int = Field(2, ge=1, le=1_000_000, description="how many of the newest checkpoints are kept")
+    log_seconds: float = Field(30.0, gt=0, description="seconds between progress lines off a terminal")
     tensorboard: bool = Field(
         False, description="event files for TensorBoard in the run's folder 'tensorboard'; needs ssfnas[tensorboard]"
     )
-    max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = "none"
+    max_time: Annotated[Literal["none"] | Annotated[float, Field(ge=0)], BeforeValidator(_seconds)] = Field(
+        "none", description="save and stop (exit 75) after so many seconds, or hours:minutes:seconds"
+    )
 
     @property
     def time_limit(self) -> float | None:
@@ -111,21 +124,21 @@ class Views(Settings):
     """The augmentation of self-supervised views (Barlow Twins; REFERENCE gives its probabilities)."""
 
     min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image a random crop keeps")
-    brightness: float = Field(0.4, ge=0, le=1)
-    contrast: float = Field(0.4, ge=0, le=1)
-    saturation: float = Field(0.2, ge=0, le=1)
-    hue: float = Field(0.1, ge=0, le=0.5)
-    jitter_probability: float = Field(0.8, ge=0, le=1)
-    gray_probability: float = Field(0.2, ge=0, le=1)
-    blur: bool = Field(False, description="blur with probability 1.0 and 0.1; not for small images")
-    solarize_probability: float = Field(0.2, ge=0, le=1, description="of the second view only")
+    brightness: float = Field(0.4, ge=0, le=1, description="largest change of the brightness, as a share of it")
+    contrast: float = Field(0.4, ge=0, le=1, description="largest change of the contrast")
+    saturation: float = Field(0.2, ge=0, le=1, description="largest change of the saturation")
+    hue: float = Field(0.1, ge=0, le=0.5, description="largest turn of the hue, as a share of the circle")
+    jitter_probability: float = Field(0.8, ge=0, le=1, description="probability of changing these four at all")
+    gray_probability: float = Field(0.2, ge=0, le=1, description="probability of taking the colours away")
+    blur: bool = Field(False, description="blur the views with probability 1.0 and 0.1; not for small images")
+    solarize_probability: float = Field(0.2, ge=0, le=1, description="probability of solarizing the second view")
 
 
 class SelfSupervised(Settings):
     """A self-supervised loss that is added to the supervised one, on views and with a head of its own (`ssl.*`)."""
 
-    loss: Section = Field(PluginSection(name="none"), description="none: the supervised loss stands alone")
-    weight: float = Field(1.0, gt=0, description="factor on it; the supervised loss has 1")
+    loss: Section = Field(PluginSection(name="none"), description="the loss; none: the supervised loss stands alone")
+    weight: float = Field(1.0, gt=0, description="its factor; that of the supervised loss is 1")
 
     PLUGIN_KINDS: ClassVar = {"loss": "loss"}
     PLACE = "ssl."
@@ -136,34 +149,45 @@ class SelfSupervised(Settings):
             raise ValueError("'ssl.weight' without a loss: name one with '--set ssl.loss=NAME'")
         return self
 
+    def unused(self) -> frozenset[str]:
+        """As for every command; and the weight of a loss that is not there."""
+        return super().unused() | ({"weight"} if self.loss.name == "none" else set())
+
 
 class Training(Execution):
     """What search and retraining share."""
 
-    NO_RESULT: ClassVar[frozenset[str]] = frozenset(Execution.model_fields)  # settings that change no result
+    # Settings that change no result
+    NO_RESULT: ClassVar[frozenset[str]] = frozenset({*Execution.model_fields, "track_every"})
 
-    seed: int = Field(0, ge=0, lt=2**63)
+    seed: int = Field(0, ge=0, lt=2**63, description="decides every random number of the run")
     epochs: PositiveInt
-    batch_size: int = Field(64, ge=2, le=1_000_000, description="at least 2: batch statistics need two images")
+    batch_size: int = Field(64, ge=2, le=1_000_000, description="images a step; batch statistics need two")
     channels: Channels
     layers: int
     stem: Literal["auto", "cifar", "imagenet"] = Field(
         "auto", description="cifar keeps the side of the images, imagenet divides it by 8; auto: by that side"
     )
-    lr: Rate = 0.025
-    lr_min: float = Field(0.001, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(3e-4, ge=0)
-    clip: Rate = 5.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    lr: Rate = Field(0.025, description="learning rate of the weights (SGD); falls to lr_min along a cosine")
+    lr_min: float = Field(0.001, ge=0, description="learning rate at the end")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(3e-4, ge=0, description="weight decay of the weights")
+    clip: Rate = Field(5.0, description="largest norm of the gradient; a larger one is scaled down")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="precision of forward passes; losses are always fp32"
+    )
     batch_stats: Literal["global", "local"] = Field(
         "global",
         description="on several ranks, what batch normalisation takes its statistics of: the whole batch, or each "
         "rank's share of it, which is faster",
     )
     flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
-    track_test: bool = Field(False, description="accuracy on the held-out splits every epoch (paper, Fig. 7 and 8)")
-    track_every: PositiveInt = Field(1, description="track_test=true: only every that many epochs, and in the last one")
+    track_test: bool = Field(False, description="accuracy on the held-out splits over epochs (paper, Fig. 7 and 8)")
+    track_every: Literal["auto"] | PositiveInt = Field(
+        "auto",
+        description="track_test=true: every that many epochs, and in the last one; auto: by the numbers of images, so "
+        "that it takes less than a quarter of the training's time",
+    )
     views: Views = Views()
     head: Section = Field(PluginSection(name="auto"), description="what the loss is computed on; auto: the loss's own")
     sampler: Section = Field(
@@ -174,14 +198,15 @@ class Training(Execution):
 
     @field_validator("track_every")
     @classmethod
-    def _tracks_something(cls, value: int, info: ValidationInfo) -> int:
-        if value != 1 and not info.data.get("track_test", True):
+    def _tracks_something(cls, value: int | str, info: ValidationInfo) -> int | str:
+        if value not in ("auto", 1) and not info.data.get("track_test", True):  # 1 was the default once
             raise ValueError("nothing is tracked: set track_test=true, too")
         return value
 
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
-        return flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT) | self.unused()))
+        flat, unused = flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT))), self.unused()
+        return {key: value for key, value in flat.items() if key not in unused}
 
     def changed_identity(self) -> dict[str, Any]:
         """What `identity` says beyond the defaults: it stays the same when a setting is added."""
@@ -196,30 +221,40 @@ class SearchSettings(Training):
     """A search. The defaults are the paper's (IV-B, IV-C), where it is silent those of DARTS."""
 
     strategy: Section = Field(PluginSection(name="gradient"), description="what the architecture is searched with")
-    relax: Section = PluginSection(name="softmax")
-    loss: Section = PluginSection(name="ce")
+    relax: Section = Field(PluginSection(name="softmax"), description="how alphas become mixing weights")
+    loss: Section = Field(PluginSection(name="ce"), description="what the weights are trained for")
     alpha_loss: Section = Field(
         PluginSection(name="none"), description="none: the alpha step uses `loss` too, and `ssl` if there is one"
     )
     alpha_sampler: Section = Field(
         PluginSection(name="instance"), description="which images of the alpha half the alpha step sees"
     )
-    order: Literal[1, 2] = 1
-    epochs: PositiveInt = 40
-    channels: Channels = 16
-    layers: int = Field(8, ge=3, le=MAX_LAYERS)
-    ops: Annotated[tuple[str, ...], BeforeValidator(_comma_list), Field(min_length=1)] = PAPER_OPS
-    op_options: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    alpha_lr: Literal["auto"] | Rate = Field("auto", description="auto: the relaxation's default")
-    alpha_betas: Literal["auto"] | tuple[Beta, Beta] = "auto"
-    alpha_weight_decay: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    order: Literal[1, 2] = Field(1, description="order of the alpha step's gradient: 1, or 2 as in DARTS")
+    epochs: PositiveInt = Field(40, description="passes over both halves of the training images")
+    channels: Channels = Field(16, description="width of the supernet's first cells")
+    layers: int = Field(8, ge=3, le=MAX_LAYERS, description="cells of the supernet")
+    ops: Annotated[tuple[str, ...], BeforeValidator(_comma_list), Field(min_length=1)] = Field(
+        PAPER_OPS, description="the candidates on every edge"
+    )
+    op_options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="options of those ops that have some, by op"
+    )
+    alpha_lr: Literal["auto"] | Rate = Field(
+        "auto", description="learning rate of the alphas (Adam); auto: the relaxation's default"
+    )
+    alpha_betas: Literal["auto"] | tuple[Beta, Beta] = Field(
+        "auto", description="betas of that Adam; auto: the relaxation's"
+    )
+    alpha_weight_decay: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        "auto", description="weight decay of the alphas; auto: the relaxation's default"
+    )
     warmup_epochs: int = Field(0, ge=0, le=1_000_000, description="epochs at the start in which the alphas stay fixed")
     statistics_batches: int = Field(
         20,
         ge=0,
         description="batches that estimate BN statistics before the supernet is evaluated; 0: its running averages",
     )
-    probe_lr: Rate = Field(1e-3, description="Adam's, for the linear probe of a self-supervised search")
+    probe_lr: Rate = Field(1e-3, description="learning rate (Adam) of the linear probe of a self-supervised search")
     stop_when_collapsed: bool = Field(
         False, description="stop (exit 3, resumable) when the normal cell has had only skips and pools for 3 epochs"
     )
@@ -277,21 +312,23 @@ class RetrainSettings(Training):
     OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "layers", "stem"})
 
     network: Section = Field(PluginSection(name="none"), description="none: the network of the genotype")
-    loss: Section = PluginSection(name="ce")
-    pretrain: Section = PluginSection(name="none")
-    pretrain_epochs: PositiveInt = 150
-    pretrain_lr: Rate = 0.025
-    epochs: PositiveInt = 150
-    channels: Channels = 36
-    layers: int = Field(20, ge=1, le=MAX_LAYERS)
+    loss: Section = Field(PluginSection(name="ce"), description="what the network is trained for")
+    pretrain: Section = Field(PluginSection(name="none"), description="a self-supervised loss to train for first")
+    pretrain_epochs: PositiveInt = Field(150, description="epochs of that pretraining")
+    pretrain_lr: Rate = Field(0.025, description="learning rate of that pretraining")
+    epochs: PositiveInt = Field(150, description="passes over the training images, after a pretraining")
+    channels: Channels = Field(36, description="width of the first cells")
+    layers: int = Field(20, ge=1, le=MAX_LAYERS, description="number of cells")
     aux_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0: no such head")
-    drop_path: float = Field(0.2, ge=0, lt=1, description="probability at the last epoch; rises from 0")
+    drop_path: float = Field(
+        0.2, ge=0, lt=1, description="probability of dropping a path at the last epoch; it rises from 0"
+    )
     cutout: float = Field(0.5, ge=0, le=1, description="side of the erased square over the image's side")
     augment: Literal["none", "trivial", "rand"] = Field(
         "none", description="ops on every image after crop and flip: TrivialAugment's or RandAugment's"
     )
-    rand_ops: int = Field(2, ge=1, le=100, description="augment=rand: how many ops an image gets")
-    rand_magnitude: int = Field(9, ge=0, le=30, description="augment=rand: how strong they are, from 0 to 30")
+    rand_ops: int = Field(2, ge=1, le=100, description="with augment=rand: how many ops an image gets")
+    rand_magnitude: int = Field(9, ge=0, le=30, description="with augment=rand: how strong they are")
     mixup: Literal["none"] | Concentration = Field(
         "none", description="alpha: two images are averaged with weights from Beta(alpha, alpha)"
     )
@@ -300,8 +337,8 @@ class RetrainSettings(Training):
     )
     ema: Literal["none"] | Beta = Field("none", description="decay of a moving average of the weights, which is kept")
     lr_warmup_epochs: int = Field(0, ge=0, description="epochs at the start in which the learning rate rises to lr")
-    nesterov: bool = Field(False, description="Nesterov's momentum")
-    decay_bn: bool = Field(True, description="weight decay also of biases and of batch normalisation's weights")
+    nesterov: bool = Field(False, description="take Nesterov's momentum")
+    decay_bn: bool = Field(True, description="let biases and the weights of batch normalisation decay, too")
     holdout: float = Field(
         0.0, ge=0, lt=1, description="share of each class of train that is set aside, for 'adjust' to choose on"
     )
@@ -341,6 +378,11 @@ class RetrainSettings(Training):
             raise ValueError("needs momentum, and momentum is 0")
         return nesterov
 
-    def unused(self) -> frozenset[str]:
+    def refused(self) -> frozenset[str]:
         """As for every command; of a plain network, what only a genotype's network has."""
-        return super().unused() if self.network.name == "none" else self.OF_CELLS
+        return super().refused() if self.network.name == "none" else self.OF_CELLS
+
+    def unused(self) -> frozenset[str]:
+        """As for every command; and what is said of a pretraining or of RandAugment where there is none."""
+        idle = {"pretrain_epochs", "pretrain_lr"} if self.pretrain.name == "none" else set()
+        return super().unused() | idle | ({"rand_ops", "rand_magnitude"} if self.augment != "rand" else set())

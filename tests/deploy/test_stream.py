@@ -51,7 +51,8 @@ def test_a_file_that_cannot_be_read_has_a_row_in_its_place(model, photos, tmp_pa
     errors = {row.path.removeprefix(f"{tmp_path}/"): row.error for row in got}
     assert errors.pop("empty.png") == "is an empty file"
     assert "pixels" in errors.pop("huge.png") and "known format" in errors.pop("text")
-    assert "No such file" in errors.pop("nowhere.png") and errors.pop("img") == "is a folder without images"
+    assert errors.pop("nowhere.png") == "cannot be opened: No such file or directory"
+    assert errors.pop("img") == "is a folder without images"
     assert errors == {good: "", "dot.png": "", "long.png": ""}
     assert got[0].top == got[7].top and (stream.num_read, stream.num_bad, stream.num_others) == (4, 5, 1)
     told = [record.getMessage() for record in caplog.records]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
+import select
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from faults_support import Zygote
+from PIL import Image
 
 SCRIPT = Path(sys.executable).with_name("ssfnas")
 SHAPE = ["--epochs", "1", "--channels", "2", "--layers", "3", "--batch-size", "16"]
@@ -33,11 +38,17 @@ class Result(NamedTuple):
 
 
 class Program:
-    """Runs `ssfnas` as a user would."""
+    """Runs `ssfnas` as a user would.
+
+    The commands of most tests are forks of a process that has imported torch, since the suite would spend most of its
+    time on imports. `installed` starts the console script each time. So does whatever runs in a shell or on a terminal,
+    or needs an environment of its own.
+    """
 
     tiny, ops = TINY, OPS
 
-    def __init__(self, cache: Path):
+    def __init__(self, cache: Path, zygote: Zygote | None):
+        self._zygote, self._cache = zygote, cache
         self.environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SSFNAS"))}
         self.environ |= {
             "OMP_NUM_THREADS": "1",
@@ -45,9 +56,20 @@ class Program:
             "PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}",
         }
 
+    @property
+    def installed(self) -> Program:
+        """The same, by the console script only."""
+        return Program(self._cache, None)
+
     def run(self, *argv: str | Path, cwd: Path, stdin: bytes = b"", environ: dict[str, str] | None = None) -> Result:
         """`ssfnas ARGV`."""
-        return self._run([str(SCRIPT), *map(str, argv)], cwd, stdin, environ)
+        if self._zygote is None or environ is not None:
+            return self._run([str(SCRIPT), *map(str, argv)], cwd, stdin, environ)
+        given = self._cache / "stdin"
+        given.write_bytes(stdin)
+        child = self._zygote.start(argv, cwd, stdin=given, streams=self._cache, environ=self.environ)
+        code, _, said = self._zygote.wait(child)
+        return Result(code, child.out.read_bytes(), said)
 
     def shell(self, script: str, cwd: Path) -> Result:
         """A line of shell; it fails where any stage of a pipe fails."""
@@ -58,6 +80,49 @@ class Program:
         result = self.run(*argv, cwd=cwd, **how)
         assert result.code == 0, result.err
         return result
+
+    def on_terminal(
+        self,
+        *argv: str | Path,
+        cwd: Path,
+        columns: int = 100,
+        environ: dict[str, str] | None = None,
+        interrupt_at: str | None = None,
+    ) -> tuple[Result, str]:
+        """How it ends, and what it writes to a terminal of that width by stdout (stderr is piped).
+
+        With `interrupt_at`, Ctrl-C arrives once that text is seen. The program starts with Ctrl-C ignored, as a
+        background job of a script does, and has to listen all the same.
+        """
+        ours, theirs = pty.openpty()
+        started = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", str(SCRIPT), *map(str, argv)]
+        environ = self.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "20"} | (environ or {})
+        process = subprocess.Popen(
+            started,
+            cwd=cwd,
+            env=environ,
+            stdin=theirs if interrupt_at else subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+        )
+        os.close(theirs)
+        shown, ended = b"", False
+        while not ended:
+            try:
+                piece = os.read(ours, 65536) if select.select([ours], [], [], 240)[0] else b""
+            except OSError:  # Linux says so when the other side is closed
+                piece = b""
+            shown, ended = shown + piece, not piece
+            if interrupt_at is not None and interrupt_at.encode() in shown:
+                process.send_signal(signal.SIGINT)
+                interrupt_at = None
+        os.close(ours)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        result = Result(process.returncode, shown, said.decode("utf-8", "backslashreplace"))
+        return result, shown.decode().replace("\r", "")
 
     def refuses(self, code: int, words: list[str], *argv: str | Path, cwd: Path, **how: Any) -> str:
         """The command must print one line with these words, end with this code, and leave every file as it was."""
@@ -89,9 +154,9 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def ssfnas(tmp_path_factory: pytest.TempPathFactory) -> Program:
+def ssfnas(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Program:
     """The program, with a cache folder of its own."""
-    return Program(tmp_path_factory.mktemp("cache"))
+    return Program(tmp_path_factory.mktemp("cache"), zygote)
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +170,7 @@ def world(ssfnas: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "retrain": ["retrain", "genotype.json", *TINY, "-o", "retrain"],
     }
     for name, argv in stages.items():
-        result = ssfnas.ok(*argv, cwd=folder)
+        result = ssfnas.installed.ok(*argv, cwd=folder)
         (folder / f"{name}.stdout").write_bytes(result.out)
         if name == "derive":
             (folder / "genotype.json").write_bytes(result.out)
@@ -124,3 +189,19 @@ def edited(world: Path, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]], 
         return path
 
     return write
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """An image folder of two classes, with a zero-byte and a truncated image."""
+    root = tmp_path / "images"
+    for split in ("train", "test"):
+        for number, name in enumerate(("cat", "dög")):
+            (root / split / name).mkdir(parents=True)
+            for index in range(4):
+                image = Image.new("RGB", (9, 9), (60 * index, 100 * number, 50))
+                image.save(root / split / name / f"{index}.png")
+    (root / "train" / "cat" / "0.png").write_bytes(b"")
+    whole = (root / "train" / "dög" / "3.png").read_bytes()
+    (root / "train" / "dög" / "3.png").write_bytes(whole[: len(whole) // 2])
+    return root

@@ -1,15 +1,10 @@
 """Bad input: one line that names the flag or file and the mend, the right exit code, and every file as it was."""
 
 import json
-import os
-import pty
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
 
@@ -288,22 +283,6 @@ def test_a_damaged_data_set(ssfnas, world, tmp_path):
     ssfnas.refuses(3, [shard.name, "damaged"], *argv, cwd=tmp_path)
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    """An image folder of two classes, with a zero-byte and a truncated image."""
-    root = tmp_path / "images"
-    for split in ("train", "test"):
-        for number, name in enumerate(("cat", "dög")):
-            (root / split / name).mkdir(parents=True)
-            for index in range(4):
-                image = Image.new("RGB", (9, 9), (60 * index, 100 * number, 50))
-                image.save(root / split / name / f"{index}.png")
-    (root / "train" / "cat" / "0.png").write_bytes(b"")
-    whole = (root / "train" / "dög" / "3.png").read_bytes()
-    (root / "train" / "dög" / "3.png").write_bytes(whole[: len(whole) // 2])
-    return root
-
-
 def test_images_that_cannot_be_read(ssfnas, images, tmp_path):
     argv = ["make-dataset", "--source", "folder", "--root", "images", "--dist", "natural", "-o", "data"]
     ssfnas.refuses(3, ["--root images", "0.png", "on_bad=skip"], *argv, cwd=tmp_path)
@@ -350,72 +329,3 @@ def test_what_cannot_be_derived(ssfnas, world, tmp_path, words, argv):
 def test_evaluation_of_a_split_that_is_not_there(ssfnas, world, tmp_path):
     words = ["--split val", "test_longtail"]
     ssfnas.refuses(2, words, "evaluate", world / "retrain", "--split", "val", cwd=tmp_path)
-
-
-# An ASCII locale, where boxes and umlauts cannot be shown
-
-
-def on_a_terminal(ssfnas, cwd: Path, *argv: str, **more: str) -> str:
-    """What `ssfnas ARGV` prints on a terminal of 100 columns in an ASCII locale."""
-    ours, theirs = pty.openpty()
-    environ = ssfnas.environ | ASCII | {"COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"} | more
-    script = str(Path(sys.executable).with_name("ssfnas"))
-    process = subprocess.Popen(
-        [script, *argv], cwd=cwd, env=environ, stdin=subprocess.DEVNULL, stdout=theirs, stderr=subprocess.PIPE
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # Linux says so when the other side is closed
-            break
-        if not piece:
-            break
-        shown += piece
-    os.close(ours)
-    assert process.stderr is not None
-    assert process.wait() == 0, process.stderr.read()
-    return shown.decode("ascii")
-
-
-def test_tables_in_an_ascii_locale(ssfnas, world, images, tmp_path):
-    assert "sep_conv_3x3" in on_a_terminal(ssfnas, tmp_path, "plugins")
-    assert "balanced accuracy" in on_a_terminal(ssfnas, tmp_path, "evaluate", str(world / "retrain"), "--threads", "1")
-    argv = ["make-dataset", "--source", "folder", "--root", "images", "--dist", "natural", "--set", "on_bad=skip"]
-    assert "training profile" in on_a_terminal(ssfnas, tmp_path, *argv, "-o", "data")
-
-
-def test_names_on_a_terminal_are_no_markup_and_do_not_reach_it_raw(ssfnas, world, tmp_path):
-    """Class names and paths in brackets are shown as they are; what a terminal would obey is escaped."""
-    names = ["[red]cat", "dog [b]", ":car:"]
-    for split in ("train", "test"):
-        for number, name in enumerate(names):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for index in range(4):
-                Image.new("L", (9, 9), 50 * number + index).save(folder / f"{index}.png")
-    argv = ["make-dataset", "--source", "folder", "--root", "images", "--dist", "natural", "-o", "x[/y]"]
-    shown = on_a_terminal(ssfnas, tmp_path, *argv)
-    assert all(name in shown for name in ("[red]cat", "dog [b]", ":car:", "x[/y]"))
-    argv = ["search", "--data", "x[/y]", *ssfnas.tiny, *ssfnas.ops, "--batch-size", "4", "-o", "r[/un]"]
-    assert "r[/un] (not written)" in on_a_terminal(ssfnas, tmp_path, *argv, "--dry-run")
-    ssfnas.ok(*argv, cwd=tmp_path)
-    shown = on_a_terminal(ssfnas, tmp_path, "runs", "r[")
-    assert "r[/un]" in shown and "ssfnas derive 'r[/un]'" in shown
-
-
-def test_an_error_does_not_reach_the_terminal_raw(ssfnas, tmp_path):
-    result = ssfnas.run("derive", "no\x1b]0;title\x07\u202ewhere", cwd=tmp_path)
-    assert result.err == "ssfnas: no\\x1b]0;title\\x07\\u202ewhere: no such run folder\n"
-
-
-def test_runs_fit_80_columns_and_commands_stay_whole(ssfnas, world):
-    shown = on_a_terminal(ssfnas, world, "runs", ".", COLUMNS="80")
-    assert "    next: ssfnas evaluate retrain" in shown and "    next: ssfnas derive search" in shown
-    assert max(map(len, shown.splitlines())) <= 80 and "2 runs" in shown
-
-
-def test_errors_in_an_ascii_locale(ssfnas, tmp_path):
-    ssfnas.refuses(3, ["no such run folder"], "derive", "Größe", cwd=tmp_path, environ=ASCII)
-    ssfnas.refuses(2, ["unknown setting"], "search", "--set", "größe=1", cwd=tmp_path, environ=ASCII)

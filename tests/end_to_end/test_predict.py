@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import pty
 import shutil
 import signal
 import subprocess
@@ -122,14 +121,9 @@ def test_a_request_to_stop_leaves_no_half_written_file(ssfnas, world, digits, tm
 
 def test_a_table_on_a_terminal(ssfnas, world, digits, tmp_path):
     image = next((digits / "test").rglob("*.png"))
-    main, other = pty.openpty()
-    script = Path(sys.executable).with_name("ssfnas")
-    argv = [str(script), "predict", str(world / "retrain"), str(image), "-q", *ONE]
-    done = subprocess.run(argv, stdout=other, stderr=subprocess.PIPE, env=ssfnas.environ, cwd=tmp_path, timeout=240)
-    os.close(other)
-    shown = os.read(main, 1 << 16).decode().splitlines()
-    os.close(main)
-    assert done.returncode == 0 and len(shown) == 2, done.stderr
+    result, said = ssfnas.on_terminal("predict", world / "retrain", image, "-q", *ONE, cwd=tmp_path)
+    shown = said.splitlines()
+    assert result.code == 0 and len(shown) == 2, result.err
     assert shown[0].split() == ["class", "probability", "or", "image"]
     assert shown[1].endswith(f"  {image}") and shown[1].count(" %") == 3
 

@@ -3,14 +3,9 @@
 import csv
 import io
 import json
-import os
-import pty
 import re
-import select
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -70,42 +65,17 @@ def test_every_format_has_the_figures(ssfnas, runs, tmp_path):
 
 
 def test_on_a_terminal_it_is_a_table_that_fits(ssfnas, runs):
-    code, said = on_terminal(ssfnas, runs, ["compare", "all"], 70)
+    result, said = ssfnas.on_terminal("compare", "all", cwd=runs, columns=70)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", said).splitlines()
-    assert code == 0 and "51.00 ± 1.41" in said and "What to mind:" in said
+    assert result.code == 0 and "51.00 ± 1.41" in said and "What to mind:" in said
     assert max(map(len, lines)) <= 70, "columns that do not fit stand below"
 
 
-def on_terminal(ssfnas, cwd, argv, columns, interrupt_at=None):
-    """Run it on a terminal of that width; with `interrupt_at` press Ctrl-C once that text is seen.
-
-    Ctrl-C starts ignored, as it does for a background job of a script; the program has to listen all the same."""
-    ours, theirs = pty.openpty()
-    script = str(Path(sys.executable).with_name("ssfnas"))
-    environ = ssfnas.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "20"}
-    argv = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", script, *argv]
-    process = subprocess.Popen(argv, cwd=cwd, stdin=theirs, stdout=theirs, stderr=theirs, env=environ)
-    os.close(theirs)
-    data, interrupted = b"", False
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        ready, _, _ = select.select([ours], [], [], 0.2)
-        try:
-            data += os.read(ours, 65536) if ready else b""
-        except OSError:  # the other end is closed
-            break
-        if interrupt_at is not None and not interrupted and interrupt_at in data:
-            process.send_signal(signal.SIGINT)
-            interrupted = True
-    os.close(ours)
-    return process.wait(timeout=60), data.decode().replace("\r", "")
-
-
 def test_watch_draws_until_ctrl_c_and_leaves_the_cursor(ssfnas, runs):
-    code, said = on_terminal(ssfnas, runs, ["runs", "--watch", "all"], 110, interrupt_at=b"Ctrl-C leaves")
-    assert code == 0 and "ldam-1" in said and "stopped" in said and "6 runs, 0 running" in said
+    result, said = ssfnas.on_terminal("runs", "--watch", "all", cwd=runs, columns=110, interrupt_at="Ctrl-C leaves")
+    assert result.code == 0 and "ldam-1" in said and "stopped" in said and "6 runs, 0 running" in said
     assert said.rindex("\x1b[?25h") > said.rindex("\x1b[?25l"), "the cursor is shown again"
-    assert "Traceback" not in said
+    assert result.err == ""
 
 
 @pytest.mark.parametrize(

@@ -304,3 +304,23 @@ def test_runs_counts_the_damaged_and_shows_the_whole_command(ssfnas, world, tmp_
     broken, run = listed.json["runs"]
     assert broken["state"] == "damaged" and "broken/config.json" in broken["next"]
     assert (run["state"], run["command"], run["next"]) == ("stopped", config["command"], config["command"])
+
+
+def test_a_fork_says_and_does_what_the_installed_program_does(ssfnas, world, tmp_path):
+    """Most tests take forks, which start sooner."""
+    ends = []
+    for name, program in (("fork", ssfnas), ("installed", ssfnas.installed)):
+        folder = tmp_path / name
+        folder.mkdir()
+        argv = ["retrain", world / "genotype.json", "--data", world / "data", *ssfnas.tiny, "-o", "run"]
+        results = [
+            program.ok(*argv, cwd=folder),
+            program.ok("evaluate", "run", "--threads", "1", cwd=folder),
+            program.run("derive", "run", cwd=folder),
+            program.run("describe", "-", cwd=folder, stdin=(world / "genotype.json").read_bytes()),
+        ]
+        assert [result.code for result in results] == [0, 0, 3, 0]
+        printed = [re.sub(rb'"elapsed_seconds": [0-9.]+', b"", result.out) for result in results]
+        said = [result.err for result in results[1:]]
+        ends.append((printed, said, (folder / "run" / "model.safetensors").read_bytes()))
+    assert ends[0] == ends[1]

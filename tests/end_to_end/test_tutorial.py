@@ -36,7 +36,7 @@ def walked(ssfnas, tmp_path_factory):
     compiled = cache_folder() / "kernels"
     if compiled.is_dir():  # as any user has them after the first command; otherwise the first search compiles them
         shutil.copytree(compiled, Path(ssfnas.environ["XDG_CACHE_HOME"]) / "ssfnas" / "kernels", dirs_exist_ok=True)
-    results = {line: ssfnas.ok(*shlex.split(line)[1:], cwd=folder) for line in commands()}
+    results = {line: ssfnas.installed.ok(*shlex.split(line)[1:], cwd=folder) for line in commands()}
     return folder, results
 
 

@@ -292,7 +292,7 @@ def test_nesterovs_step_is_that_of_its_formula(train):
 
 
 def test_what_is_evaluated_is_the_average_and_what_trains_is_not(train, tiny_digits):
-    phase, twin = train("ema=0.99", "track_test=true", lr=0.2), train(lr=0.2)
+    phase, twin = train("ema=0.99", "track_test=true", "track_every=1", lr=0.2), train(lr=0.2)
     run(phase, 9), run(twin, 9)
     own = {name: value.clone() for name, value in phase.model.state_dict().items()}
     facts = phase.end_epoch(0)

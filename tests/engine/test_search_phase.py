@@ -317,7 +317,7 @@ def test_an_epoch_ends_with_the_accuracy_on_the_alpha_half_named_for_what_it_is(
 
 
 def test_both_test_splits_are_tracked_when_asked(search, tiny_digits):
-    phase = search("statistics_batches=0", track_test=True)
+    phase = search("statistics_batches=0", "track_every=1", track_test=True)
     run(phase, 2)
     facts = phase.end_epoch(0)
     for split in ("test", "test_longtail"):

@@ -184,7 +184,7 @@ def test_predicting_moves_no_statistics(train, tiny_digits):
 def test_held_out_accuracies_are_recorded_only_when_asked_and_never_in_pretraining(train):
     assert train().end_epoch(0) == {}
     assert train("track_test=true", loss="barlow").end_epoch(0) == {}
-    phase = train("track_test=true")
+    phase = train("track_test=true", "track_every=1")
     facts = phase.end_epoch(0)
     assert set(facts) == {"accuracy_test", "accuracy_test_longtail"}  # digits has no val split
     scores, labels = scores_of(phase, "test")
@@ -207,7 +207,7 @@ def test_tracking_runs_the_network_once_on_each_image_and_only_every_so_many_epo
 
 
 def test_training_learns(train):
-    phase = train("track_test=true", schedule={"epochs": 10, "lr": 0.05})
+    phase = train("track_test=true", "track_every=1", schedule={"epochs": 10, "lr": 0.05})
     losses = []
     for epoch in range(10):
         losses += [np.mean([value["loss"] for value in run(phase, 100, epoch)])]

@@ -1,25 +1,13 @@
-"""A server of cheap `ssfnas` processes, tiny undisturbed runs, and a place for each test."""
+"""Tiny undisturbed runs, and a place for each test."""
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from faults_support import DATASET, RETRAIN, SEARCH, Zygote
-
-
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    """The server, one for all tests."""
-    server = Zygote()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,18 +75,22 @@ class Zygote:
 
     def start(
         self,
-        argv: list[str],
+        argv: Sequence[str | Path],
         cwd: Path,
         faults: dict[str, Any] | None = None,
+        stdin: str | Path = os.devnull,
         stdout: Path | None = None,
+        streams: Path | None = None,
         environ: dict[str, str] | None = None,
     ) -> Child:
-        """Start `ssfnas argv`, with `faults` that zygote.py knows."""
+        """Start `ssfnas argv`, with `faults` that zygote.py knows. What it says goes to files in `streams` or `cwd`."""
         self.count += 1
-        out, err = stdout or cwd / f".out-{self.count}", cwd / f".err-{self.count}"
+        folder = streams or cwd
+        out, err = stdout or folder / f".out-{self.count}", folder / f".err-{self.count}"
         request = {
             "argv": [str(word) for word in argv],
             "cwd": str(cwd),
+            "stdin": str(stdin),
             "stdout": str(out),
             "stderr": str(err),
             "faults": faults or {},
@@ -97,9 +101,13 @@ class Zygote:
     def wait(self, child: Child) -> Result:
         """How it ended."""
         code = self._ask({"wait": child.pid})
-        return Result(code, child.out.read_text() if child.out.is_file() else "", child.err.read_text())
+        return Result(
+            code,
+            child.out.read_text(errors="backslashreplace") if child.out.is_file() else "",
+            child.err.read_text(errors="backslashreplace"),
+        )
 
-    def run(self, argv: list[str], cwd: Path, faults: dict[str, Any] | None = None, **more: Any) -> Result:
+    def run(self, argv: Sequence[str | Path], cwd: Path, faults: dict[str, Any] | None = None, **more: Any) -> Result:
         """Start and wait."""
         return self.wait(self.start(argv, cwd, faults, **more))
 
@@ -107,7 +115,7 @@ class Zygote:
         """End the server."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(120)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 240) -> None:

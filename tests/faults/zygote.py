@@ -1,8 +1,8 @@
 """Runs `ssfnas` in forks of one process that has imported torch already, so that an attempt costs no start.
 
-The server reads a request per line on stdin: `{"argv", "cwd", "stdout", "stderr", "faults", "environ"}` starts a
-child and is answered with its pid, `{"wait": pid}` with its exit code (negative: the signal). `faults` names things
-to do to the child.
+The server reads a request per line on stdin: `{"argv", "cwd", "stdin", "stdout", "stderr", "faults", "environ"}`
+starts a child and is answered with its pid, `{"wait": pid}` with its exit code (negative: the signal). `faults` names
+things to do to the child.
 """
 
 import json
@@ -16,6 +16,7 @@ AUDITED = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", 
 
 
 def serve() -> None:
+    import sklearn.metrics  # noqa: F401
     import torch._dynamo  # noqa: F401  the first optimizer imports it, which takes a second
 
     import ssfnas_cli.engine.evaluate
@@ -38,7 +39,7 @@ def _child(request: dict) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         handle = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(handle, number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
     from ssfnas_cli import main, stop
 
     stop.STARTED = time.monotonic()

@@ -149,7 +149,7 @@ def test_a_fair_comparison_has_no_remark(three_seeds):
         ("steps", [], {"epochs": 6}, "epochs=3: 30; epochs=6: 60"),
         ("views", ["pretrain=barlow", "pretrain_epochs=5"], {}, "ce: 3; .*: 13"),
         ("size", ["loss=ldam"], {"result": {"num_params": 1500}}, "0.001 million.*0.0015 million"),
-        ("recipe", ["loss=ldam"], {"recipe": 1}, "trains differently"),
+        ("training", ["loss=ldam"], {"recipe": 1}, "trains differently"),
         (
             "software",
             ["loss=ldam"],

@@ -1,0 +1,149 @@
+"""The reference of the files. What has a model is read from it; test_file_formats.py compares the rest with files."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from generator.markdown import code, table, text
+from generator.schemas import field_table
+from ssfnas_cli.artifacts import dataset, genotype, model, shards
+
+RECORDS: dict[str, tuple[type[BaseModel], ...]] = {
+    "manifest": (dataset.Manifest, dataset.SplitInfo, shards.ShardInfo, dataset.ShortClass, dataset.Skipped),
+    "genotype": (genotype.Genotype, genotype.Cell, genotype.Edge, genotype.Provenance),
+    "card": (model.ModelCard, model.DerivedNetwork, model.Part, model.Preparation, model.CorrectionRecord),
+}
+
+# The plain files. `SPLIT` stands for a split's name, and what is between brackets is there only sometimes.
+RUN_FILES = {
+    "config.json": "what the run is: its settings, its data set and the machine that began it",
+    "status.json": "where it is, and once it is done the result that its command printed",
+    "metrics.jsonl": "one line for each epoch",
+    "metrics.csv": "the same as a table, for spreadsheets",
+    "log.txt": "everything that was said, with the time",
+    "alphas.safetensors": "of a search: the alphas of every epoch",
+    "genotype.json": "of a search: the genotype of its last epoch; of a retraining: the one that it trained",
+    "model.safetensors": "of a retraining: the trained network and its card",
+    "evaluation.json": "what evaluate measured on the run's own data set",
+    "evaluation-confusion-SPLIT.csv": "the confusion matrix, if there are more than 100 classes",
+    "checkpoints/": "what the run goes on from, the newest ones; see below",
+    "tensorboard/": "with tensorboard=true: event files",
+    "lock.json": "while a process writes to the folder: host, process and a heartbeat",
+}
+CONFIG = {
+    "schema": "the format and its version, ssfnas.run/1",
+    "kind": "search or retrain; a corrected network is a retrain run, too",
+    "identity": "the settings that change results, flat, and the data set: what makes it the same run",
+    "settings": "all settings, resolved",
+    "changed": "those that differ from the defaults",
+    "data": "path and sha256 of the data set",
+    "environment": "processor, cores, threads, device, kernels, and the versions of Python, torch and ssfnas",
+    "resolved": "what flip=auto and stem=auto mean here, and why",
+    "recipe": "a number that grows when the same settings come to train differently",
+    "command": "the command that began the run",
+    "genotype": "[of a genotype's network] the genotype",
+    "adjustment": "[of a corrected network] the method, its settings, the run that it corrects, and what was chosen",
+    "sha256": "of the rest: a file that was edited is refused",
+}
+STATUS = {
+    "state": "running, stopped, done or diverged",
+    "updated": "seconds since 1970",
+    "phase": "search, pretrain, train or adjust",
+    "epoch": "epochs that are done in this phase",
+    "epochs": "epochs that it has",
+    "step": "[unfinished] steps that are done in this epoch",
+    "checkpoint": "[unfinished] name of the newest checkpoint",
+    "last": "the newest line of metrics.jsonl",
+    "reason": "[diverged, or given up] why",
+    "result": "[done] what the command printed",
+    "sha256": "of the rest",
+}
+METRICS = {
+    "phase": "search, pretrain, train or adjust",
+    "epoch": "the number of the epoch in its phase, from 1",
+    "steps": "steps of the epoch; losses and training accuracies are means over them",
+    "loss": "[retrain] the loss that was minimised",
+    "train_accuracy": "[retrain] top-1 on the batches that it trained on, in percent",
+    "weight_loss": "[search] loss of the weight step",
+    "alpha_loss": "[search by gradient] loss of the alpha step",
+    "regulariser": "[search by gradient] what is added to it: the zero-one loss, beta_decay",
+    "probe_loss": "[self-supervised search] loss of the linear probe",
+    "lr": "learning rate of the weights, mean over the steps",
+    "alpha_lr": "[search by gradient] learning rate of the alphas",
+    "accuracy_alpha_half": "[search] top-1 of the supernet on the alpha half, in percent",
+    "accuracy_SPLIT": "[track_test=true] top-1 on that split, in percent",
+    "pruned_accuracy_alpha_half": "[search, last epoch] the same with nothing but the ops of the genotype",
+    "probe_accuracy_alpha_half": "[self-supervised search] as above, of the linear probe",
+    "probe_accuracy_SPLIT": "[self-supervised search, track_test=true] as above, of the linear probe",
+    "pruned_probe_accuracy_alpha_half": "[self-supervised search, last epoch] as above, of the linear probe",
+    "weights_moved": "[search] the largest distance that a mixing weight has from its start",
+    "weights_entropy": "[search, softmax, gumbel, dirichlet] mean entropy of an edge over that of equal weights",
+    "weights_decided": "[search, sigmoid] share of the weights within 0.1 of 0 or 1",
+    "genotype_changes": "[search] edges of the derived genotype that the epoch before did not have",
+    "genotype_skips": "[search] share of its ops that are skip connections",
+    "genotype_pools": "[search] share of its ops that are poolings",
+    "normal_ops_with_weights": "[search] ops of its normal cell that learn anything",
+    "candidates": "[rounds of random and evolution] candidates that were judged; such an epoch has no weight steps",
+    "candidate_fitness": "[rounds] the mean of their fitness, in percent",
+    "best_fitness": "[rounds] the highest fitness of all candidates so far",
+    "step_seconds": "median seconds of a step, data included",
+    "peak_memory_bytes": "the most memory that the process had so far",
+    "elapsed_seconds": "seconds that the run has computed, interruptions left out",
+}
+EVALUATION = {
+    "kind": "metrics",
+    "run": "the run folder",
+    "data_sha256": "identity of the data set",
+    "class_names": "in class order",
+    "train_counts": "training images of each class",
+    "splits": "the figures of each split, by its name",
+    "same_images": "pairs of splits that hold the same images",
+    "kept_in": "[printed] the file in the run folder that has the same",
+    "sha256": "[in the run folder] of the rest",
+}
+SPLIT_FIGURES = {
+    "num_images": "how many images",
+    "top1": "accuracy, in percent",
+    "balanced_accuracy": "mean of the classes' own accuracies, in percent",
+    "macro_f1": "mean of the classes' F1, from 0 to 1",
+    "ece": "expected calibration error over 15 bins of the confidence, from 0 to 1",
+    "calibration": "images, mean confidence and accuracy of each of those bins",
+    "per_class": "accuracy of each class, in percent; null without images",
+    "class_counts": "images of each class",
+    "groups_by_count": "classes, images and accuracy of the groups many, medium and few (ImageNet-LT)",
+    "groups_by_thirds": "the same of the thirds head, medium and tail",
+    "worst_confusions": "the ten pairs of true and predicted class with the most images",
+    "confusion": "images, a row for each true class and a column for each predicted one",
+    "confusion_file": "[more than 100 classes] the CSV file that has that matrix",
+}
+PREDICTION = {
+    "path": "the file as it was named",
+    "class": "the most probable class; empty (null) if the file could not be read",
+    "probability": "its probability",
+    "error": "why the file could not be read; empty (null) if it could",
+    "top_k": "[JSON] the most probable classes with their probabilities, this one included",
+    "class_2": "[CSV] the second most probable class, and so on up to --top-k",
+    "probability_2": "[CSV] its probability, and so on",
+}
+PLAIN = {
+    "run-files": RUN_FILES,
+    "config": CONFIG,
+    "status": STATUS,
+    "metrics": METRICS,
+    "evaluation": EVALUATION,
+    "split-figures": SPLIT_FIGURES,
+    "prediction": PREDICTION,
+}
+
+
+def plain_table(name: str) -> str:
+    """A table of the keys of a plain file, or of the files of a folder."""
+    first = "file" if name.endswith("-files") else "key"
+    return table([first, "what it is"], [[code(key), text(what)] for key, what in PLAIN[name].items()])
+
+
+def record_tables(name: str) -> str:
+    """A table for each of the models that make up a file."""
+    first, *others = RECORDS[name]
+    parts = [field_table(first), *(f"#### {one.__name__}\n\n{field_table(one)}" for one in others)]
+    return "\n".join(parts)

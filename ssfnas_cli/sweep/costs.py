@@ -1,0 +1,109 @@
+"""What a sweep will cost: `--dry-run` of its searches and retrainings, each kind measured once, added up.
+
+Runs that differ only in their seeds cost the same. A genotype that is not found yet is replaced by a random one, and a
+data set that is not made yet is made in a temporary folder. Each is measured by a process of its own, one at a time:
+the peak memory of a process is that of its one run, and others beside it would falsify the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssfnas_cli import stop
+from ssfnas_cli.console import log
+from ssfnas_cli.sweep.cells import TRAINING, Cell
+from ssfnas_cli.sweep.runner import PROGRAM, last_error
+from ssfnas_cli.sweep.state import essence, is_done
+
+STAND_IN = "random-0"  # for a genotype that is not there yet
+FIGURES = ("total_seconds", "disk_bytes", "peak_memory_bytes")
+
+
+def predict(cells: Sequence[Cell], jobs: int, threads: int) -> dict[str, Any]:
+    """Predict the cost of the searches and retrainings among the cells.
+
+    Args:
+        cells: what is missing.
+        jobs: how many run at a time.
+        threads: of each; see `Runner`.
+
+    Returns:
+        The output of `sweep --dry-run`: seconds and bytes of every cell, and their sums. A cell whose dry run fails has
+        an `error` instead and is not counted.
+
+    Raises:
+        Stopped: a signal has arrived.
+    """
+    with stop.interruptible("in a dry run; it leaves nothing behind"), tempfile.TemporaryDirectory() as name:
+        measured: dict[str, dict[str, Any]] = {}
+        folder = Path(name)
+        data = {cell.output: folder / cell.name for cell in cells if cell.stage == "data" and not is_done(cell)}
+        entries = []
+        for cell in cells:
+            if cell.stage == "data" and cell.output in data:
+                _ask([*cell.argv[:-1], str(data[cell.output])], folder)
+            elif cell.stage in TRAINING:
+                argv = _stand_in(cell, data, threads)
+                key = json.dumps(_without_seed(argv))
+                if key not in measured:
+                    log.info("dry run of %s", cell.name)
+                    measured[key] = _ask([*argv, "--dry-run", "--json"], folder)
+                entries.append({"name": cell.name, "stage": cell.stage, **measured[key]})
+        data_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.parent != folder)
+    return _sum(entries, data_bytes, jobs)
+
+
+def _stand_in(cell: Cell, data: Mapping[Path, Path], threads: int) -> list[str]:
+    """The words of a cell's command, with what is there in place of what is not."""
+    words = [str(data.get(Path(word), word)) for word in cell.with_threads(threads)]
+    if cell.stage == "retrain" and cell.source is not None and not cell.source.exists():
+        words[1] = STAND_IN
+    return words
+
+
+def _without_seed(argv: Sequence[str]) -> list[str]:
+    """The words that decide what a run costs."""
+    words = essence(argv)
+    for flag in ("--seed", "-o"):
+        if flag in words:
+            place = words.index(flag)
+            del words[place : place + 2]
+    return words
+
+
+def _ask(argv: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Run a command and return the figures that it prints, or its error."""
+    path = folder / "said"
+    with path.open("wb") as said:
+        done = subprocess.run([*PROGRAM, *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=said)
+    if done.returncode:
+        return {"error": last_error(path, 0, done.returncode)}
+    with contextlib.suppress(ValueError):
+        printed = json.loads(done.stdout)
+        return {name: printed[name] for name in FIGURES if name in printed}
+    return {"error": "it printed no prediction"}
+
+
+def _sum(entries: Sequence[dict[str, Any]], data_bytes: int, jobs: int) -> dict[str, Any]:
+    whole = [entry for entry in entries if "error" not in entry]
+    seconds = sum(entry["total_seconds"] for entry in whole)
+    return {
+        "kind": "sweep-dry-run",
+        "cells": list(entries),
+        "failed": len(entries) - len(whole),
+        "jobs": jobs,
+        "total_seconds": round(seconds, 1),
+        # At best: as if the longest cell did not keep the others waiting.
+        "elapsed_seconds": round(max([seconds / jobs, *(entry["total_seconds"] for entry in whole)]), 1),
+        "disk_bytes": sum(entry["disk_bytes"] for entry in whole) + data_bytes,
+        "data_bytes": data_bytes,
+        "peak_memory_bytes": max((entry["peak_memory_bytes"] for entry in whole), default=0),
+        "cores": os.cpu_count(),
+    }

@@ -1,0 +1,119 @@
+"""The file of a sweep: a table for each stage of the pipeline, with the settings of its command.
+
+A list is an axis of the grid. `[STAGE.arms]` names combinations of settings that are compared. What stands in a table
+is checked where the stage's commands are put together (`stages.py`); here it is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from registry.core import did_you_mean
+from ssfnas_cli.console import decode_text
+from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.settings import parse_set, parse_toml
+
+STAGES = ("data", "search", "derive", "retrain", "adjust", "evaluate")  # tables, in the order of the pipeline
+TABLES = (*STAGES, "networks")
+KEYS = ("output", "seeds", *TABLES)
+MAX_SEED = 2**63
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A file of a sweep, read.
+
+    Attributes:
+        path: the file, for messages.
+        output: the folder of everything that the sweep makes.
+        seeds: of searches and retrainings that set none themselves.
+        tables: the tables that the file has, by name. `networks` holds a table for each network.
+    """
+
+    path: Path
+    output: Path
+    seeds: tuple[int, ...]
+    tables: dict[str, dict[str, Any]]
+
+    def refuse(self, place: str, why: object) -> UsageError:
+        """The error for something that is wrong at a place of the file, such as `[search]`."""
+        return UsageError(f"{self.path}: {place}: {why}")
+
+
+def read_plan(path: Path, sets: Sequence[str] = (), output: Path | None = None) -> PlanFile:
+    """Read the file of a sweep.
+
+    Args:
+        path: the file.
+        sets: `KEY=VALUE` that win over the file, such as `data.mu=[0.1]`.
+        output: the folder that wins over the file's; without either it is `runs/` and the name of the file.
+
+    Raises:
+        InputError: the file cannot be read.
+        UsageError: it has an unknown table, or one of the wrong form.
+    """
+    document = _read(path)
+    for text in sets:
+        _lay_over(document, parse_set(text))
+    for key in document:
+        if key not in KEYS:
+            raise UsageError(f"{path}: unknown key '{key}'.{did_you_mean(key, list(KEYS))} Known: {', '.join(KEYS)}")
+    for name in TABLES:
+        if name in document and not isinstance(document[name], dict):
+            raise UsageError(f"{path}: {name}: should be a table: [{name}]")
+    tables = {name: document[name] for name in TABLES if name in document}
+    _check_order(path, tables)
+    named = document.get("output", str(Path("runs") / path.stem))
+    if not isinstance(named, str) or not named:
+        raise UsageError(f"{path}: output: should be the name of a folder")
+    output = output or Path(named)
+    if str(output).startswith("-"):
+        raise UsageError(f"--output {output}: would be read as a flag: write ./{output}")
+    return PlanFile(path, output, _read_seeds(path, document.get("seeds", [0])), tables)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return parse_toml(decode_text(path.read_bytes()))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not TOML: {error}") from None
+
+
+def _lay_over(low: dict[str, Any], high: Mapping[str, Any]) -> None:
+    """Put the values of `high` into `low`, table by table."""
+    for key, value in high.items():
+        if isinstance(value, Mapping) and isinstance(low.get(key), dict):
+            _lay_over(low[key], value)
+        else:
+            low[key] = value
+
+
+def _check_order(path: Path, tables: Mapping[str, Any]) -> None:
+    """A stage needs those before it."""
+    needs = {"derive": "search", "networks": "retrain", "adjust": "retrain", "evaluate": "retrain"}
+    for name, other in needs.items():
+        if name in tables and other not in tables:
+            raise UsageError(f"{path}: [{name}]: there is no [{other}], which it needs")
+    if "search" not in tables and "retrain" not in tables:
+        raise UsageError(f"{path}: has neither [search] nor [retrain]: there is nothing to run")
+    if "retrain" in tables and "search" not in tables and not tables.get("networks"):
+        raise UsageError(f"{path}: [retrain]: there is nothing to train: give [search], or name networks in [networks]")
+
+
+def _read_seeds(path: Path, value: Any) -> tuple[int, ...]:
+    seeds = value if isinstance(value, list) else [value]
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < MAX_SEED:
+            raise UsageError(f"{path}: seeds: {seed!r} is no seed: should be numbers such as [0, 1, 2]")
+    if not seeds:
+        raise UsageError(f"{path}: seeds: is empty: there would be nothing to run")
+    if len(set(seeds)) != len(seeds):
+        raise UsageError(f"{path}: seeds: names a seed twice")
+    return tuple(seeds)

@@ -1,0 +1,115 @@
+"""Which cells of a sweep are done.
+
+A cell is passed over only if its output is whole and was made by the same command of the same inputs. In every other
+case the command itself is run: it goes on, has nothing to do, or says in what the folder's run differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ssfnas_cli.artifacts.dataset import MANIFEST
+from ssfnas_cli.artifacts.files import sha256_file
+from ssfnas_cli.artifacts.genotype import read_genotype
+from ssfnas_cli.artifacts.model import MODEL
+from ssfnas_cli.artifacts.run import ADJUSTMENT, RunFolder
+from ssfnas_cli.data.embedded import embedded_path
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.sweep.cells import Cell
+
+EXECUTION = ("--threads", "--workers", "--device")  # flags with a value that change no result
+SILENT = ("--quiet", "-q", "--verbose", "-v", "--json")
+
+
+def is_done(cell: Cell) -> bool:
+    """Whether there is nothing to do for a cell."""
+    with contextlib.suppress(InputError, OSError):
+        return _CHECKS[cell.stage](cell)
+    return False
+
+
+def missing(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells that there is something to do for, or that need one of those; each cell is behind those it needs."""
+    left: dict[str, Cell] = {}
+    for cell in cells:
+        if any(name in left for name in cell.needs) or not is_done(cell):
+            left[cell.name] = cell
+    return list(left.values())
+
+
+def _data_is_made(cell: Cell) -> bool:
+    """Its folder's name has a hash of its settings, and it appears when it is whole."""
+    return (cell.output / MANIFEST).is_file()
+
+
+def _run_is_done(cell: Cell) -> bool:
+    if not cell.output.is_dir():
+        return False
+    run = RunFolder.open(cell.output)
+    command = shlex.split(str(run.config.get("command", "")))
+    if run.status().get("result") is None or essence(command[1:]) != essence(cell.argv):
+        return False
+    return all(run.config["identity"].get(key) == value for key, value in _inputs(cell).items())
+
+
+def _inputs(cell: Cell) -> dict[str, Any]:
+    """The part of a run's identity that its inputs give."""
+    data = embedded_path() if cell.data is None else cell.data
+    inputs: dict[str, Any] = {"data_sha256": sha256_file(data / MANIFEST)}
+    if cell.stage == "retrain" and cell.source is not None:
+        inputs["genotype"] = read_genotype(cell.source).shape()
+    elif cell.stage == "adjust" and cell.source is not None:
+        inputs[f"{ADJUSTMENT}source"] = sha256_file(cell.source / MODEL)
+    return inputs
+
+
+def _genotype_is_derived(cell: Cell) -> bool:
+    """What the file says of its origin must be what the command asks for."""
+    assert cell.source is not None
+    if not cell.output.exists():
+        return False
+    origin = read_genotype(cell.output).provenance
+    asked = dict(zip(cell.argv[2::2], cell.argv[3::2], strict=True))
+    threshold = asked.get("--threshold", "auto")
+    return (
+        origin.run == str(cell.source.resolve())
+        and asked.get("--rule", origin.rule) == origin.rule
+        and int(asked.get("--epoch", _last_epoch(cell.source))) == origin.epoch
+        and (threshold == "auto" or float(threshold) == origin.threshold)
+    )
+
+
+def _last_epoch(search: Path) -> int:
+    return int(RunFolder.open(search, "search").config["settings"]["epochs"])
+
+
+def _is_evaluated(cell: Cell) -> bool:
+    assert cell.source is not None
+    found = RunFolder.open(cell.source).evaluation() if cell.source.is_dir() else None
+    return found is not None and set(cell.splits) <= set(found["splits"])
+
+
+def essence(argv: Sequence[str]) -> list[str]:
+    """The words of a command without those that change no result."""
+    words = iter(argv)
+    kept = []
+    for word in words:
+        if word in EXECUTION:
+            next(words, None)
+        elif word not in SILENT:
+            kept.append(word)
+    return kept
+
+
+_CHECKS = {
+    "data": _data_is_made,
+    "search": _run_is_done,
+    "derive": _genotype_is_derived,
+    "retrain": _run_is_done,
+    "adjust": _run_is_done,
+    "evaluate": _is_evaluated,
+}

@@ -1,0 +1,164 @@
+"""`ssfnas sweep` through the installed program: a small table from nothing, stopped, gone on with, and compared."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults_support import wait_for
+
+TINY = Path(__file__).parents[2] / "experiments" / "table1" / "tiny.toml"
+SMALL = {"epochs": 1, "channels": 2, "layers": 3, "batch_size": 16, "threads": 1, "kernels": "torch"}
+SETS = [f"{table}.{key}={value}" for table in ("search", "retrain") for key, value in SMALL.items()]
+SETS += ["data.max_per_class=24", "search.epochs=2", "search.save_minutes=0.0001", "seeds=[3]"]
+SETS += ["search.ops=none,max_pool_3x3,skip_connect,sep_conv_3x3", "evaluate.threads=1"]
+ONLY = ["ssf-nas-mu0.1-logit-adjusted-*", "random-mu0.1-ce-*"]
+SWEEP = ["sweep", str(TINY), *(word for one in SETS for word in ("--set", one)), "-o", "out"]
+TABLE = [*SWEEP, *(word for one in ONLY for word in ("--only", one))]
+RUNS = ["random-mu0.1-ce-seed3", "ssf-nas-mu0.1-logit-adjusted-seed3"]
+
+
+@pytest.fixture(scope="module")
+def table(ssfnas, tmp_path_factory):
+    """A folder with `out`: stopped by SIGTERM while its search ran, and gone on with to the end. And what was said."""
+    place = tmp_path_factory.mktemp("sweep")
+    argv = [Path(sys.executable).with_name("ssfnas"), *TABLE, "--run", "--jobs", "2"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(argv, cwd=place, env=ssfnas.environ, **streams)
+    search = place / "out" / "search-ssf-nas-mu0.1-seed3"
+    wait_for(lambda: process.poll() is not None or list(search.glob("checkpoints/*/*")))
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    stopped = {
+        "code": process.returncode,
+        "out": json.loads(out),
+        "err": err,
+        "config": (search / "config.json").stat(),
+    }
+    rest = ssfnas.installed.ok(*TABLE, "--run", "--jobs", "2", cwd=place)
+    return place, stopped, rest
+
+
+def test_a_stopped_sweep_saves_and_the_same_command_goes_on(table):
+    place, stopped, rest = table
+    assert stopped["code"] == 75, stopped["err"]
+    assert "the same command goes on" in stopped["err"].splitlines()[-1]
+    states = {cell["name"]: cell["state"] for cell in stopped["out"]["cells"]}
+    assert set(states.values()) <= {"done", "stopped", "waiting"} and "waiting" in states.values()
+    assert rest.json["counts"] == {"done": 6, "failed": 0, "not run": 0}
+    search = place / "out" / "search-ssf-nas-mu0.1-seed3"
+    assert (search / "config.json").stat().st_ino == stopped["config"].st_ino, "the run that was begun went on"
+    assert "next: ssfnas compare out" in rest.err
+    for name in RUNS:
+        assert json.loads((place / "out" / name / "status.json").read_text())["state"] == "done"
+
+
+def test_when_all_is_done_nothing_is_begun(table, ssfnas):
+    place, _, _ = table
+    logs = place / "out" / "logs"
+    before = {path: path.stat().st_size for path in logs.iterdir()}
+    again = ssfnas.ok(*TABLE, "--run", cwd=place)
+    assert again.json["counts"]["done"] == 6 and "started" not in again.err
+    assert {path: path.stat().st_size for path in logs.iterdir()} == before
+    assert ssfnas.ok(*TABLE, cwd=place).out == b""
+    listed = ssfnas.ok(*SWEEP, "--json", cwd=place).json["cells"]
+    assert sum(cell["done"] for cell in listed) == 6 and len(listed) == 41
+    scripts = ssfnas.ok(*TABLE, "--slurm", "jobs", cwd=place)
+    assert "nothing is missing" in scripts.err and not (place / "jobs").exists()
+
+
+def test_compare_reads_the_folder(table, ssfnas):
+    place, _, _ = table
+    compared = ssfnas.ok("compare", "out", cwd=place).json
+    runs = [Path(run["path"]).name for group in compared["groups"] for run in group["runs"]]
+    assert sorted(runs) == RUNS and not compared["left_out"]
+    assert [group["label"] for group in compared["groups"]] == ["ce, random", "logit_adjusted"]
+
+
+def test_a_cell_that_fails_is_listed_and_the_others_run(table, ssfnas):
+    """One network has another setting under the same name now, which its run refuses; another lacks its evaluation."""
+    place, _, _ = table
+    random, found = (place / "out" / name for name in RUNS)
+    contents = lambda: {path: path.read_bytes() for path in random.iterdir() if path.is_file()}
+    before = contents()
+    (found / "evaluation.json").unlink()
+    result = ssfnas.run(*TABLE, "--set", "networks.random.epochs=2", "--run", cwd=place)
+    assert result.code == 3, result.err
+    cells = {cell["name"]: cell for cell in result.json["cells"] if cell["state"] != "done"}
+    error = cells[random.name]["error"]
+    assert "holds another run, which differs in epochs (1 there, 2 here)" in error
+    assert cells == {
+        random.name: {"name": random.name, "stage": "retrain", "state": "failed", "error": error},
+        f"evaluate-{random.name}": {
+            "name": f"evaluate-{random.name}",
+            "stage": "evaluate",
+            "state": "not run",
+            "error": f"{random.name} has failed",
+        },
+    }
+    said = "ssfnas: 1 failed, 1 that need it were not run, 4 of 6 cells are done; "
+    assert result.err.splitlines()[-1] == f"{said}{random.name}: {error}"
+    assert (found / "evaluation.json").exists()
+    assert contents() == before
+
+
+def test_the_printed_commands_are_a_script(ssfnas, tmp_path):
+    """The commands of what is missing, run by a shell, leave nothing missing."""
+    (tmp_path / "it's.toml").write_text('output = "my $OUT"\n[data]\nmax_per_class = 12\n[search.arms]\na = {}\n')
+    argv = ["sweep", "it's.toml", "--only", "data-*"]
+    printed = ssfnas.ok(*argv, cwd=tmp_path)
+    assert printed.err == "1 cells, 0 done, 1 to do\n"
+    ssfnas.shell(printed.out.decode(), cwd=tmp_path)
+    assert ssfnas.ok(*argv, cwd=tmp_path).out == b""
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("my")] == ["my $OUT"]
+
+
+def test_a_dry_run_adds_up_what_is_missing_and_writes_nothing(ssfnas, tmp_path):
+    """Two seeds of a network: one is measured, on data made for it, two are counted."""
+    text = "seeds = [0, 1]\n[data]\nmax_per_class = 12\n[networks]\nresnet20 = {}\n[retrain]\nepochs = 1\nthreads = 1\n"
+    (tmp_path / "sweep.toml").write_text(text)
+    result = ssfnas.ok("sweep", "sweep.toml", "--dry-run", "--jobs", "2", cwd=tmp_path)
+    facts = result.json
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"] and facts["failed"] == 0
+    one, other = facts["cells"]
+    assert (one["name"], other["name"]) == ("resnet20-seed0", "resnet20-seed1") and result.err.count("dry run of ") == 1
+    assert one["total_seconds"] == other["total_seconds"] > 0 and one["disk_bytes"] == other["disk_bytes"] > 0
+    assert facts["total_seconds"] == pytest.approx(2 * one["total_seconds"])
+    assert facts["disk_bytes"] == 2 * one["disk_bytes"] + facts["data_bytes"] and facts["data_bytes"] > 0
+    assert facts["elapsed_seconds"] == pytest.approx(one["total_seconds"], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "argv"),
+    [
+        (["--run and --dry-run: give one"], "[search]", ["--run", "--dry-run"]),
+        (["--jobs: is for --run"], "[search]", ["--jobs", "2"]),
+        (["--max-time: is for --run"], "[search]", ["--max-time", "3"]),
+        (["--max-time: ", "should look like 3:50:00"], "[search]", ["--run", "--max-time", "soon"]),
+        (["sweep.toml: [search]: setting 'epochs'", "(got 0)"], "[search]\nepochs = 0", ["--run"]),
+        (["--set epochs: should look like key=value"], "[search]", ["--set", "epochs"]),
+        (["sweep.toml: [search]: 'focal' has no option 'gama'"], '[search.loss]\nname="focal"\ngama=1', []),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_run(ssfnas, tmp_path, words, text, argv):
+    (tmp_path / "sweep.toml").write_text(text)
+    ssfnas.refuses(2, words, "sweep", "sweep.toml", *argv, cwd=tmp_path)
+
+
+def test_a_file_that_cannot_be_read(ssfnas, tmp_path):
+    (tmp_path / "broken.toml").write_text("[search")
+    ssfnas.refuses(3, ["broken.toml: is not TOML"], "sweep", "broken.toml", cwd=tmp_path)
+    ssfnas.refuses(3, ["nowhere.toml: no such file"], "sweep", "nowhere.toml", cwd=tmp_path)
+
+
+def test_printing_needs_no_torch(ssfnas, tmp_path):
+    (tmp_path / "sweep.toml").write_text(TINY.read_text())
+    argv = [sys.executable, "-X", "importtime", str(Path(sys.executable).with_name("ssfnas")), "sweep", "sweep.toml"]
+    traced = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env=ssfnas.environ)
+    assert traced.returncode == 0, traced.stderr
+    modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in traced.stderr.splitlines()}
+    assert "ssfnas_cli" in modules and not modules & {"torch", "torchvision", "sklearn", "matplotlib"}
+    assert len(traced.stdout.splitlines()) == 81
+    assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"]

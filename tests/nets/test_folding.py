@@ -1,0 +1,169 @@
+"""A network whose batch normalisations are folded into its convolutions computes what it computed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from registry import OPS
+from registry.networks import Encoded, Encoder
+from registry.norm import BatchNorm
+from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
+from ssfnas_cli.engine.network import describe_network
+from ssfnas_cli.native.cells import load
+from ssfnas_cli.nets.folding import fold
+from ssfnas_cli.nets.heads import Classifier, Correction
+
+CELL = Cell(edges=tuple(Edge(op=op, source=0, target=2) for op in OPS.names()), concat=(2,))
+EVERY_OP = Genotype(normal=CELL, reduce=CELL)
+
+
+def trained(model, size=24):
+    """Scales, shifts and statistics as different as after a training, of maps that neither vanish nor explode."""
+    torch.manual_seed(3)
+    norms = norms_of(model)
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.bias.data.normal_(std=0.5)
+    with torch.no_grad():
+        model.train()(torch.randn(16, 3, size, size))
+    for norm in norms:
+        norm.running_var *= torch.empty_like(norm.running_var).uniform_(0.7, 1.4)
+    return model.eval()
+
+
+def network(name, stem="cifar", size=24):
+    torch.manual_seed(1)
+    named = EVERY_OP if name == "every op" else name
+    return trained(describe_network(named, 4, 3, 5, size, 3, aux=True, stem=stem), size)
+
+
+def norms_of(model):
+    return [module for module in model.modules() if isinstance(module, BatchNorm)]
+
+
+def check(model, images):
+    """The folded network's logits beside those of the network itself in float64; the network stays as it was."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    folded = fold(model, images[:2])
+    with torch.no_grad():
+        got, wanted = folded(images), copy.deepcopy(model).double()(images.double())
+    assert wanted.std(0).min() > 0.01 * wanted.abs().max(), "the logits differ between images"
+    assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(norm.folded for norm in norms_of(model))
+    return folded
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "size"),
+    [("every op", "cifar", 15), ("every op", "imagenet", 33), ("resnet20", "cifar", 24)],
+)
+def test_every_norm_of_our_networks_is_folded(name, stem, size):
+    model = network(name, stem, size)
+    model.correction = Correction(5)
+    model.correction.shift.copy_(torch.arange(5.0))
+    folded = check(model, torch.randn(6, 3, size, size).to(memory_format=torch.channels_last))
+    assert norms_of(folded) and all(norm.folded for norm in norms_of(folded)) and folded.aux is None
+
+
+@pytest.mark.parametrize(
+    ("name", "share"), [("mobilenet_v3_small", 1.0), ("shufflenet_v2_x0_5", 1.0), ("densenet121", 0.4)]
+)
+def test_networks_of_torchvision(name, share):
+    """Most norms of a DenseNet come before the convolutions, where they cannot be folded."""
+    folded = check(network(name, size=32), torch.randn(4, 3, 32, 32))
+    norms = norms_of(folded)
+    assert share * len(norms) <= sum(norm.folded for norm in norms)
+
+
+def test_compiled_kernels_are_left_out():
+    kernels = load()
+    if kernels is None:
+        pytest.skip("no compiler here")
+    model = network("every op")
+    model.encoder.compile_with(kernels)
+    folded = check(model, torch.randn(4, 3, 24, 24))
+    assert all(norm.folded for norm in norms_of(folded)) and model.encoder.count_compiled()[0] > 0
+    assert folded.encoder.count_compiled()[0] == 0
+
+
+class Odd(Encoder):
+    """An encoder that computes as `how` says, with a convolution and a BN."""
+
+    num_features = 6
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.other, self.norm = nn.Conv2d(3, 6, 3, bias=True), nn.Conv2d(3, 6, 3), BatchNorm(6)
+        self.how = how
+
+    def forward(self, images):
+        return Encoded(self.how(self, images).mean((2, 3)), None)
+
+
+def both(net, x):
+    y = net.conv(x)
+    return net.norm(y) + y
+
+
+def twice(net, x):
+    return net.norm(net.conv(x)) + net.norm(net.other(x))
+
+
+def same_convolution_twice(net, x):
+    return net.norm(net.conv(x)) + net.conv(x.flip(2)) + net.other(x)
+
+
+def in_place(net, x):
+    y = net.conv(x)
+    y.relu_()
+    return net.norm(y)
+
+
+def through_a_view(net, x):
+    y = net.conv(x)
+    return net.norm(y) + y.view_as(y)[:, :1]
+
+
+def of_another_width(net, x):
+    return net.norm(net.conv(x).view(len(x), 6, -1, 1))
+
+
+def by_hand(net, x):
+    norm = net.norm
+    shape = (1, -1, 1, 1)
+    scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).view(shape)
+    return (net.conv(x) - norm.running_mean.view(shape)) * scale + norm.bias.view(shape)
+
+
+def mean_by_hand(net, x):
+    return net.conv(x) - net.norm.running_mean[:, None, None]
+
+
+@pytest.mark.parametrize(
+    "how", [both, twice, same_convolution_twice, in_place, through_a_view, of_another_width, by_hand, mean_by_hand]
+)
+def test_what_cannot_be_folded_is_left_as_it_is(how):
+    torch.manual_seed(0)
+    model = trained(Classifier(Odd(lambda net, x: net.norm(net.conv(x)) + net.norm(net.other(x))), nn.Linear(6, 5)))
+    model.encoder.how = how
+    folded = check(model, torch.randn(8, 3, 12, 12))
+    assert not folded.encoder.norm.folded
+
+
+def test_a_concatenation_of_convolutions_is_folded_and_their_biases_are_kept():
+    torch.manual_seed(0)
+    encoder = Odd(lambda net, x: net.wide(torch.cat([net.conv(x), net.other(x)], 1))[:, 3:9])
+    encoder.wide = BatchNorm(12)
+    folded = check(trained(Classifier(encoder, nn.Linear(6, 5))), torch.randn(8, 3, 12, 12))
+    assert folded.encoder.wide.folded
+
+
+def test_a_concatenation_with_something_else_is_not():
+    torch.manual_seed(0)
+    encoder = Odd(lambda net, x: net.wide(torch.cat([net.conv(x), x[:, :, 2:, 2:]], 1))[:, :6])
+    encoder.wide = BatchNorm(9)
+    assert not check(trained(Classifier(encoder, nn.Linear(6, 5))), torch.randn(8, 3, 12, 12)).encoder.wide.folded

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.run import RunFolder
@@ -38,7 +39,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
         say_search_figure(result, plan.data.counts("train"))
-        say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
+        if world.is_first():
+            say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
         return result
     device, phase = build_search(plan)
     with open_run(plan, device, force, phase.tracking) as (run, loop):
@@ -51,7 +53,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
         )
         rounds = CandidateRounds(phase) if phase.strategy.num_candidates else phase
         loop.run_phase(0, rounds, collapse if settings.stop_when_collapsed else never)
-        _write_genotype(run)
+        if world.is_first():
+            _write_genotype(run)
         result = finish(run, loop, phase.settings, _choices(phase.settings))
     say_search_figure(result, plan.data.counts("train"))
     say_search_health(loop.cursor.metrics, plan.path)

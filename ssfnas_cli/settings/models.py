@@ -176,6 +176,11 @@ class Training(Execution):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="precision of forward passes; losses are always fp32"
     )
+    batch_stats: Literal["global", "local"] = Field(
+        "global",
+        description="on several ranks, what batch normalisation takes its statistics of: the whole batch, or each "
+        "rank's share of it, which is faster",
+    )
     flip: Literal["auto"] | bool = Field("auto", description="auto: unless mirroring changes the data set's classes")
     track_test: bool = Field(False, description="accuracy on the held-out splits over epochs (paper, Fig. 7 and 8)")
     track_every: Literal["auto"] | PositiveInt = Field(

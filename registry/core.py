@@ -242,7 +242,12 @@ OPS: Registry[Any] = Registry(
     default_facts=OpFacts(),
 )
 RELAXATIONS: Registry[Any] = Registry(
-    "relaxation", "ssfnas.relaxations", {"registry.relaxations": ("softmax", "sigmoid")}
+    "relaxation",
+    "ssfnas.relaxations",
+    {
+        "registry.relaxations": ("softmax", "sigmoid"),
+        "registry.sampled_relaxations": ("gumbel", "dirichlet"),
+    },
 )
 LOSSES: Registry[Any] = Registry(
     "loss",
@@ -291,7 +296,15 @@ NETWORKS: Registry[Any] = Registry(
         "registry.torchvision_networks": TORCHVISION_NAMES,
     },
 )
-STRATEGIES: Registry[Any] = Registry("strategy", "ssfnas.strategies", {"registry.strategies.gradient": ("gradient",)})
+STRATEGIES: Registry[Any] = Registry(
+    "strategy",
+    "ssfnas.strategies",
+    {
+        "registry.strategies.gradient": ("gradient",),
+        "registry.strategies.random_search": ("random",),
+        "registry.strategies.evolution": ("evolution",),
+    },
+)
 # The modules of the built-in sources belong to the application. They are only named here, and imported on first use.
 SOURCES: Registry[Any] = Registry(
     "source",

@@ -22,8 +22,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from registry import collective
 from registry.balance import class_priors
 from registry.core import HEADS, LOSSES, Options
+from registry.global_norm import Affine, normalise_globally
 
 
 class Objective(abc.ABC):
@@ -185,11 +187,25 @@ def cross_correlation(first: Tensor, second: Tensor, centred: bool, eps: float =
     Raises:
         ValueError: there are fewer than two samples, so that no correlation is defined.
     """
-    num_samples = first.shape[0]
+    num_samples = collective.global_count(first)
     if num_samples < 2:
         raise ValueError("Barlow Twins correlates over the batch and needs at least 2 images in it")
     if centred:
-        first = F.batch_norm(first, None, None, training=True, eps=eps)
-        second = F.batch_norm(second, None, None, training=True, eps=eps)
-        return first.T @ second / num_samples
-    return F.normalize(first, dim=0).T @ F.normalize(second, dim=0)
+        first, second = standardise(first, second, eps)
+        return collective.total(first.T @ second) / num_samples
+    return collective.total(_unit_columns(first).T @ _unit_columns(second))
+
+
+def standardise(first: Tensor, second: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Give every dimension of two [N, D] the mean 0 and the variance 1 over the global batch, as batch norms do."""
+    if collective.size() > 1:
+        (first, second), _ = normalise_globally([first, second], [Affine(None, None, eps)] * 2)
+        return first, second
+    return tuple(F.batch_norm(x, None, None, training=True, eps=eps) for x in (first, second))  # type: ignore[return-value]
+
+
+def _unit_columns(projections: Tensor) -> Tensor:
+    """Divide every dimension of [N, D] by its norm over the global batch."""
+    if collective.size() > 1:
+        return projections / collective.total(projections.square().sum(0)).sqrt().clamp(min=1e-12)
+    return F.normalize(projections, dim=0)

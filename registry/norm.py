@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from registry import collective
+from registry.global_norm import Affine, normalise_globally
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -34,27 +38,56 @@ class BatchNorm(nn.BatchNorm2d):
         return batch_norm(self, x)
 
 
-def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Normalise x [N, C, H, W] or [N, C]; only here and in `record_statistics` do running statistics move.
+class ToNormalise(NamedTuple):
+    """x [N, C, H, W] or [N, C], the BN that normalises it, and one number that multiplies the result.
 
-    Args:
-        norm: in training mode it uses the batch's statistics, else the running ones.
-        weight: one number that multiplies the result; it is folded into the affine weights, which costs no pass over x.
+    The number is folded into the affine weights, which costs no pass over x.
+    """
+
+    norm: BatchNorm
+    x: Tensor
+    weight: Tensor | None = None
+
+
+def batch_norms(several: Sequence[ToNormalise]) -> list[Tensor]:
+    """Normalise several tensors, with one message if their statistics are those of several ranks."""
+    if not (several[0].norm.training and collective.shares_statistics()):
+        return [batch_norm(*one) for one in several]
+    affine = [Affine(*_affine_weights(norm, weight), norm.eps) for norm, _, weight in several]
+    results, statistics = normalise_globally([one.x for one in several], affine)
+    for (norm, _, _), batch in zip(several, statistics, strict=True):
+        if not norm.hold_statistics:
+            record_statistics([norm], batch.mean[None], batch.variance[None], int(batch.num))
+    return results
+
+
+def batch_norm(norm: BatchNorm, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Normalise x as `ToNormalise` says; only here and in `record_statistics` do running statistics move.
+
+    In training mode the batch's statistics are used, else the running ones.
     """
     if norm.folded:
         return x if weight is None else weight * x
+    if norm.training and collective.shares_statistics():
+        return batch_norms([ToNormalise(norm, x, weight)])[0]
+    gamma, beta = _affine_weights(norm, weight)
     if norm.training and not norm.hold_statistics and norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
     still = norm.training and norm.hold_statistics
     mean, variance = (None, None) if still else (norm.running_mean, norm.running_var)
+    assert norm.momentum is not None, "a cumulative average is not used here"
+    return F.batch_norm(x, mean, variance, gamma, beta, norm.training, norm.momentum, norm.eps)
+
+
+def _affine_weights(norm: BatchNorm, weight: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """What a norm multiplies by and adds, with the number `weight` folded in."""
     gamma: Tensor | None = norm.weight
     beta: Tensor | None = norm.bias
     if weight is not None and norm.affine:
         gamma, beta = weight * norm.weight, weight * norm.bias
     elif weight is not None:
         gamma = weight.expand(norm.num_features).contiguous()  # F.batch_norm ignores strides
-    assert norm.momentum is not None, "a cumulative average is not used here"
-    return F.batch_norm(x, mean, variance, gamma, beta, norm.training, norm.momentum, norm.eps)
+    return gamma, beta
 
 
 @torch.no_grad()
@@ -76,6 +109,15 @@ def record_statistics(norms: Sequence[BatchNorm], means: Tensor, variances: Tens
         for buffer, values in (("running_mean", means), ("running_var", unbiased)):
             torch._foreach_lerp_([getattr(norm, buffer) for norm in targets], [values[k] for k in rows], momentum)
         torch._foreach_add_([norm.num_batches_tracked for norm in targets if norm.num_batches_tracked is not None], 1)
+
+
+def average_running_statistics(module: nn.Module, share: collective.Share | None) -> None:
+    """Give all ranks the mean of their running statistics, if they took those from their own shares of a batch."""
+    if share is None or collective.shares_statistics():
+        return
+    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm) and norm.running_mean is not None]
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
+    collective.sum_in_place(buffers, share.fraction)
 
 
 @contextlib.contextmanager
@@ -113,6 +155,7 @@ def estimated_statistics(module: nn.Module, passes: Iterable[Callable[[], object
                 for norm in norms:
                     norm.momentum = 1 / (1 + number)  # the mean of all batches so far
                 run()
+            average_running_statistics(module, collective.my_share(collective.size()))  # each rank counts alike
         module.train(was_training)
         yield
     finally:

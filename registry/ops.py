@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry.core import OPS, OpFacts, Options
-from registry.norm import BatchNorm
+from registry.norm import BatchNorm, ToNormalise
 from registry.separable import SeparableConvs
+from registry.stages import Stages, run_alone
 
 
 class Zero(nn.Module):
@@ -46,9 +47,14 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]."""
+        return run_alone(self.stages(x))
+
+    def stages(self, x: Tensor) -> Stages:
+        """See `registry.stages`."""
         x = F.relu(x)
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-        return self.norm(torch.cat([self.even(x[:, :, ::2, ::2]), self.odd(x[:, :, 1::2, 1::2])], dim=1))
+        halves = torch.cat([self.even(x[:, :, ::2, ::2]), self.odd(x[:, :, 1::2, 1::2])], dim=1)
+        return (yield ToNormalise(self.norm, halves))
 
 
 class ReLUConvBN(nn.Sequential):

@@ -39,6 +39,10 @@ class Relaxation(abc.ABC):
         A relaxation that samples draws from `generator`. If that is None, as in a derivation, it adds no noise.
         """
 
+    def evaluated(self, alphas: Tensor, progress: float) -> Tensor:
+        """The mixing weights [num_edges, num_ops] to evaluate the supernet with; by default those without noise."""
+        return self.weights(alphas, progress)
+
     def regulariser(self, alphas: Mapping[str, Tensor], progress: float) -> Tensor:
         """A scalar that is added to the loss of the alpha step; 0 by default."""
         return next(iter(alphas.values())).new_zeros(())

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from registry import collective
 from registry.balance import Deferred, Weighting, class_weights, is_deferred
 from registry.core import LOSSES
 from registry.losses import Objective, Smoothed
@@ -122,7 +123,7 @@ class GradientHarmonising(Objective):
 
     With g = |sigmoid(z) - target| of every score, a term's weight is N / GD(g). N is the number of terms and GD(g) the
     number of terms in the bin of g, divided by the bin's width (Li, Liu and Wang, 2019, Eq. 7 to 10). The density is
-    that of the batch alone. The loss is the mean over all terms. While it is deferred all weights are 1.
+    that of the global batch alone. The loss is the mean over all terms. While it is deferred all weights are 1.
     """
 
     options: GHMOptions
@@ -138,5 +139,7 @@ class GradientHarmonising(Objective):
         num_bins = self.options.bins
         norms = (scores.sigmoid() - targets).abs()
         bins = (norms * num_bins).long().clamp(max=num_bins - 1)  # a norm of 1 belongs to the last bin
-        density = torch.bincount(bins.flatten(), minlength=num_bins) * num_bins
-        return norms.numel() / density[bins].to(norms.dtype)
+        counts = torch.bincount(bins.flatten(), minlength=num_bins)
+        collective.sum_in_place([counts])
+        num_terms = collective.global_count(norms) * norms.shape[1]
+        return num_terms / (counts * num_bins)[bins].to(norms.dtype)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from registry import collective
 from registry.core import LOSSES, Options
 from registry.losses import Objective
 
@@ -36,7 +37,7 @@ class VICReg(Objective):
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         first, second = outputs
-        if first.shape[0] < 2:
+        if collective.global_count(first) < 2:
             raise ValueError("VICReg takes variances over the batch and needs at least 2 images in it")
         options = self.options
         variance = (variance_hinge(first) + variance_hinge(second)) / 2
@@ -50,15 +51,27 @@ class VICReg(Objective):
 
 def variance_hinge(projections: Tensor, eps: float = 1e-4) -> Tensor:
     """How far the deviations of the dimensions of [N, D], over N - 1, fall short of 1: a mean over the dimensions."""
-    return F.relu(1 - (projections.var(dim=0) + eps).sqrt()).mean()
+    if collective.size() > 1:
+        centred, num = _centred(projections)
+        variances = collective.total(centred.square().sum(0)) / (num - 1)
+    else:
+        variances = projections.var(dim=0)
+    return F.relu(1 - (variances + eps).sqrt()).mean()
 
 
 def covariance_penalty(projections: Tensor) -> Tensor:
     """The sum of the squared covariances, over N - 1, between different dimensions of [N, D], divided by D."""
-    num, dims = projections.shape
-    centred = projections - projections.mean(dim=0)
-    covariance = centred.T @ centred / (num - 1)
-    return (covariance.square().sum() - covariance.diagonal().square().sum()) / dims
+    centred, num = _centred(projections)
+    covariance = collective.total(centred.T @ centred) / (num - 1)
+    return (covariance.square().sum() - covariance.diagonal().square().sum()) / projections.shape[1]
+
+
+def _centred(projections: Tensor) -> tuple[Tensor, int]:
+    """[N, D] less the mean over the global batch, and the number of its images."""
+    num = collective.global_count(projections)
+    if collective.size() > 1:
+        return projections - collective.total(projections.sum(0)) / num, num
+    return projections - projections.mean(dim=0), num
 
 
 class SimSiamOptions(Options):

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from registry.norm import BatchNorm, batch_norm
+from registry.norm import BatchNorm, ToNormalise
+from registry.stages import Stages, run_alone
 
 
 class SeparableConvs(nn.Sequential):
@@ -50,11 +51,19 @@ class SeparableConvs(nn.Sequential):
 
     def after_relu(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """The result for an x that has been through the first ReLU, times the number `weight` if it is given."""
+        return run_alone(self.stages_after_relu(x, weight))
+
+    def stages(self, x: Tensor) -> Stages:
+        """See `registry.stages`."""
+        return self.stages_after_relu(F.relu(x))
+
+    def stages_after_relu(self, x: Tensor, weight: Tensor | None = None) -> Stages:
+        """The stages of `after_relu`."""
         parts: Any = list(self)
         for begin in range(0, len(parts), 4):
             _, depthwise, pointwise, norm = parts[begin : begin + 4]
             x = separable(F.relu_(x) if begin else x, depthwise, pointwise)
-            x = norm(x) if begin + 4 < len(parts) else batch_norm(norm, x, weight)
+            x = yield ToNormalise(norm, x, None if begin + 4 < len(parts) else weight)
         return x
 
 

@@ -7,6 +7,11 @@ section 2.1).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
 CELL_TYPES = ("normal", "reduce")
 NUM_INPUTS = 2
 NUM_NODES = 4  # the intermediate nodes
@@ -37,4 +42,17 @@ def edges_into_nodes(num_nodes: int = NUM_NODES) -> list[list[int]]:
     return [
         [row for row, (_, target) in enumerate(edges) if target == node]
         for node in range(NUM_INPUTS, NUM_INPUTS + num_nodes)
+    ]
+
+
+def random_cell(numbers: np.random.Generator, num_ops: int, num_nodes: int = NUM_NODES) -> list[tuple[int, int, int]]:
+    """A cell that is drawn uniformly from the space of DARTS: two different inputs a node, and any op on each edge.
+
+    Returns:
+        (source, target, number of the op) of each edge, ordered by target and source.
+    """
+    return [
+        (int(source), node, int(numbers.integers(num_ops)))
+        for node in range(NUM_INPUTS, NUM_INPUTS + num_nodes)
+        for source in sorted(numbers.choice(node, 2, replace=False))
     ]

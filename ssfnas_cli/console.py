@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from ssfnas_cli import world
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.json_text import layout_json
 
@@ -94,14 +95,15 @@ class _StderrHandler(logging.Handler):
 
 
 def set_verbosity(quiet: bool, verbose: bool) -> None:
-    """Show warnings, and messages unless `quiet`. Show details, too, if `verbose`."""
+    """Show warnings, and messages unless `quiet`. Show details, too, if `verbose`. Only the first rank speaks."""
     handler = _StderrHandler()
     handler.setFormatter(_Formatter())
     for old in list(log.handlers):
         log.removeHandler(old)
     log.addHandler(handler)
     log.propagate = False
-    log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    log.setLevel(level if world.is_first() else logging.CRITICAL)
 
 
 class _TolerantStream:
@@ -149,6 +151,8 @@ def box_style() -> Any:
 
 def emit(payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], None] | None = None) -> None:
     """Print a result: as JSON on request and off a terminal, else as `show` draws it (by default, a line per entry)."""
+    if not world.is_first():
+        return
     if as_json or not stdout().isatty():
         write_text(layout_json(payload) + "\n")
         return
@@ -163,7 +167,8 @@ def emit(payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], No
 
 def write_text(text: str) -> None:
     """Write text to stdout without buffering, so that a closed pipe raises here."""
-    write_bytes(text.encode())
+    if world.is_first():
+        write_bytes(text.encode())
 
 
 def write_bytes(data: bytes) -> None:
@@ -206,6 +211,8 @@ def _nothing_came(what: str) -> InputError:
 def read_stdin(what: str, modules: Sequence[str] = ()) -> bytes:
     """Read all of stdin. Do it before importing torch, so that a stage with an empty pipe fails immediately.
 
+    Several ranks may have one stdin, so the first one reads it and shares it with the others.
+
     Args:
         what: what is expected, for messages.
         modules: see `expect_stdin`.
@@ -213,6 +220,10 @@ def read_stdin(what: str, modules: Sequence[str] = ()) -> bytes:
     Raises:
         InputError: stdin is a terminal, is empty, or exceeds MAX_STREAM_BYTES.
     """
+    return world.share_bytes(_read_stdin(what, modules) if world.is_first() else b"")
+
+
+def _read_stdin(what: str, modules: Sequence[str]) -> bytes:
     expect_stdin(what, modules)
     data = sys.stdin.buffer.read(MAX_STREAM_BYTES + 1)
     if len(data) > MAX_STREAM_BYTES:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from registry import PluginError
-from ssfnas_cli import __version__, console
+from ssfnas_cli import __version__, console, world
 from ssfnas_cli.commands import (
     adjust,
     compare,
@@ -27,6 +27,7 @@ from ssfnas_cli.commands import (
     plot_genotype,
     plugins,
     predict,
+    rank,
     report,
     retrain,
     runs,
@@ -89,6 +90,7 @@ for name, module in {
     "sweep": sweep,
     "compare": compare,
     "plot": plot,
+    "rank": rank,
     "report": report,
     "plugins": plugins,
 }.items():
@@ -144,11 +146,14 @@ def run() -> NoReturn:
 def _run_command() -> Any:
     """Run the command; return its result, or report its error in one line and return the exit code."""
     try:
+        if not world.enter(sys.argv[1:]):
+            return 0
         code = app(standalone_mode=False)
         console.stdout().flush()
+        world.leave()
         return code
     except (SsfnasError, PluginError) as error:
-        return _report(str(error), getattr(error, "exit_code", 2))
+        return _report(str(error), getattr(error, "exit_code", 2), error)
     except ClickException as error:
         return _report(_usage_message(error), 2)
     except typer.Abort:
@@ -166,10 +171,12 @@ def _run_command() -> Any:
 
 
 def _report_unexpected(error: Exception) -> int:
-    """Report an exception that no command expects: the machine lacks a resource, or else there is a bug."""
+    """Report an exception that no command expects: another rank has failed, a resource lacks, or there is a bug."""
+    if world.is_lost(error):
+        return _report(f"the ranks cannot send to each other ({' '.join(str(error).split())[:200]})", 5, error)
     advice = MEMORY_ADVICE.get(next(iter(sys.argv[1:]), ""), "end other programs, or use a machine with more memory")
     if lacking := out_of_memory(error, advice):
-        return _report(str(lacking), lacking.exit_code)
+        return _report(str(lacking), lacking.exit_code, lacking)
     if isinstance(error, OSError):
         return _report(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
     with contextlib.suppress(OSError):
@@ -188,12 +195,16 @@ def _usage_message(error: Any) -> str:
 def _reader_closed() -> int:
     """Exit with 0 without a message: the reader of the output has closed the pipe, which is no failure."""
     console.discard(console.stdout())
+    world.leave()
     return 0
 
 
-def _report(message: str, code: int) -> int:
-    with contextlib.suppress(OSError):
-        print("ssfnas: " + console.printable(" ".join(message.split())), file=sys.stderr, flush=True)
+def _report(message: str, code: int, error: BaseException | None = None) -> int:
+    """Print an error, unless another rank does so, and return the exit code."""
+    text, code = world.failed(error, console.printable(" ".join(message.split())), code)
+    if text:
+        with contextlib.suppress(OSError):
+            print(f"ssfnas: {text}", file=sys.stderr, flush=True)
     return code
 
 

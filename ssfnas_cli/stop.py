@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
+from ssfnas_cli import world
 from ssfnas_cli.errors import Stopped
 
 SIGNALS = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGINT")
@@ -118,3 +119,19 @@ def requested_by(max_time: float | None) -> str | None:
     if max_time is not None and time.monotonic() - STARTED >= max_time:
         return f"--max-time {max_time:g} s"
     return None
+
+
+def agreed_request(max_time: float | None) -> str | None:
+    """What asks any of the ranks to stop, as `requested_by` does; every rank gets the same answer."""
+    if world.size() == 1:
+        return requested_by(max_time)
+    limit = 1000  # above the numbers of all signals
+    mine = 0
+    if requested_by(max_time) is not None:
+        mine = _received[-1] if _received else limit
+    asked = world.largest(mine)
+    if asked == 0:
+        return None
+    if asked == limit:
+        return "--max-time" if max_time is None else f"--max-time {max_time:g} s"  # a rank may have one of its own
+    return signal.Signals(asked).name

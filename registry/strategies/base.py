@@ -22,6 +22,8 @@ from registry.relaxations import Relaxation
 
 Mixing = Mapping[str, Tensor]
 
+CANDIDATES_A_ROUND = 10
+
 
 @dataclass(frozen=True)
 class SearchContext:
@@ -101,6 +103,7 @@ class Strategy(abc.ABC):
 
     default_rule: str = "darts"  # the derivation rule unless `derive --rule` names another one
     record_names: ClassVar[tuple[str, ...]] = ("normal", "reduce")  # the names in `record`
+    num_candidates: int = 0  # how many architectures are judged, one by one, when the weights have been trained
 
     def __init__(self, options: Options, context: SearchContext):
         self.options, self.context = options, context
@@ -115,15 +118,21 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def end_epoch(self) -> dict[str, float]:
-        """Add this epoch to the record. Return values for the epoch's metrics."""
+        """Add this epoch, or round of candidates, to the record. Return values for the epoch's metrics."""
 
     @abc.abstractmethod
     def record(self) -> dict[str, Tensor]:
-        """The published record, by name: [epochs so far + 1, num_edges, num_ops]. Index 0 is the initial state."""
+        """The published record, by name: [epochs so far + 1, num_edges, num_ops]. Index 0 is the initial state.
+
+        Rounds count as epochs.
+        """
 
     @abc.abstractmethod
     def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
-        """The mixing weights of an epoch of a record, in float64, from which a genotype is derived."""
+        """The mixing weights of an epoch of a record, in float64, from which a genotype is derived.
+
+        All of them are zero where nothing has been chosen yet.
+        """
 
     @abc.abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -135,3 +144,24 @@ class Strategy(abc.ABC):
     @abc.abstractmethod
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state that `tensors` returned, bit for bit."""
+
+    def candidate(self) -> dict[str, Tensor]:
+        """The mixing weights of the next architecture to judge, of a strategy that has `num_candidates`."""
+        raise NotImplementedError
+
+    def judge(self, accuracies: Mapping[str, float]) -> dict[str, float]:
+        """Learn how good the architecture is that `candidate` proposed last.
+
+        Args:
+            accuracies: `accuracy` and `balanced_accuracy`, in percent on the alpha half, with BN statistics estimated
+                for it.
+
+        Returns:
+            Values whose means enter the round's metrics.
+        """
+        raise NotImplementedError
+
+    @property
+    def num_rounds(self) -> int:
+        """The number of rounds of CANDIDATES_A_ROUND candidates that follow the epochs; the last may be shorter."""
+        return -(-self.num_candidates // CANDIDATES_A_ROUND)

@@ -2,6 +2,8 @@
 
 Losses are closures that run the network on a fixed batch. Weights and alphas are leaf tensors that the closures use.
 Trial steps restore the weights bit for bit. The caller makes sure that they do not change the running statistics.
+On several ranks, the losses sum the gradients of what they are given (the mixing weights), and this module sums those
+of the weights.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from registry import collective
 from registry.strategies.base import WeightStep
 
 Loss = Callable[[], Tensor]
@@ -57,6 +60,7 @@ def second_order(
     weights, alphas = list(chain.from_iterable(groups)), list(alphas)
     sizes = [len(group) for group in groups]
     gradients = _gradients(train_loss(), weights)
+    collective.sum_in_place(gradients)
     clipped = [_clip(part, step.clip) for part in _split(gradients, sizes)]
     with _restored(weights):
         for weight, gradient, buffer in zip(weights, chain.from_iterable(clipped), step.momenta, strict=True):
@@ -67,6 +71,7 @@ def second_order(
         loss = val_loss()
         val_gradients = _gradients(loss, [*alphas, *weights])
         alpha_gradients, weight_gradients = val_gradients[: len(alphas)], val_gradients[len(alphas) :]
+        collective.sum_in_place(weight_gradients)
     parts = zip(_split(gradients, sizes), _split(weight_gradients, sizes), strict=True)
     direction = list(chain.from_iterable(_transposed_clip_jacobian(g, h, step.clip) for g, h in parts))
     step_size = radius / max(float(_norm(direction)), 1e-12)

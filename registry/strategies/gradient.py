@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
-from registry.core import STRATEGIES, Options
+from registry.core import OPS, STRATEGIES, Options
 from registry.space import CELL_TYPES, edge_list
 from registry.state import load_optimizer, optimizer_tensors
 from registry.strategies import bilevel
 from registry.strategies.base import SearchContext, SearchStep, Strategy
 
 
-@STRATEGIES.register("gradient")
+class GradientOptions(Options):
+    """Options of `gradient`, which work with any relaxation."""
+
+    skip_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability at the start that a step leaves out an edge's skip connection, against a collapse "
+        "into skips (P-DARTS); it falls to 0.7 % of that at the end",
+    )
+    beta_decay: float = Field(
+        0.0,
+        ge=0,
+        description="weight at the end, rising linearly from 0, of the mean over edges of log sum exp(alpha) "
+        "(beta-DARTS, whose code has 50)",
+    )
+
+
+@STRATEGIES.register("gradient", options=GradientOptions)
 class Gradient(Strategy):
-    """DARTS and FairDARTS: Adam minimises the loss on the alpha half with respect to the alphas of a relaxation.
+    """DARTS and what followed it: Adam minimises the loss on the alpha half over the alphas of a relaxation.
 
     Attributes:
         alphas: a leaf tensor [num_edges, num_ops] for each cell type.
         history: the alphas of all epochs for each cell type, [epochs so far + 1, num_edges, num_ops].
     """
+
+    options: GradientOptions
 
     def __init__(self, options: Options, context: SearchContext):
         super().__init__(options, context)
@@ -44,8 +66,15 @@ class Gradient(Strategy):
         )
 
     def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The relaxation's mixing weights of the alphas."""
-        return {kind: self.relaxation.weights(alphas, progress, generator) for kind, alphas in self.alphas.items()}
+        """The relaxation's mixing weights of the alphas. In a step, skip connections may be dropped."""
+        if generator is None:
+            return {kind: self.relaxation.evaluated(alphas, progress) for kind, alphas in self.alphas.items()}
+        weights = {kind: self.relaxation.weights(alphas, progress, generator) for kind, alphas in self.alphas.items()}
+        if not self.options.skip_dropout:
+            return weights
+        rate = self.options.skip_dropout * math.exp(-5 * progress)  # P-DARTS: exp(-0.2 epoch) in each 25 epochs
+        skips = [column for column, op in enumerate(self.context.ops) if OPS.get(op).facts.drop_path_exempt]
+        return {kind: _drop(values, skips, rate, generator) for kind, values in weights.items()}
 
     def update(self, step: SearchStep) -> dict[str, float]:
         """Take an alpha step, except in the warm-up epochs."""
@@ -53,7 +82,7 @@ class Gradient(Strategy):
             return {}
         alphas = list(self.alphas.values())
         gradients, loss = self._gradients(step, alphas)
-        regulariser = self.relaxation.regulariser(self.alphas, step.progress)
+        regulariser = self._regulariser(step.progress)
         if regulariser.requires_grad:
             penalties = torch.autograd.grad(regulariser, alphas)
             gradients = [gradient + penalty for gradient, penalty in zip(gradients, penalties, strict=True)]
@@ -62,6 +91,14 @@ class Gradient(Strategy):
         self.optimizer.step()
         self._check_alphas()
         return {"alpha_loss": loss, "regulariser": regulariser.item()}
+
+    def _regulariser(self, progress: float) -> Tensor:
+        """The relaxation's regulariser, and the decay of beta-DARTS."""
+        regulariser = self.relaxation.regulariser(self.alphas, progress)
+        if not self.options.beta_decay:
+            return regulariser
+        edges = torch.cat(list(self.alphas.values()))
+        return regulariser + self.options.beta_decay * progress * torch.logsumexp(edges, dim=-1).mean()
 
     def _gradients(self, step: SearchStep, alphas: list[Tensor]) -> tuple[list[Tensor], float]:
         """The gradient of L_val with respect to the alphas, and L_val."""
@@ -106,6 +143,13 @@ class Gradient(Strategy):
             self.alphas[kind].data.copy_(tensors[f"alphas.{kind}"])
             self.history[kind] = tensors[f"history.{kind}"].clone()
         load_optimizer("optimizer.alphas", self.optimizer, tensors)
+
+
+def _drop(weights: Tensor, columns: list[int], rate: float, generator: torch.Generator) -> Tensor:
+    """Mixing weights with those of some columns zeroed at a rate; the others grow, so that the means stay."""
+    kept = torch.ones(weights.shape)
+    kept[:, columns] = (torch.rand(len(weights), len(columns), generator=generator) >= rate).float() / (1 - rate)
+    return weights * kept.to(weights)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import re
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from registry.space import NUM_INPUTS, NUM_NODES
+from registry.space import NUM_INPUTS, NUM_NODES, random_cell
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype, Provenance, parse_genotype
 from ssfnas_cli.errors import UsageError
 
@@ -62,13 +62,11 @@ def random_genotype(seed: int) -> Genotype:
 
 
 def _random_cell(numbers: np.random.Generator) -> Cell:
-    nodes = range(NUM_INPUTS, NUM_INPUTS + NUM_NODES)
     edges = [
-        Edge(op=RANDOM_OPS[numbers.integers(len(RANDOM_OPS))], source=int(source), target=node)
-        for node in nodes
-        for source in sorted(numbers.choice(node, 2, replace=False))
+        Edge(op=RANDOM_OPS[op], source=source, target=target)
+        for source, target, op in random_cell(numbers, len(RANDOM_OPS))
     ]
-    return Cell(edges=tuple(edges), concat=tuple(nodes))
+    return Cell(edges=tuple(edges), concat=tuple(range(NUM_INPUTS, NUM_INPUTS + NUM_NODES)))
 
 
 def _files() -> list[str]:

@@ -379,9 +379,10 @@ def _short(value: Any) -> str:
 
 def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Warn once if a resumed run may not be bit-equal to an uninterrupted one."""
+    recorded, now = {"ranks": 1, **recorded}, {"ranks": 1, **now}  # one process records none
     changed = [
         f"{key} ({recorded.get(key)} then, {now.get(key)} now)"
-        for key in ("processor", "torch", "threads", "kernels", "device")
+        for key in ("processor", "torch", "threads", "kernels", "device", "ranks")
         if recorded.get(key) != now.get(key)
     ]
     if changed:

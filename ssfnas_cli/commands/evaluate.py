@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ssfnas_cli import stop
+from ssfnas_cli import stop, world
 from ssfnas_cli.artifacts.metrics import split_off_tables
 from ssfnas_cli.artifacts.predictions import Predicted, check_suffix, write_predictions
 from ssfnas_cli.commands import closing, common, inputs, outputs
@@ -62,6 +62,8 @@ def command(
 
         place = Device(device or "auto", threads or 0)
         metrics = evaluate_run(folder, data or "", split or [], place, other_data, save)
+    if not world.is_first():
+        return
     if output is not None and not is_stream(output):
         _write(metrics, output, force)
     else:

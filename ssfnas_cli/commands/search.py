@@ -24,7 +24,7 @@ def command(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="The search strategy: gradient, or the name of a plugin.",
+            help="The search strategy: gradient, random, evolution, or a plugin's.",
             autocompletion=common.names_of("strategy"),
             show_default="gradient",
         ),
@@ -32,7 +32,8 @@ def command(
     relax: Annotated[
         str | None,
         typer.Option(
-            help="How alphas become mixing weights: softmax (DARTS), sigmoid (FairDARTS), or a plugin's.",
+            help="How alphas become mixing weights: softmax (DARTS), sigmoid (FairDARTS), gumbel (GDAS, DSNAS), "
+            "dirichlet (DrNAS), or a plugin's.",
             autocompletion=common.names_of("relaxation"),
             show_default="softmax",
         ),

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from ssfnas_cli import stop
+from ssfnas_cli import stop, world
 from ssfnas_cli.commands import common
 from ssfnas_cli.console import box_style, emit, format_duration, printable, set_verbosity
-from ssfnas_cli.errors import InputError
+from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import PRESETS, Training, load_settings
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class Flags:
             emit(result, self.json)
             close(Path(result["path"]))
             return
+        if world.size() > 1:
+            raise UsageError("--dry-run: predicts the cost for one process: leave torchrun or srun away")
         facts = dry()
         emit(facts, self.json, lambda console: _show_prediction(console, facts))
 

@@ -7,7 +7,7 @@ position in the epoch's order, so it depends neither on the process that loads i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from registry.collective import Share, my_share
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.data.augment import Augmentation, Normalise, to_float
 from ssfnas_cli.data.loader import load_in_processes
@@ -29,12 +30,14 @@ class Batch(NamedTuple):
 
     `beside` are further views of the same images, for a self-supervised loss that stands beside the supervised one.
     `mixed` says what was mixed into `views`, if anything was; `labels` are those of the first images.
+    `share` says which images of the global batch these are; None: all of them.
     """
 
     views: tuple[Tensor, ...]
     labels: Tensor
     beside: tuple[Tensor, ...] = ()
     mixed: Mixed | None = None
+    share: Share | None = None
 
 
 class SearchBatch(NamedTuple):
@@ -65,17 +68,23 @@ class Subset:
         return len(self.indices)
 
     def batch(self, places: np.ndarray, first_draw: int, epoch: int) -> Batch:
-        """Make a batch.
+        """Make this rank's share of a batch.
 
         Args:
-            places: positions of its images in `indices`.
+            places: positions of the batch's images in `indices`.
             first_draw: the position of its first image in the epoch's order of images.
             epoch: the epoch, on which the augmentation depends.
         """
+        share = my_share(len(places))
+        draws = first_draw + np.arange(len(places))
+        mine = slice(None) if share is None else slice(share.start, share.stop)
+        return self.images(places[mine], draws[mine], epoch)._replace(share=share)
+
+    def images(self, places: np.ndarray, draws: np.ndarray, epoch: int) -> Batch:
+        """The images at `places` in `indices`, which are at `draws` in the epoch's order of images."""
         rows = self.indices[places]
-        draws = np.arange(first_draw, first_draw + len(rows))
         views = self.augment(self.split.rows(rows), self.seed, epoch, draws)
-        beside = () if self.beside is None else self.beside.batch(places, first_draw, epoch).views
+        beside = () if self.beside is None else self.beside.images(places, draws, epoch).views
         return Batch(views, torch.from_numpy(self.split.labels[rows]), beside)
 
 
@@ -153,11 +162,19 @@ class TrainingBatches(Dataset):
         return len(self.batches)
 
     def __getitem__(self, number: int) -> Batch:
-        batch = self.subset.batch(self.batches[number], int(self.first_draws[number]), self.epoch)
+        places, first_draw = self.batches[number], int(self.first_draws[number])
+        batch = self.subset.batch(places, first_draw, self.epoch)
         if self.mixing is None:
             return batch
-        views, mixed = self.mixing(batch.views, batch.labels, self.epoch, number)
-        return batch._replace(views=views, mixed=mixed)
+        if batch.share is None:
+            views, mixed = self.mixing(batch.views, batch.labels, self.epoch, number)
+            return batch._replace(views=views, mixed=mixed)
+        height, width = batch.views[0].shape[2:]
+        plan = self.mixing.plan(len(places), (height, width), self.epoch, number)
+        chosen = plan.partners[batch.share.start : batch.share.stop]  # they may be those of other ranks
+        partners = replace(self.subset, beside=None).images(places[chosen], first_draw + chosen, self.epoch)
+        views = tuple(plan.mix(view, other) for view, other in zip(batch.views, partners.views, strict=True))
+        return batch._replace(views=views, mixed=Mixed(partners.labels, plan.share))
 
 
 class BilevelBatches(Dataset):

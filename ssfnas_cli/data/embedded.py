@@ -6,6 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ssfnas_cli import world
 from ssfnas_cli.artifacts.files import cache_folder
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import InputError, OutputExistsError
@@ -28,12 +29,13 @@ def open_embedded() -> DataSet:
     from ssfnas_cli.settings import MakeDatasetSettings
 
     path = embedded_path()
-    if not path.exists():
-        log.info("making the embedded data set (scikit-learn's digits, exp, mu 0.1) in %s", path)
-        try:
-            return build_dataset(MakeDatasetSettings(), path, log.info)
-        except OutputExistsError:  # another process was faster
-            pass
+    with world.first_goes_first():
+        if not path.exists():
+            log.info("making the embedded data set (scikit-learn's digits, exp, mu 0.1) in %s", path)
+            try:
+                return build_dataset(MakeDatasetSettings(), path, log.info)
+            except OutputExistsError:  # another process was faster
+                pass
     log.info("data set: the embedded digits, long-tailed (exp, mu 0.1), in %s", path)
     return DataSet.open(path)
 

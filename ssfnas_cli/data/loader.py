@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import torch
 
+from registry import collective
 from ssfnas_cli import stop
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import ResourceError, SsfnasError, Stopped
@@ -56,7 +57,7 @@ def load_in_processes(items: Items, numbers: range, workers: int, max_time: floa
     """
     others = set(multiprocessing.active_children())
     try:
-        pool = ProcessPoolExecutor(workers, initializer=_initialise, initargs=(items,))
+        pool = ProcessPoolExecutor(workers, initializer=_initialise, initargs=(items, *collective.place()))
     except OSError as error:  # its locks need shared memory, and its pipes need descriptors
         raise _resource_error(error, workers, set()) or error from error
     futures: deque[Future[Any]] = deque()
@@ -105,10 +106,11 @@ def _wait_for(future: Future[Any], max_time: float | None) -> Any:
 _items: Items  # set in a loader process
 
 
-def _initialise(items: Items) -> None:
-    """Initialise a loader process."""
+def _initialise(items: Items, rank: int, num_ranks: int) -> None:
+    """Initialise a loader process of a rank, whose shares of the batches it makes."""
     global _items
     _items = items
+    collective.use(rank, num_ranks)
     stop.ignore_signals()
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()

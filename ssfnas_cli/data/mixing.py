@@ -38,25 +38,47 @@ class Mixing:
     def __call__(
         self, views: tuple[Tensor, ...], labels: Tensor, epoch: int, number: int
     ) -> tuple[tuple[Tensor, ...], Mixed]:
-        """Mixed views [N, C, H, W] and what was mixed in, of batch `number`; the channels-last layout is kept.
+        """Mixed views [N, C, H, W] and what was mixed in, of batch `number`; the channels-last layout is kept."""
+        height, width = views[0].shape[2:]
+        plan = self.plan(len(labels), (height, width), epoch, number)
+        mixed = tuple(plan.mix(view, rows_of(view, plan.partners)) for view in views)
+        return mixed, Mixed(labels[plan.partners], plan.share)
+
+    def plan(self, num: int, sides: tuple[int, int], epoch: int, number: int) -> MixingPlan:
+        """How batch `number` is mixed, of `num` images with `sides` (height and width).
 
         Every image gets another one of the batch, by a permutation that may leave some where they are.
         """
         draw = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, number, 0]))
-        partners = torch.from_numpy(draw.permutation(len(labels)))
+        partners = draw.permutation(num)
         cut = self.mixup is None or (self.cutmix is not None and bool(draw.random() < 0.5))
         alpha = self.cutmix if cut else self.mixup
         assert alpha is not None, "one of them is on"
         share = float(draw.beta(alpha, alpha))
-        if cut:
-            box, share = draw_box(draw, share, *views[0].shape[2:])
-            views = tuple(_paste(view, partners, box) for view in views)
-        else:
-            views = tuple(_average(view, partners, share) for view in views)
-        return views, Mixed(labels[partners], share)
+        if not cut:
+            return MixingPlan(partners, share, None)
+        box, share = draw_box(draw, share, *sides)
+        return MixingPlan(partners, share, box)
 
 
 Box = tuple[slice, slice]
+
+
+class MixingPlan(NamedTuple):
+    """The image that each one gets [N], by its place in the batch, the `share` of the first, and CutMix's box."""
+
+    partners: np.ndarray
+    share: float
+    box: Box | None
+
+    def mix(self, view: Tensor, others: Tensor) -> Tensor:
+        """Mix images [n, C, H, W] with their partners."""
+        return _average(view, others, self.share) if self.box is None else _paste(view, others, self.box)
+
+
+def rows_of(view: Tensor, places: np.ndarray) -> Tensor:
+    """Some images of a channels-last [N, C, H, W], in the same layout."""
+    return view.permute(0, 2, 3, 1)[torch.from_numpy(places)].permute(0, 3, 1, 2)
 
 
 def draw_box(draw: np.random.Generator, share: float, height: int, width: int) -> tuple[Box, float]:
@@ -74,12 +96,12 @@ def draw_box(draw: np.random.Generator, share: float, height: int, width: int) -
     return (spans[0], spans[1]), 1 - area / (height * width)
 
 
-def _average(view: Tensor, partners: Tensor, share: float) -> Tensor:
-    pixels = view.permute(0, 2, 3, 1)  # the order in memory
-    return (share * pixels + (1 - share) * pixels[partners]).permute(0, 3, 1, 2)
+def _average(view: Tensor, others: Tensor, share: float) -> Tensor:
+    pixels, other_pixels = view.permute(0, 2, 3, 1), others.permute(0, 2, 3, 1)  # the order in memory
+    return (share * pixels + (1 - share) * other_pixels).permute(0, 3, 1, 2)
 
 
-def _paste(view: Tensor, partners: Tensor, box: Box) -> Tensor:
+def _paste(view: Tensor, others: Tensor, box: Box) -> Tensor:
     pixels = view.permute(0, 2, 3, 1).clone()
-    pixels[:, *box] = pixels[partners][:, *box]
+    pixels[:, *box] = others.permute(0, 2, 3, 1)[:, *box]
     return pixels.permute(0, 3, 1, 2)

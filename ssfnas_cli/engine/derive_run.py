@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from registry.space import edge_list
+from registry.strategies.base import Strategy
 from ssfnas_cli.artifacts.files import sha256_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, Provenance, read_genotype
 from ssfnas_cli.artifacts.run import ALPHAS, RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.rules import derive
 from ssfnas_cli.engine.strategy import build_strategy
-from ssfnas_cli.errors import InputError
+from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import SearchSettings
 
 
@@ -41,13 +42,15 @@ def derive_run(
     record = run.alphas()
     reached = _check_record(run, record, strategy.record_names, len(settings.ops))
     if epoch is None:
-        epoch = reached
-        if reached < settings.epochs:
-            log.warning("%s is at epoch %d of %d: deriving from there", run.path, reached, settings.epochs)
+        epoch, all_of_it = reached, settings.epochs + strategy.num_rounds
+        if reached < all_of_it:
+            log.warning("%s is at epoch %d of %d: deriving from there", run.path, reached, all_of_it)
     if not 0 <= epoch <= reached:
         raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
+    weights = strategy.weights_at(record, epoch)
+    _check_choice(strategy, settings.strategy.name, rule, weights, epoch)
     rule = rule or strategy.default_rule
-    derived = derive(strategy.weights_at(record, epoch), settings.ops, rule, threshold)
+    derived = derive(weights, settings.ops, rule, threshold)
     used = {edge.op for cell in derived.genotype.cells().values() for edge in cell.edges}
     options = {name: values for name, values in settings.op_options.items() if name in used}
     sources = [record[name][epoch].double() for name in strategy.record_names]
@@ -57,6 +60,25 @@ def derive_run(
     for note in derived.notes:
         log.log(logging.DEBUG if said_before else logging.WARNING, "%s: %s", run.path, note)
     return genotype
+
+
+def _check_choice(
+    strategy: Strategy, name: str, rule: str | None, weights: Mapping[str, np.ndarray], epoch: int
+) -> None:
+    """Check that a strategy that chooses whole architectures has chosen one, and that no other rule is asked for.
+
+    Raises:
+        InputError: the epoch is one in which the supernet was trained.
+        UsageError: another rule would make another architecture of the chosen one.
+    """
+    if not strategy.num_candidates:
+        return
+    if rule not in (None, strategy.default_rule):
+        raise UsageError(f"--rule {rule}: the strategy '{name}' has chosen a whole architecture: leave --rule out")
+    if not any(values.any() for values in weights.values()):
+        first = strategy.context.epochs + 1
+        when = f"chooses in the rounds after the epochs, from --epoch {first} on"
+        raise InputError(f"nothing is chosen in epoch {epoch}: '{name}' {when}")
 
 
 def weights_of_run(run: RunFolder) -> dict[str, np.ndarray]:

@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from registry import collective
+from ssfnas_cli import world
+from ssfnas_cli.console import log
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.native import cells
@@ -45,7 +48,16 @@ class Device:
     @classmethod
     def from_settings(cls, settings: Training) -> Device:
         """The device that the settings of a training describe."""
-        return cls(settings.device, settings.threads, settings.precision, compiled=settings.kernels != "torch")
+        collective.use_global_statistics(settings.batch_stats == "global")
+        with world.first_goes_first():  # which compiles the kernels
+            device = cls(settings.device, settings.threads, settings.precision, compiled=settings.kernels != "torch")
+        if device.cells is not None and collective.shares_statistics():
+            device.cells = None
+            log.info(
+                "cells are computed by torch: the compiled kernels cannot take statistics of the batch from several "
+                "ranks; with --set batch_stats=local they compute"
+            )
+        return device
 
     def place(self, module: Module) -> Module:
         """Move a network to this device and let its encoder use the compiled kernels, if there are any."""
@@ -64,7 +76,7 @@ class Device:
             for one in (batch.views, batch.beside)
         )
         mixed = batch.mixed and batch.mixed._replace(labels=batch.mixed.labels.to(self.torch))
-        return Batch(views, batch.labels.to(self.torch), beside, mixed)
+        return Batch(views, batch.labels.to(self.torch), beside, mixed, batch.share)
 
     @contextlib.contextmanager
     def full_precision(self) -> Iterator[None]:
@@ -92,12 +104,25 @@ def find_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and collective.size() > 1:
+        name = f"cuda:{_gpu_of(world.local_rank())}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {name}: is not here ({str(error).splitlines()[0]}): use auto or cpu") from None
     return device
+
+
+def _gpu_of(local_rank: int) -> int:
+    """The GPU of a rank of this machine. A queue may let each rank see its own GPU alone, which is then the first."""
+    count = torch.cuda.device_count()
+    if count > 1 and local_rank >= count:
+        raise UsageError(
+            f"--device cuda: rank {local_rank} of this machine has no GPU, it has {count}: start no more ranks than "
+            "GPUs, or take --device cpu"
+        )
+    return local_rank if count > 1 else 0
 
 
 def _keep_freed_memory() -> None:

@@ -22,6 +22,7 @@ from ssfnas_cli.artifacts.checkpoint import save_checkpoint
 from ssfnas_cli.artifacts.dataset import Split
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.console import log
+from ssfnas_cli.engine.candidate_rounds import CandidateRounds
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import Diverged, Phase, seed_for_step
 from ssfnas_cli.engine.retrain import build_retrain, plan_retrain
@@ -76,10 +77,28 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
                 pass
 
         figures = predict_phases(groups, lambda split, rows: phase.accuracy(split, rows, mixing), estimate)
+        if phase.strategy.num_candidates:
+            figures = _with_candidates(figures, CandidateRounds(phase))
     chosen = {name: getattr(plan.settings, name).name for name in ("strategy", "relax", "loss")}
     chosen["order"] = plan.settings.order  # type: ignore[attr-defined]
     num_params = sum(weight.numel() for weight in phase.weights)
     return _facts(plan, device, phase, num_params, chosen) | figures
+
+
+def _with_candidates(figures: Mapping[str, Any], rounds: CandidateRounds) -> dict[str, Any]:
+    """The figures of the epochs, and the time of the candidates that are judged after them."""
+    judge = lambda: rounds.step(rounds.training.epochs, 0, None)
+    judge()  # to warm up
+    stop.raise_if_requested()
+    seconds, number = statistics.median(_seconds_of(judge) for _ in range(3)), rounds.strategy.num_rounds
+    closing = number * (figures["evaluation_seconds"] + figures["checkpoint_seconds"])
+    total = rounds.strategy.num_candidates * seconds + closing
+    part = {"phase": "candidate rounds", "epochs": number, "epoch_seconds": round(total / number, 3)}
+    return {
+        **figures,
+        "phases": [*figures["phases"], part],
+        "total_seconds": round(figures["total_seconds"] + total, 1),
+    }
 
 
 def predict_retrain(

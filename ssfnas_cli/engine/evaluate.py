@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.metrics import FEW, MANY
 from ssfnas_cli.artifacts.model import ModelCard
@@ -58,6 +60,7 @@ def evaluate_run(
     """
     network, card, data = open_network_and_data(run, data_path, other_data)
     data.verify()
+    world.agree({"data set": data.sha256, "trained network": _digest_of(network), "splits": ", ".join(splits)})
     unknown = [name for name in splits if name not in data.splits]
     if unknown:
         raise UsageError(f"--split {unknown[0]}: {data.path} has no such split. Available: {', '.join(data.splits)}")
@@ -75,6 +78,8 @@ def evaluate_run(
         },
         "same_images": shared.same,
     }
+    if not world.is_first():
+        return metrics
     if keep is not None:
         places = {name: split.source_index for name, split in shared.splits.items()}
         keep(card.class_names, {name: Predicted(*scores, places[name]) for name, scores in predicted.items()})
@@ -85,6 +90,14 @@ def evaluate_run(
         except DiskError as error:
             log.warning("the metrics are not kept in the run folder: %s", error)
     return metrics
+
+
+def _digest_of(network: torch.nn.Module) -> str:
+    """A hash of a network's weights and buffers."""
+    digest = hashlib.sha256()
+    for value in network.state_dict().values():
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def open_network_and_data(

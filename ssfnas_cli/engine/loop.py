@@ -21,12 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssfnas_cli import stop
+from registry import collective
+from ssfnas_cli import stop, world
 from ssfnas_cli.artifacts.checkpoint import Checkpoint, list_checkpoints, load_newest, save_checkpoint
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.event_files import EventFile
 from ssfnas_cli.engine.progress import Progress
+from ssfnas_cli.engine.ranks import check_equal, checkpoint_of_first
 from ssfnas_cli.errors import InputError, Stopped
 from ssfnas_cli.machine import peak_memory_bytes
 from ssfnas_cli.settings import Training
@@ -110,17 +112,21 @@ class Loop:
     def __init__(self, run: RunFolder, settings: Training):
         self.run, self.settings = run, settings
         self.cursor = Cursor()
-        self._restored_from: Checkpoint | None = load_newest(run.checkpoints)
-        if self._restored_from is None and (missing := run.status_or_running().get("checkpoint")):
-            raise InputError(f"{run.checkpoints / str(missing)}: is gone: put it back, or start over with --force")
+        self._restored_from: Checkpoint | None = checkpoint_of_first(self._load_newest)
         if self._restored_from is not None:
             self.cursor = _read_cursor(self._restored_from.state)
             log.info("resuming %s at %s", run.path, self._position())
-        newest = list_checkpoints(run.checkpoints)
+        newest = list_checkpoints(run.checkpoints) if world.is_first() else []
         self._checkpoint = newest[-1].name if newest else None
         self._event_file: EventFile | None = None
         self._saved_at = time.monotonic()
         self._resumed_at = time.monotonic()
+
+    def _load_newest(self) -> Checkpoint | None:
+        newest = load_newest(self.run.checkpoints)
+        if newest is None and (missing := self.run.status_or_running().get("checkpoint")):
+            raise InputError(f"{self.run.checkpoints / str(missing)}: is gone: put it back, or start over with --force")
+        return newest
 
     def run_phase(self, index: int, phase: Phase, verdict: Verdict = never) -> None:
         """Run phase number `index`, or the rest of it. A phase that was already completed is skipped.
@@ -141,8 +147,7 @@ class Loop:
             cursor.begin_epoch(0)
         elif self._restored_from is not None:
             self._restore(phase)
-        self.run.write_metrics(cursor.metrics)
-        phase.publish(self.run.path)
+        self._publish(phase)
         self._status("running", phase)
         with Progress(phase, self.settings.log_seconds) as progress, self._events() as self._event_file:
             while cursor.epoch < phase.epochs:
@@ -151,7 +156,7 @@ class Loop:
 
     def _events(self) -> contextlib.AbstractContextManager[EventFile | None]:
         """The event file for TensorBoard with the epochs so far, if the settings ask for one."""
-        if not self.settings.tensorboard:
+        if not self.settings.tensorboard or not world.is_first():
             return contextlib.nullcontext()
         return EventFile.begin(self.run.path, self.cursor.metrics)
 
@@ -183,10 +188,13 @@ class Loop:
         mark = time.perf_counter()
         for batch in self._batches(phase):
             seed_for_step(phase.seed, cursor.epoch, cursor.step)
+            before = collective.traffic()
             try:
                 values = phase.step(cursor.epoch, cursor.step, batch)
             except FloatingPointError as error:
                 self._raise_diverged(phase, str(error))
+            if world.size() > 1:
+                values |= {f"{name}_per_step": float(num - before[name]) for name, num in collective.traffic().items()}
             for name, value in values.items():
                 if not math.isfinite(value):
                     self._raise_diverged(phase, f"{name} is {value}")
@@ -195,7 +203,7 @@ class Loop:
             cursor.step_seconds.append(round(time.perf_counter() - mark, 5))
             progress.update(cursor.epoch, cursor.step, num_steps, cursor.sums)
             self._stop_if_requested(phase)
-            if time.monotonic() - self._saved_at > 60 * self.settings.save_minutes:
+            if world.is_first() and time.monotonic() - self._saved_at > 60 * self.settings.save_minutes:
                 self.save(phase)
             mark = time.perf_counter()
         self._end_epoch(phase, progress)
@@ -205,7 +213,8 @@ class Loop:
         try:
             yield from phase.batches(self.cursor.epoch, self.cursor.step)
         except Stopped:
-            self._stop_if_requested(phase)
+            if world.size() == 1:  # other ranks wait for this one in the midst of their step, and cannot save with it
+                self._stop_if_requested(phase)
             raise
 
     def _end_epoch(self, phase: Phase, progress: Progress) -> None:
@@ -222,11 +231,11 @@ class Loop:
             line["step_seconds"] = round(statistics.median(cursor.step_seconds), 4)
         line["peak_memory_bytes"] = peak_memory_bytes()
         line["elapsed_seconds"] = round(self._elapsed_seconds(), 1)
+        check_equal(phase.tensors())
         cursor.metrics.append(line)
         cursor.begin_epoch(cursor.epoch + 1)
         self.save(phase)
-        self.run.write_metrics(cursor.metrics)
-        phase.publish(self.run.path)
+        self._publish(phase)
         if self._event_file is not None:
             self._event_file.add(line)
         progress.end_epoch(line)
@@ -242,6 +251,8 @@ class Loop:
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 self._raise_diverged(phase, f"'{name}' is not finite")
+        if not world.is_first():
+            return
         self.run.check_lock()
         cursor = self.cursor
         state = {**vars(cursor), "seconds": self._elapsed_seconds()}
@@ -251,7 +262,7 @@ class Loop:
         self._saved_at = time.monotonic()
 
     def _stop_if_requested(self, phase: Phase) -> None:
-        request = stop.requested_by(self.settings.time_limit)
+        request = stop.agreed_request(self.settings.time_limit)
         if request is None:
             return
         self.save(phase)
@@ -259,8 +270,14 @@ class Loop:
         raise Stopped(
             f"stopped by {request} at {self._position()}; saved in {self.run.path}: "
             "the same command goes on from there",
-            interrupted=stop.interrupted(),
+            interrupted=request == "SIGINT" or stop.interrupted(),
         )
+
+    def _publish(self, phase: Phase) -> None:
+        """Write the files that follow from what is saved."""
+        if world.is_first():
+            self.run.write_metrics(self.cursor.metrics)
+            phase.publish(self.run.path)
 
     def _give_up_if(self, reason: str | None, phase: Phase) -> None:
         if reason is None:
@@ -276,6 +293,8 @@ class Loop:
         )
 
     def _status(self, state: str, phase: Phase, **facts: Any) -> None:
+        if not world.is_first():
+            return
         cursor = self.cursor
         last = cursor.metrics[-1] if cursor.metrics else {}
         self.run.write_status(

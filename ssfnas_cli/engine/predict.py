@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from registry import collective
 from ssfnas_cli.artifacts.dataset import Split
 from ssfnas_cli.data.augment import Normalise
 from ssfnas_cli.data.batches import plain_batches
@@ -31,6 +32,8 @@ def predict(
 ) -> Scores:
     """Class scores [N, num_classes] (logits) and labels [N] of the images of a split, in order.
 
+    Several ranks divide the images among them, and each of them gets the scores of all.
+
     Args:
         model: the network, which is put into evaluation mode; a copy of it may be what computes.
         split: where the images are.
@@ -41,15 +44,21 @@ def predict(
         batch_size: images per batch.
     """
     model.eval()
-    scores, labels = [], []
+    rows = np.arange(len(split)) if rows is None else rows
+    share = collective.my_share(len(rows))
+    if share is not None and len(rows) < collective.size():
+        share = None  # too few to divide: every rank computes them all
+    mine = rows if share is None else rows[share.start : share.stop]
+    scores: list[Tensor] = []
     network: Callable[[Tensor], Tensor] | None = score
-    for batch in plain_batches(split, np.arange(len(split)) if rows is None else rows, batch_size, normalise):
-        (images,), moved_labels = device.move(batch)[:2]
+    for batch in plain_batches(split, mine, batch_size, normalise):
+        images = device.move(batch).views[0]
         network = network or for_evaluation(model, images[:2])
         with device.autocast():
-            scores.append(network(images).float().cpu().numpy())
-        labels.append(moved_labels.cpu().numpy())
-    return np.concatenate(scores), np.concatenate(labels)
+            scores.append(network(images).float().cpu())
+    if share is not None:
+        return collective.gather_rows(torch.cat(scores), len(rows)).numpy(), split.labels[rows]
+    return np.concatenate([part.numpy() for part in scores]), split.labels[rows]
 
 
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:

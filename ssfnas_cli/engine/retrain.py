@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype
@@ -54,12 +55,13 @@ def run_retrain(
             total = sum(plan.data.counts("train"))
             aside = total - sum(card.train_counts)
             log.info("holdout: %d of %d training images are set aside (seed %d, per class)", aside, total, card.seed)
-        if genotype is not None:
+        if genotype is not None and world.is_first():
             write_bytes(run.path / "genotype.json", genotype.to_json())
         for index, phase in enumerate(phases):
             loop.run_phase(index, phase)
-        run.check_lock()
-        save_model(run.path / MODEL, phases[-1].trained(), card)
+        if world.is_first():
+            run.check_lock()
+            save_model(run.path / MODEL, phases[-1].trained(), card)
         network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
         facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name}
         facts |= {"num_params": weights, "num_macs": count_card(card).num_macs}  # type: ignore[dict-item]

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
+from ssfnas_cli.engine.candidate_rounds import CandidateRounds
 from ssfnas_cli.engine.closing import say_search_figure, say_search_health
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
@@ -19,7 +21,7 @@ from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.results.health import collapsed_since
-from ssfnas_cli.settings import SearchSettings
+from ssfnas_cli.settings import PluginSection, SearchSettings
 
 
 def run_search(settings: SearchSettings, output: Path | None, force: bool) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     if (result := plan.result(force)) is not None:
         log.info("%s is done; nothing to do", plan.path)
         say_search_figure(result, plan.data.counts("train"))
-        say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
+        if world.is_first():
+            say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
         return result
     device, phase = build_search(plan)
     with open_run(plan, device, force, phase.tracking) as (run, loop):
@@ -48,13 +51,21 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             len(weight_half),
             len(alpha_half),
         )
-        loop.run_phase(0, phase, collapse if settings.stop_when_collapsed else never)
-        _write_genotype(run)
-        facts = {"relax": phase.settings.relax.name, "loss": phase.settings.loss.name}
-        result = finish(run, loop, phase.settings, facts)
+        rounds = CandidateRounds(phase) if phase.strategy.num_candidates else phase
+        loop.run_phase(0, rounds, collapse if settings.stop_when_collapsed else never)
+        if world.is_first():
+            _write_genotype(run)
+        result = finish(run, loop, phase.settings, _choices(phase.settings))
     say_search_figure(result, plan.data.counts("train"))
     say_search_health(loop.cursor.metrics, plan.path)
     return result
+
+
+def _choices(settings: SearchSettings) -> dict[str, str]:
+    """The plugins that name a run and its result: an unusual strategy, the relaxation of one with alphas, the loss."""
+    strategy = {} if settings.strategy.name == "gradient" else {"strategy": settings.strategy.name}
+    relax = {} if settings.strategy.name in settings.WITHOUT_ALPHAS else {"relax": settings.relax.name}
+    return {**strategy, **relax, "loss": settings.loss.name}
 
 
 def collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
@@ -72,9 +83,7 @@ def plan_search(settings: SearchSettings, output: Path | None, force: bool = Fal
     """Resolve the settings, open the data set (the embedded one is created on first use) and choose the run folder."""
     settings = settings.resolve_plugins()
     data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
-    strategy = [] if settings.strategy.name == "gradient" else [settings.strategy.name]
-    names = [*strategy, settings.relax.name, settings.loss.name]
-    return plan_run("search", settings, data, {}, names, output, force=force)
+    return plan_run("search", settings, data, {}, list(_choices(settings).values()), output, force=force)
 
 
 def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
@@ -83,7 +92,26 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     assert isinstance(settings, SearchSettings)
     plan.data.verify()
     device = Device.from_settings(settings)
-    return device, SearchPhase(settings, plan.data, device)
+    phase = SearchPhase(settings, plan.data, device)
+    _warn_of_idle_settings(settings)
+    return device, phase
+
+
+def _warn_of_idle_settings(settings: SearchSettings) -> None:
+    """Name what was chosen for alphas beside a strategy that has none. Presets set their learning rate, too."""
+    if settings.strategy.name not in settings.WITHOUT_ALPHAS:
+        return
+    usual = {name: SearchSettings.model_fields[name].default for name in settings.OF_ALPHAS if name != "alpha_lr"}
+    given = {name: getattr(settings, name) for name in usual}
+    chosen = [name for name, value in given.items() if _plain(value) != _plain(usual[name])]
+    if chosen:
+        told = settings.strategy.name, ", ".join(chosen)
+        log.warning("the strategy '%s' has no alphas: the settings %s change nothing", *told)
+
+
+def _plain(value: Any) -> Any:
+    """The value of a setting; the name of a plugin, whose options have been completed."""
+    return value.name if isinstance(value, PluginSection) else value
 
 
 def _write_genotype(run: RunFolder) -> None:

@@ -19,10 +19,14 @@ from ssfnas_cli.results.health import Family, genotype_figures, weight_figures
 
 
 def epoch_health(strategy: Strategy, ops: Sequence[str]) -> dict[str, float | int]:
-    """The figures of the newest epoch in a strategy's record. Those of a genotype are left out if there is none."""
+    """The figures of the newest epoch in a strategy's record. Those of a genotype are left out if there is none.
+
+    Those of the mixing weights are left out if the strategy judges candidates: its weights are 0 or 1 from the first.
+    """
     record, newest = strategy.record(), _newest_epoch(strategy)
-    start, now = (strategy.weights_at(record, epoch) for epoch in (0, newest))
-    figures: dict[str, float | int] = dict(weight_figures(start, now))
+    figures: dict[str, float | int] = {}
+    if not strategy.num_candidates:
+        figures |= weight_figures(*(strategy.weights_at(record, epoch) for epoch in (0, newest)))
     genotype = newest_genotype(strategy, ops)
     if genotype is None:
         return figures
@@ -41,7 +45,9 @@ def _newest_epoch(strategy: Strategy) -> int:
 
 
 def derived(weights: Mapping[str, NDArray], ops: Sequence[str], rule: str) -> Genotype | None:
-    """The genotype that a rule makes of mixing weights; None if it makes none."""
+    """The genotype that a rule makes of mixing weights; None if it makes none, or if all of them are zero."""
+    if not any(values.any() for values in weights.values()):
+        return None
     try:
         return derive(weights, ops, rule).genotype
     except InputError:

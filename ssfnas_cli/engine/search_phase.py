@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from registry import LOSSES, SAMPLERS
+from registry import LOSSES, SAMPLERS, collective
 from registry.losses import Objective
-from registry.norm import estimated_statistics, held_statistics
+from registry.norm import average_running_statistics, estimated_statistics, held_statistics
 from registry.samplers import Instance, Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
-from registry.strategies.base import Mixing, WeightStep
+from registry.strategies.base import Mixing
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.artifacts.run import ALPHAS
 from ssfnas_cli.artifacts.tensors import save_tensors
@@ -42,7 +41,9 @@ from ssfnas_cli.engine.loop import cosine, set_lr
 from ssfnas_cli.engine.mix import Mix, build_mix
 from ssfnas_cli.engine.network import head_builder, resolve_head
 from ssfnas_cli.engine.predict import Scores, accuracy, predict
+from ssfnas_cli.engine.ranks import check_shares, sampled_lengths
 from ssfnas_cli.engine.search_health import epoch_health, newest_genotype, pruned_mixing
+from ssfnas_cli.engine.search_step import CurrentStep, step_generator
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.nets.search_model import SearchModel
@@ -84,6 +85,7 @@ class SearchPhase:
             self._sampler(section, half)
             for section, half in zip((settings.sampler, settings.alpha_sampler), self.halves, strict=True)
         )
+        self._check_shares()
         self._build_model()
         self.strategy = build_strategy(settings, device.torch)
         self._build_optimizers()
@@ -93,6 +95,13 @@ class SearchPhase:
 
     def _sampler(self, section: PluginSection, half: np.ndarray) -> Sampler:
         return build_plugin(SAMPLERS, section, class_counts=self._counts(half))
+
+    def _check_shares(self) -> None:
+        weight_half, alpha_half = self.halves
+        lengths = {len(weight_half)} | sampled_lengths(self.sampler, self.epochs)
+        check_shares(self.settings, "the weight half", lengths)
+        alpha_batch = min(self.settings.batch_size, len(alpha_half))
+        check_shares(self.settings, "the alpha half", [alpha_batch])
 
     def _objective(self, section: PluginSection, half: np.ndarray) -> Objective:
         return build_plugin(LOSSES, section, num_classes=self.data.num_classes, class_counts=self._counts(half))
@@ -134,6 +143,8 @@ class SearchPhase:
         self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": self.optimizer}
         if self.model.probe is not None:
             self.optimizers["probe"] = torch.optim.Adam(self.model.probe.parameters(), lr=settings.probe_lr)
+        parameters = {name: optimizer.param_groups[0]["params"] for name, optimizer in self.optimizers.items()}
+        self.gradient_sums = {name: collective.GradientSums(of_one) for name, of_one in parameters.items()}
 
     # Batches
 
@@ -183,20 +194,23 @@ class SearchPhase:
             mixing = self.strategy.mixing(progress, step_generator())
         loss, features = self.weight_objective(batch, mixing, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with self.gradient_sums["weights"]:
+            loss.backward()
         for group in self.weight_groups:
             nn.utils.clip_grad_norm_(group, self.settings.clip)
         self.optimizer.step()
         values = {"weight_loss": loss.item(), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.model.probe is not None:
-            values["probe_loss"] = self._probe_step(features.detach(), batch.weights.labels)
+            values["probe_loss"] = self._probe_step(features.detach(), batch.weights)
+        average_running_statistics(self.model, batch.weights.share)
         return values
 
-    def _probe_step(self, features: Tensor, labels: Tensor) -> float:
+    def _probe_step(self, features: Tensor, batch: Batch) -> float:
         assert self.model.probe is not None
-        loss = F.cross_entropy(self.model.probe(features), labels)
+        loss = collective.global_loss(F.cross_entropy(self.model.probe(features), batch.labels), batch.share)
         self.optimizers["probe"].zero_grad(set_to_none=True)
-        loss.backward()
+        with self.gradient_sums["probe"]:
+            loss.backward()
         self.optimizers["probe"].step()
         return loss.item()
 
@@ -211,7 +225,8 @@ class SearchPhase:
         changes neither the weights of the encoder nor its running statistics.
         """
         model, weights, head_views = self.model, batch.weights, batch.alpha_head
-        with self._precision(full_precision):
+        mixing = collective.replicated(mixing)
+        with self._precision(full_precision), collective.sharing(weights.share):
             features = [model.encoder(view, mixing) for view in weights.views]
             loss = self.weight_loss([model.head(feature) for feature in features], weights.labels, progress)
             loss = loss + self._mixed(self.mix, weights, mixing, progress)
@@ -220,17 +235,21 @@ class SearchPhase:
                     detached = [model.encoder(view, mixing) for view in head_views.views]
                 outputs = [model.alpha_head(feature) for feature in detached]
                 loss = loss + self.alpha_loss(outputs, head_views.labels, progress)
-        return loss, features[0].float()
+        first = features[0].to(torch.promote_types(features[0].dtype, torch.float32))
+        return collective.global_loss(loss, weights.share), first
 
     def alpha_objective(
         self, batch: SearchBatch, mixing: Mixing, progress: float, full_precision: bool = False
     ) -> Tensor:
         """L_val, the loss that the architecture is to minimise."""
         head = self.model.head if self.model.alpha_head is None else self.model.alpha_head
-        with self._precision(full_precision):
-            outputs = [head(self.model.encoder(view, mixing)) for view in batch.alphas.views]
-            mixed = self._mixed(self.alpha_mix, batch.alphas, mixing, progress)
-        return self.alpha_loss(outputs, batch.alphas.labels, progress) + mixed
+        alphas, mixing = batch.alphas, collective.replicated(mixing)
+        with collective.sharing(alphas.share):
+            with self._precision(full_precision):
+                outputs = [head(self.model.encoder(view, mixing)) for view in alphas.views]
+                mixed = self._mixed(self.alpha_mix, alphas, mixing, progress)
+            loss = self.alpha_loss(outputs, alphas.labels, progress) + mixed
+        return collective.global_loss(loss, alphas.share)
 
     def _mixed(self, mix: Mix | None, batch: Batch, mixing: Mixing, progress: float) -> Tensor | float:
         """The share of the self-supervised loss beside the supervised one; 0 if there is none."""
@@ -293,6 +312,8 @@ class SearchPhase:
         chosen = [half[places] for places in cut_batches(order, size)[: self.settings.statistics_batches]]
 
         def run(rows: np.ndarray) -> None:
+            if (share := collective.my_share(len(rows))) is not None:
+                rows = rows[share.start : share.stop]
             (batch,) = plain_batches(self.split, rows, len(rows), normaliser(self.data))
             with self.device.autocast():
                 self.model.classifier()(self.model.encoder(self.device.move(batch).views[0], mixing))
@@ -327,64 +348,3 @@ class SearchPhase:
     def publish(self, folder: Path) -> None:
         """Write the strategy's record of all epochs."""
         save_tensors(folder / ALPHAS, self.strategy.record())
-
-
-@dataclass
-class CurrentStep:
-    """One step of a search phase, as a strategy sees it (see `registry.strategies.base.SearchStep`)."""
-
-    phase: SearchPhase
-    batch: SearchBatch
-    epoch: int
-    progress: float
-    _full_precision: bool = False
-
-    @property
-    def weight_groups(self) -> list[list[nn.Parameter]]:
-        """The parameters of the lower level, in groups whose gradients are clipped separately."""
-        return self.phase.weight_groups
-
-    def generator(self) -> torch.Generator:
-        """A new generator with the seed of this step."""
-        return step_generator()
-
-    def train_loss(self, mixing: Mixing) -> Tensor:
-        """L_train, the weights' loss on this step's batch of the weight half."""
-        return self.phase.weight_objective(self.batch, mixing, self.progress, self._full_precision)[0]
-
-    def val_loss(self, mixing: Mixing) -> Tensor:
-        """L_val, the architecture's loss on this step's batch of the alpha half."""
-        return self.phase.alpha_objective(self.batch, mixing, self.progress, self._full_precision)
-
-    def accuracy(self, mixing: Mixing) -> float:
-        """Top-1 accuracy in percent on the alpha half. Afterwards the model is in training mode again."""
-        phase = self.phase
-        with phase.estimated_statistics(mixing):
-            value = phase.accuracy(phase.split, phase.halves[1], mixing)
-        phase.model.train()
-        return value
-
-    def weight_step(self) -> WeightStep:
-        """The SGD step that the weights take after the strategy's update."""
-        settings, optimizer = self.phase.settings, self.phase.optimizer
-        momenta = [optimizer.state.get(weight, {}).get("momentum_buffer") for weight in self.phase.weights]
-        lr = optimizer.param_groups[0]["lr"]
-        return WeightStep(lr, settings.momentum, settings.weight_decay, settings.clip, momenta)
-
-    def held_statistics(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which forward passes do not change the running statistics."""
-        return held_statistics(self.phase.model)
-
-    @contextlib.contextmanager
-    def full_precision(self) -> Iterator[None]:
-        """Compute losses in float32 within this context."""
-        self._full_precision = True
-        try:
-            yield
-        finally:
-            self._full_precision = False
-
-
-def step_generator() -> torch.Generator:
-    """A generator with the seed of the current step, so that every call within the step draws the same numbers."""
-    return torch.Generator().manual_seed(torch.initial_seed() % 2**63)

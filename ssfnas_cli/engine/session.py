@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.run import (
     ADJUSTMENT,
@@ -21,6 +22,7 @@ from ssfnas_cli.artifacts.run import (
 )
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.data.batches import mirroring
+from ssfnas_cli.engine import ranks
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.event_files import refuse_without_tensorboard
 from ssfnas_cli.engine.loop import Loop
@@ -61,7 +63,9 @@ class RunPlan:
         Raises:
             OutputExistsError: the folder holds another run or something else.
         """
-        return None if force else finished_result(self.path, self.kind, self.identity, self.identify)
+        if force:
+            return None
+        return world.from_first(lambda: finished_result(self.path, self.kind, self.identity, self.identify))
 
     def is_in_folder(self) -> bool:
         """Whether the folder holds this run, done or not."""
@@ -166,9 +170,10 @@ def open_run(plan: RunPlan, device: Device, force: bool, tracking: Tracking) -> 
     """
     if plan.settings.tensorboard:
         refuse_without_tensorboard()
-    if force:
+    _check_ranks(plan)
+    if force and world.is_first():
         set_run_aside(plan.path)
-    current = environment() | device.facts()
+    current = environment() | device.facts() | ranks.facts(plan.settings)
     flip, why = mirroring(plan.data, plan.settings)
     resolved = {"flip": {"value": flip, "why": why}, **tracking.resolved()}
     if plan.stem_reason:
@@ -183,9 +188,14 @@ def open_run(plan: RunPlan, device: Device, force: bool, tracking: Tracking) -> 
         "command": command_line(),
         **plan.config,
     }
+    if not world.is_first():  # it trains along, and leaves the folder to the first rank
+        run = RunFolder(plan.path, {"kind": plan.kind, "identity": plan.identity, **config})
+        yield run, Loop(run, plan.settings)
+        return
     with open_for_writing(plan.path, plan.kind, config, plan.identity, plan.identify) as run:
         _warn_of_another_training(run)
         warn_of_differences(run.config["environment"], current)
+        ranks.warn_of_local_statistics(run.config["environment"], current)
         loop = Loop(run, plan.settings)
         # This message comes last, so that a run that is refused shows only the reason.
         mirrored = "mirrored at random" if flip else "not mirrored"
@@ -194,6 +204,13 @@ def open_run(plan: RunPlan, device: Device, force: bool, tracking: Tracking) -> 
             log.info("the network has the stem '%s': %s", plan.settings.stem, plan.stem_reason)
         tracking.say()
         yield run, loop
+
+
+def _check_ranks(plan: RunPlan) -> None:
+    """Check that all ranks are about to train the same: their settings, and the data set that they read."""
+    names = {"data_sha256": "data set (sha256)"}
+    facts = {names.get(name, name): str(value) for name, value in plan.identity.items()}
+    world.agree({**facts, "run folder": str(plan.path)})
 
 
 def _warn_of_another_training(run: RunFolder) -> None:
@@ -223,6 +240,7 @@ def finish(run: RunFolder, loop: Loop, settings: Training, facts: Mapping[str, A
         "elapsed_seconds": last["elapsed_seconds"],
     }
     progress = {"phase": last["phase"], "epoch": settings.epochs, "epochs": settings.epochs}
-    run.write_status("done", **progress, last=last, result=result)
+    if world.is_first():
+        run.write_status("done", **progress, last=last, result=result)
     log.info("done: %s", run.path)
     return result

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from registry import SAMPLERS
+from registry import SAMPLERS, collective
 from registry.losses import Objective
 from registry.networks import Encoder
+from registry.norm import average_running_statistics
 from registry.samplers import Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from ssfnas_cli.artifacts.dataset import DataSet, Split
@@ -35,6 +36,7 @@ from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import set_lr
 from ssfnas_cli.engine.mix import Mix
 from ssfnas_cli.engine.predict import Scores, accuracy, predict
+from ssfnas_cli.engine.ranks import check_shares, sampled_lengths
 from ssfnas_cli.engine.sgd import build_sgd, learning_rate
 from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.nets.heads import Classifier
@@ -127,6 +129,7 @@ class TrainPhase:
         section = settings.sampler if objective.supervised else INSTANCE
         counts = rest_counts(data.counts("train"), settings.holdout)
         self.sampler: Sampler = build_plugin(SAMPLERS, section, class_counts=counts)
+        check_shares(settings, "the training split", sampled_lengths(self.sampler, self.epochs))
         self.model = device.place(model)
         self.ssl_head = None
         if mix is not None:
@@ -134,6 +137,7 @@ class TrainPhase:
         parts = [part for part in (model, self.ssl_head) if part is not None]
         self.weights = [weight for part in parts for weight in part.parameters()]
         self.optimizer = build_sgd(self.weights, schedule.lr, settings)
+        self.gradient_sums = collective.GradientSums(self.weights)
         self.average = None if schedule.ema is None else MovingAverage(model, schedule.ema)
 
     def _epoch(self, epoch: int) -> TrainingBatches:
@@ -171,11 +175,16 @@ class TrainPhase:
         set_lr(self.optimizer, lr)
         self.model.train()
         self.model.encoder.set_progress(epoch / self.epochs if schedule.regularised else 0.0)
-        loss, train_accuracy = self._loss(batch, progress)
+        with collective.sharing(batch.share):
+            loss, train_accuracy = self._loss(batch, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with self.gradient_sums:
+            loss.backward()
         nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
         self.optimizer.step()
+        for part in (self.model, self.ssl_head):
+            if part is not None:
+                average_running_statistics(part, batch.share)
         if self.average is not None:
             self.average.update(self.model)
         return {"loss": loss.item(), "lr": lr} | train_accuracy
@@ -183,7 +192,7 @@ class TrainPhase:
     def _loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """The loss, including the auxiliary head's, and the accuracy on the batch if the objective is supervised.
 
-        The accuracy on mixed images counts both labels by their shares.
+        Both are those of the global batch. The accuracy on mixed images counts both labels by their shares.
         """
         model = self.model
         with self.device.autocast():
@@ -196,6 +205,7 @@ class TrainPhase:
             if self.mix is not None and self.ssl_head is not None:
                 features = lambda images: model.encoder(images).features
                 loss = loss + self.mix.loss(model.encoder, features, self.ssl_head, batch.beside, progress)
+        loss = collective.global_loss(loss, batch.share)
         if not self.objective.supervised:
             return loss, {}
         predicted = outputs[0].detach().argmax(1)
@@ -203,7 +213,7 @@ class TrainPhase:
         if batch.mixed is not None:
             share = batch.mixed.share
             correct = share * correct + (1 - share) * (predicted == batch.mixed.labels).float().mean().item()
-        return loss, {"train_accuracy": 100 * correct}
+        return loss, {"train_accuracy": 100 * collective.global_mean(correct, batch.share)}
 
     @cached_property
     def tracking(self) -> Tracking:

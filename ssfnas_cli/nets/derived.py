@@ -6,11 +6,14 @@ op.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from registry import OPS
+from registry import OPS, collective
 from registry.networks import Encoded, Encoder
+from registry.stages import run_together, stages_of, waits_for_ranks
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.compiled.fanout import FanOut, split_ops
@@ -126,14 +129,20 @@ class DerivedCell(AnyCell):
                 states[source] = _node(fused.get(source), plain.get(source), node_factors.get(source))
             x = states[source]
             compiled = self._add_compiled(source, fused, x, edge_factors)
-            for k in edges:
-                if k in compiled:
-                    continue
-                result, target = self.run[k](x), self.targets[k]
+            by_torch = [k for k in edges if k not in compiled]
+            for k, result in self._results(by_torch, x):
+                target = self.targets[k]
                 if k in edge_factors:
                     result = result * edge_factors[k]
                 plain[target] = plain[target] + result if target in plain else result
         return concatenate([states[node] for node in self.concat])
+
+    def _results(self, edges: list[int], x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The results of a node's edges, one by one, or together where they wait for other ranks."""
+        if edges and waits_for_ranks(self):
+            yield from zip(edges, run_together([stages_of(self.ops[k], x) for k in edges]), strict=True)
+        else:
+            yield from ((k, self.run[k](x)) for k in edges)
 
     def _add_compiled(self, source: int, sums: dict[int, Tensor], x: Tensor, factors: dict[int, Tensor]) -> list[int]:
         """Have the compiled kernels add a node's edges to the sums; returns the edges that they computed."""
@@ -172,4 +181,4 @@ def _node(fused: Tensor | None, plain: Tensor | None, factor: Tensor | None) -> 
 def drop_path_factors(x: Tensor, rate: float) -> Tensor:
     """A factor for every image of x [N, ...], as [N, 1, 1, 1]: 0 with probability `rate`, else 1 / (1 - rate)."""
     keep = 1.0 - rate
-    return x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(keep) / keep
+    return collective.per_image(len(x), lambda num: x.new_empty(num, 1, 1, 1).bernoulli_(keep)) / keep

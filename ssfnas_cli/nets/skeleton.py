@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from registry.ops import FactorizedReduce, ReLUConvBN
+from registry.stages import run_together, stages_of, waits_for_ranks
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.compiled.projection import with_kernels
 from ssfnas_cli.nets.stems import Stem
@@ -68,6 +69,10 @@ class CellInputs(nn.Module):
         self.run = [with_kernels(module, kernels) for module in (self.preprocess0, self.preprocess1)]
 
     def forward(self, older: Tensor, newer: Tensor) -> tuple[Tensor, Tensor]:
+        if waits_for_ranks(self):
+            both = (self.preprocess0, older), (self.preprocess1, newer)
+            first, second = run_together([stages_of(module, x) for module, x in both])
+            return first, second
         return self.run[0](older), self.run[1](newer)
 
 

@@ -27,6 +27,7 @@ from registry import OPS, Plugin
 from registry.norm import BatchNorm
 from registry.separable import SeparableConvs
 from registry.space import NUM_INPUTS, NUM_NODES, edge_list
+from registry.stages import run_together, stages_of, waits_for_ranks
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.compiled.fanout import FanOut, split_ops
 from ssfnas_cli.nets.compiled.projection import with_kernels
@@ -215,15 +216,30 @@ class OutgoingOps:
     ) -> None:
         """Add op by op; the convolutions' first ReLU, and an op that several edges share, are computed once."""
         rectified = F.relu(x) if any(isinstance(c.op, SeparableConvs) for c in candidates) else x
-        uses = Counter(c.op for c in candidates)
-        shared = {op: self.run[op](x) for op, count in uses.items() if count > 1}
+        if waits_for_ranks(candidates[0].op):
+            shared = self._together(candidates, x, rectified, weights)
+        else:
+            uses = Counter(c.op for c in candidates)
+            shared = {op: self.run[op](x) for op, count in uses.items() if count > 1}
         for edge, column, target, op in candidates:
             weight = weights[edge, column]
             if isinstance(op, SeparableConvs):
-                term = op.after_relu(rectified, weight)
+                term = shared[op] if op in shared else op.after_relu(rectified, weight)
             else:
                 term = weight * (shared[op] if op in shared else self.run[op](x))
             sums[target] = sums[target].add_(term) if target in sums else term
+
+    def _together(
+        self, candidates: Sequence[Candidate], x: Tensor, rectified: Tensor, weights: Tensor
+    ) -> dict[nn.Module, Tensor]:
+        """The result of every op, computed in stages; that of separable convolutions is times its weight."""
+        stages = {
+            op: op.stages_after_relu(rectified, weights[edge, column])
+            if isinstance(op, SeparableConvs)
+            else stages_of(op, x)
+            for edge, column, _, op in candidates
+        }
+        return dict(zip(stages, run_together(list(stages.values())), strict=True))
 
 
 def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.Module:

@@ -9,6 +9,7 @@ from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots.figure import add_legend, panels, series_looks, shown_name
 from ssfnas_cli.results.facts import RunFacts
 from ssfnas_cli.results.grouping import Group
+from ssfnas_cli.results.health import FIGURES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,10 +33,10 @@ def draw(groups: Sequence[Group]) -> Figure:
         InputError: no run recorded its health, since an earlier ssfnas made it.
     """
     runs = [(group, run) for group in groups for run in group.runs]
-    if not any("weights_moved" in line for _, run in runs for line in run.metrics):
+    if not any(name in line for _, run in runs for line in run.metrics for name in FIGURES):
         raise InputError(
-            f"{runs[0][1].path}: recorded no search health, since an earlier ssfnas made it: search again, "
-            "or plot alphas"
+            f"{runs[0][1].path}: recorded no search health: an earlier ssfnas made it, or it has chosen nothing yet; "
+            "search again or go on, or plot alphas"
         )
     shown = [panel for panel in PANELS if panel[0] == "accuracy" or any(run.over_epochs(panel[0]) for _, run in runs)]
     figure, axes = panels(len(shown), 3.7, 2.5, columns=3)

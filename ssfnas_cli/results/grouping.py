@@ -18,11 +18,11 @@ from typing import Any
 from ssfnas_cli.artifacts.run import ADJUSTMENT
 from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_facts, search_of
 
-BARE = ("loss", "network", "relax", "genotype")  # sections whose plugin's name speaks for itself
+BARE = ("loss", "network", "strategy", "relax", "genotype")  # sections whose plugin's name speaks for itself
 NOT_SETTINGS = ("data", "threshold", "genotype", f"{SEARCH}rule", f"{SEARCH}epoch")  # that have no default
 MEANT = ("flip", "stem")  # whose `auto` was replaced by what it meant
-# The rules that go without saying
-USUAL_RULE = {"softmax": "darts", "sigmoid": "fairdarts"}
+# The rules that go without saying, by relaxation; None: a strategy without alphas
+USUAL_RULE = {None: "darts", "softmax": "darts", "sigmoid": "fairdarts", "gumbel": "darts", "dirichlet": "darts"}
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _is_noise(key: str, firsts: Sequence[RunFacts]) -> bool:
     """Whether an option differs only because its plugin does, and has its default wherever there is that plugin."""
     having = [run for run in firsts if key in run.settings]
     if key == f"{SEARCH}rule":
-        return all(USUAL_RULE.get(str(run.settings.get(f"{SEARCH}relax.name"))) == run.settings[key] for run in having)
+        return all(USUAL_RULE.get(run.settings.get(f"{SEARCH}relax.name")) == run.settings[key] for run in having)
     section = next((one for run in having if (one := _section_of(key, run.settings)) is not None), None)
     if section is None:
         return False
@@ -213,8 +213,11 @@ def _is_default(run: RunFacts, key: str) -> bool:
 
 def _own_label(run: RunFacts) -> str:
     """The label of a group that has no other beside it."""
-    telling = ("network.name", "genotype", f"{SEARCH}relax.name", "relax.name", "loss.name")
-    return ", ".join(_text(value) for key in telling if (value := run.settings.get(key, "none")) != "none")
+    telling = ["network.name", "genotype"]
+    for stage in (SEARCH, ""):  # a strategy without alphas tells itself, another one by its relaxation
+        telling.append(f"{stage}relax.name" if f"{stage}relax.name" in run.settings else f"{stage}strategy.name")
+    values = [run.settings.get(key, "none") for key in (*telling, "loss.name")]
+    return ", ".join(_text(value) for value in values if value != "none")
 
 
 def _text(value: Any) -> str:

@@ -48,6 +48,15 @@ def test_a_case_is_measured_once_and_rendered(tmp_path, script, case):
 
 
 @pytest.mark.slow
+def test_the_relaxations_are_measured_beside_each_other(tmp_path):
+    out = tmp_path / "rounds.jsonl"
+    table = run("relaxations.py", "--only", "torch", "--pairs", 1, "--out", out)
+    (line,) = [json.loads(text) for text in out.read_text().splitlines()]
+    assert set(line["sides"]) == {"softmax", "dirichlet", "gumbel"}
+    assert len([row for row in table.splitlines() if "| torch |" in row]) == 3
+
+
+@pytest.mark.slow
 @needs_compiler
 def test_a_shared_machine_is_measured_on_one_thread_and_on_two(tmp_path):
     out = tmp_path / "rounds.jsonl"

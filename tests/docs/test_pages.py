@@ -13,7 +13,7 @@ from ssfnas_cli.settings import MakeDatasetSettings, RetrainSettings, SearchSett
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "examples/plugin/README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MODELS = {"make-dataset": MakeDatasetSettings, "search": SearchSettings, "retrain": RetrainSettings}
-ELSEWHERE = {"gumbel_softmax", "effective_number", "blur_conv_3x3"}  # plugins of the example package
+ELSEWHERE = {"gumbel_softmax", "effective_number", "blur_conv_3x3", "hill_climbing"}  # plugins of the example package
 
 
 def typed(page: Path) -> list[list[str]]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
 
@@ -35,6 +36,7 @@ def test_listed_with_options_and_origin_and_the_broken_with_the_reason(ssfnas, i
         ("op", "blur_conv_3x3", "sigma"),
         ("relaxation", "gumbel_softmax", "tau_end"),
         ("loss", "effective_number", "beta"),
+        ("strategy", "hill_climbing", "starts"),
     ):
         entry = plugins[kind, name]
         assert entry["origin"] == "ssfnas-example 0.1.0" and entry["summary"]
@@ -82,6 +84,19 @@ def test_op_relaxation_and_loss_from_search_to_retraining(ssfnas, installed, wor
 
     unknown = ["genotype.json", "unknown op 'blur_conv_3x3'", "ssfnas plugins"]
     ssfnas.refuses(3, unknown, "describe", "genotype.json", cwd=tmp_path)
+
+
+def test_a_strategy_climbs_from_the_best_of_its_starts(ssfnas, installed, world, tmp_path):
+    judged = ["--strategy", "hill_climbing", "--set", "strategy.candidates=6", "--set", "strategy.starts=4"]
+    argv = ["search", "--data", world / "data", *ssfnas.tiny, *ssfnas.ops, *judged, "-o", "run"]
+    assert ssfnas.ok(*argv, cwd=tmp_path, environ=installed).json["strategy"] == "hill_climbing"
+    (newest,) = sorted((tmp_path / "run" / "checkpoints").glob("*/tensors.safetensors"))[-1:]
+    tensors = load_file(newest)
+    genes, fitness = tensors["candidates.genes"], tensors["candidates.fitness"]
+    assert genes.shape == (6, 2, 14)
+    for number in (4, 5):
+        parent = genes[fitness[:number].argmax()]
+        assert 1 <= (genes[number] != parent).sum() <= 2
 
 
 @pytest.mark.parametrize(

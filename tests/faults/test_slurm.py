@@ -100,9 +100,9 @@ def test_shellcheck_has_nothing_to_say(script):
     assert os.access(script, os.X_OK)
 
 
-def test_the_three_scripts_are_there_and_ask_for_what_they_need():
-    assert [script.name for script in SCRIPTS] == ["pipeline.sh", "requeue.sh", "search-array.sh"]
-    for name in ("requeue.sh", "search-array.sh"):
+def test_the_scripts_are_there_and_ask_for_what_they_need():
+    assert [script.name for script in SCRIPTS] == ["pipeline.sh", "requeue.sh", "search-array.sh", "search-ddp.sh"]
+    for name in ("requeue.sh", "search-array.sh", "search-ddp.sh"):
         text = (SLURM / name).read_text()
         for option in ("--signal=B:USR1@120", "--requeue", "--open-mode=append"):
             assert f"#SBATCH {option}\n" in text

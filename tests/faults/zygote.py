@@ -209,6 +209,25 @@ def fault_poison(value) -> None:
         }
 
 
+def fault_nudge(value) -> None:
+    """[epoch, step]: a weight changes a little before that step."""
+    import torch
+
+    def act(phase, at_epoch, at_step) -> None:
+        if (at_epoch, at_step) == tuple(value):
+            with torch.no_grad():
+                next(phase.model.parameters()).view(-1)[0] += 1e-3
+
+    _on_step(act)
+
+
+def fault_another_version(value) -> None:
+    """The version that this process says it has."""
+    from ssfnas_cli import world
+
+    world.__version__ = value
+
+
 def fault_file_size_limit(value) -> None:
     """Bytes that a file may have: the disk is full for anything larger."""
     import resource

@@ -73,6 +73,26 @@ def test_retrained_genotypes_of_searches_of_other_seeds_are_one_group(tmp_path):
     assert read_facts(runs[1]).seeds == (1, 1)
 
 
+def test_searches_without_alphas_are_called_by_their_strategy_and_have_no_relaxation(tmp_path):
+    sets = {"softmax": (), "gumbel": ("relax=gumbel",), "random": ("strategy=random", "strategy.candidates=20")}
+    sets["evolution"] = ("strategy=evolution", "relax=sigmoid", "alpha_lr=0.1")  # which mean nothing there
+    searches = {name: make_run(tmp_path / name, "search", *given, epochs=4) for name, given in sets.items()}
+    labels = {runs[0]: label for label, runs in grouped(*searches.values()).items()}
+    assert labels["softmax"] == "gradient, softmax" and labels["gumbel"] == "gradient, gumbel"
+    assert labels["random"].startswith("random") and labels["evolution"].startswith("evolution")
+    assert not any(
+        word in labels[name] for name in ("random", "evolution") for word in ("softmax", "sigmoid", "alpha_lr")
+    )
+    assert list(grouped(searches["random"])) == ["random, ce"] and list(grouped(searches["softmax"])) == ["softmax, ce"]
+    nets = [
+        make_run(tmp_path / f"net-{name}", provenance={"run": str(run.path), "seed": 0, "rule": "darts", "epoch": 4})
+        for name, run in searches.items()
+    ]
+    found = {runs[0]: label for label, runs in grouped(*nets).items()}
+    assert found["net-softmax"] == "gradient, softmax" and found["net-random"].startswith("random")
+    assert not any("rule" in label for label in found.values())
+
+
 def test_a_rule_that_does_not_go_with_the_relaxation_is_named(tmp_path):
     search = make_run(tmp_path / "search", "search", "relax=sigmoid", epochs=4)
     runs = [

@@ -1,1 +1,1 @@
-"""An op, a relaxation and a loss for ssfnas, one to a module, found by the entry points in pyproject.toml."""
+"""An op, a relaxation, a loss and a strategy for ssfnas, one to a module; the entry points are in pyproject.toml."""

@@ -1,0 +1,343 @@
+"""Who this process is among the ranks that compute one command together; a process alone is the case of one rank.
+
+`torchrun` and `srun` start the ranks and say so in the environment. The commands `search`, `retrain` and `evaluate` are
+then computed by all ranks. The first rank alone reads stdin, prints and writes; the others get from it what they need.
+This module imports torch only if there are several ranks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ssfnas_cli import __version__
+from ssfnas_cli.errors import InputError, ResourceError, UsageError
+from ssfnas_cli.lifeline import Lifeline
+
+COMMANDS = ("search", "retrain", "evaluate")  # those that all ranks compute together
+JOIN_SECONDS = 300.0  # how long ranks wait for each other at the start
+FIRST_PORT, NUM_PORTS = 20_000, 20_000  # from which a port is chosen by the number of a SLURM job
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The rank, the number of ranks and the rank's number on its machine, as whoever started it says."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    starter: str = ""
+
+
+@cache
+def place() -> Place:
+    """The place that the environment gives this process: torchrun's variables, or else those of a step of SLURM.
+
+    An allocation of SLURM alone, in which no `srun` has started this process, makes no ranks.
+
+    Raises:
+        UsageError: the variables contradict each other.
+    """
+    names = {
+        "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    }
+    for starter, (rank_name, size_name, local_name) in names.items():
+        if (size := _number(size_name, None)) is None:
+            continue
+        if size == 1:
+            return Place()
+        rank = _number(rank_name, None)
+        if rank is None or not 0 <= rank < size:
+            raise UsageError(
+                f"{size_name} is {size}, so {rank_name} should be from 0 to {size - 1}, and is "
+                f"{'not set' if rank is None else rank}: start with torchrun or srun, or unset {size_name}"
+            )
+        return Place(rank, size, _number(local_name, 0) or 0, starter)
+    return Place()
+
+
+def _number(name: str, default: int | None) -> int | None:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isdigit():
+        raise UsageError(f"{name} is '{text}', which is no number: start with torchrun or srun, or unset it")
+    return int(text)
+
+
+_lifeline: Lifeline | None = None  # once this process has joined the others
+
+
+def size() -> int:
+    """The number of ranks that compute this command together."""
+    return 1 if _lifeline is None else place().size
+
+
+def is_first() -> bool:
+    """Whether this rank prints and writes."""
+    return _lifeline is None or place().rank == 0
+
+
+def local_rank() -> int:
+    """The number of this rank on its machine."""
+    return place().local_rank
+
+
+def lifeline() -> Lifeline | None:
+    """What ties this process to the other ranks; None if there are none."""
+    return _lifeline
+
+
+# Joining and leaving
+
+
+def enter(arguments: Sequence[str]) -> bool:
+    """Join the other ranks, if there are any and they compute this command together.
+
+    Args:
+        arguments: of the command line.
+
+    Returns:
+        False if the first rank executes this command alone, and this process is another.
+
+    Raises:
+        UsageError: the environment does not say where the ranks find each other.
+        ResourceError: they do not come together.
+        InputError: they have different versions of the code.
+    """
+    if place().size == 1:
+        return True
+    if arguments and arguments[0] in COMMANDS and not {"-h", "--help"} & set(arguments):
+        _join(place())
+        return True
+    return place().rank == 0
+
+
+def _join(here: Place) -> None:
+    global _lifeline
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn of connections that a failed rank closes
+    import torch
+    import torch.distributed as dist
+
+    from registry import collective
+
+    store = _connect(here)
+    _lifeline = Lifeline(store, here.rank, here.size)
+    _lifeline.wait_for_all(JOIN_SECONDS)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    try:
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("group", store),
+            rank=here.rank,
+            world_size=here.size,
+            timeout=timedelta(days=1),  # the lifeline notices much earlier that a rank is gone
+        )
+    except RuntimeError as error:
+        raise ResourceError(f"the ranks cannot connect to each other ({_first_line(error)})") from error
+    collective.use(here.rank, here.size)
+    agree({"ssfnas": __version__, "code": _code_digest(), "torch": torch.__version__, "backend": backend})
+
+
+def _connect(here: Place) -> Any:
+    """The store in which the ranks find each other. torchrun keeps one; under srun the first rank does."""
+    import torch.distributed as dist
+
+    address, port = _address(here)
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = dist.TCPStore(
+            address,
+            port,
+            is_master=here.rank == 0 and not kept,
+            timeout=timedelta(seconds=JOIN_SECONDS),
+            wait_for_workers=False,
+        )
+    except (RuntimeError, ValueError) as error:
+        told = _first_line(error)
+        if "in use" in told or "EADDRINUSE" in told:
+            raise ResourceError(
+                f"MASTER_PORT {port}: is in use on {address}, by another job perhaps: choose another"
+            ) from error
+        raise ResourceError(
+            f"MASTER_ADDR {address}, MASTER_PORT {port}: rank {here.rank} cannot reach the first rank there ({told})"
+        ) from error
+    # Two jobs that use one port by mistake do not take each other for their own ranks.
+    job = os.environ.get("TORCHELASTIC_RUN_ID") or f"{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURM_STEP_ID')}"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"ssfnas/{job}/{attempt}", store)
+
+
+def _address(here: Place) -> tuple[str, int]:
+    address, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT", None)
+    if here.starter == "srun":
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")
+        address = address or first_node(nodes)
+        port = port or FIRST_PORT + (_number("SLURM_JOB_ID", 0) or 0) % NUM_PORTS
+    if not address or port is None:
+        lacking = "MASTER_ADDR" if not address else "MASTER_PORT"
+        raise UsageError(
+            f"{lacking} is not set, so the {here.size} ranks cannot find each other: set it to the "
+            f"{'name of the machine' if not address else 'a free port of the machine'} with rank 0 (torchrun does), or "
+            "unset WORLD_SIZE"
+        )
+    return address, port
+
+
+def first_node(nodes: str) -> str:
+    """The first machine of a list as SLURM writes it: `a[03-05,9],b` begins with `a03`."""
+    match = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,]*))?", nodes)
+    return "" if match is None else "".join(part or "" for part in match.groups())
+
+
+def _code_digest() -> str:
+    """A hash of the code that computes, so that no rank runs another one."""
+    root = Path(__file__).parent
+    files = sorted(path for folder in (root, root.parent / "registry") for path in folder.rglob("*.[pch]*"))
+    digest = hashlib.sha256()
+    for path in files:
+        if path.suffix in (".py", ".cpp", ".h"):
+            digest.update(path.relative_to(root.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def leave() -> None:
+    """Part from the other ranks at the end of a command. All of them have to be done with it."""
+    if _lifeline is None:
+        return
+    import torch.distributed as dist
+
+    from registry import collective
+
+    collective.barrier()
+    _lifeline.end()
+    gc.collect()  # what still refers to the group can make the interpreter abort at its end
+    dist.destroy_process_group()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an exception means that another rank cannot be reached, so that this rank's command cannot go on."""
+    if _lifeline is None:
+        return False
+    from registry.collective import LostRank
+
+    return isinstance(error, LostRank)
+
+
+def failed(error: BaseException | None, message: str, code: int) -> tuple[str, int]:
+    """What to print after an error that ends this rank's command (nothing if it is empty), and the exit code."""
+    if _lifeline is not None:
+        return _lifeline.fail(message, code, lost=error is not None and is_lost(error))
+    try:
+        speaks = place().rank == 0 or isinstance(error, ResourceError)  # the latter may be of this rank alone
+    except UsageError:
+        speaks = True
+    return message if speaks else "", code
+
+
+# Agreements
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What `make` returns on the first rank, which alone calls it. It has to be JSON."""
+    if size() == 1:
+        return make()
+    if is_first():
+        value = make()
+        share_bytes(json.dumps(value).encode())
+        return value
+    return json.loads(share_bytes(b""))
+
+
+def share_bytes(data: bytes) -> bytes:
+    """The data of the first rank; what the others give is ignored."""
+    if size() == 1:
+        return data
+    import torch
+
+    from registry import collective
+
+    length = torch.tensor(len(data))
+    collective.broadcast(length)
+    buffer = torch.zeros(int(length), dtype=torch.uint8)
+    if is_first():
+        buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else buffer)
+    collective.broadcast(buffer)
+    return buffer.numpy().tobytes()
+
+
+@contextlib.contextmanager
+def first_goes_first() -> Iterator[None]:
+    """Within this context the first rank is alone; the others come when it is through, and find what it has made."""
+    if size() == 1:
+        yield
+        return
+    from registry import collective
+
+    if is_first():
+        yield
+        collective.barrier()
+    else:
+        collective.barrier()
+        yield
+
+
+def agree(facts: Mapping[str, str]) -> None:
+    """Check that all ranks have the same facts.
+
+    Raises:
+        InputError: they do not. The message is the same on all of them.
+    """
+    if size() == 1:
+        return
+    first, *others = [json.loads(text) for text in _gather_texts(json.dumps(dict(facts)))]
+    for rank, other in enumerate(others, 1):
+        for name in {**first, **other}:
+            if first.get(name) != other.get(name):
+                raise InputError(
+                    f"the ranks differ in {name}: {first.get(name)} on rank 0, {other.get(name)} on rank {rank}: all "
+                    "need the same data, code and settings (for runs of their own, start each with WORLD_SIZE=1)"
+                )
+
+
+def _gather_texts(text: str) -> list[str]:
+    import torch
+
+    from registry import collective
+
+    data = text.encode()
+    longest = torch.tensor(len(data))
+    collective.all_reduce(longest, largest=True)
+    padded = bytearray(data.ljust(int(longest), b"\0") or b"\0")
+    rows = collective.all_gather(torch.frombuffer(padded, dtype=torch.uint8))
+    return [row.numpy().tobytes().rstrip(b"\0").decode() for row in rows]
+
+
+def largest(value: int) -> int:
+    """The largest of the values that the ranks give."""
+    if size() == 1:
+        return value
+    import torch
+
+    from registry import collective
+
+    shared = torch.tensor(value)
+    collective.all_reduce(shared, largest=True)
+    return int(shared)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,86 @@
+"""N ranks compute what one process computes: losses, gradients, statistics, metrics, to 1e-10 in float64."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+HERE = Path(__file__).parent
+SIZES = [2, 3]
+LOCAL = "train local statistics/"  # it has other statistics than one process
+
+
+def free_port() -> int:
+    """A port such that it and the next few are free."""
+    for _ in range(100):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            first = probe.getsockname()[1]
+        if first < 65_000 and all(_is_free(first + offset) for offset in range(1, 4)):
+            return first
+    raise AssertionError("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+@pytest.fixture(scope="module")
+def results(tiny_digits, tmp_path_factory):
+    """`results[size][rank]`: what every rank of every world saved."""
+    out = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, HERE / "rank_cases.py", tiny_digits.path, out, str(free_port())]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return {size: [load_file(out / f"{size}-{rank}.safetensors") for rank in range(size)] for size in (1, *SIZES)}
+
+
+def groups(results) -> list[str]:
+    return sorted({name.partition("/")[0] for name in results[1][0]})
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_rank_has_the_gradients_statistics_and_metrics_of_one_process(results, size):
+    (expected,) = results[1]
+    failures = []
+    for rank, got in enumerate(results[size]):
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
+            if name.startswith(LOCAL):
+                continue
+            scale = value.double().abs().max().item() if value.numel() else 0.0
+            error = (got[name].double() - value.double()).abs().max().item() if value.numel() else 0.0
+            tolerance = 1e-7 if "/train_accuracy" in name else 1e-10  # a mean that is taken in float32
+            if error > tolerance * scale + 1e-13:
+                failures.append(f"{name} on rank {rank}: {error:.3g} of {scale:.3g}")
+    assert not failures, "\n".join(failures[:20])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_all_ranks_hold_the_same_to_the_last_bit(results, size):
+    first, *others = results[size]
+    for other in others:
+        assert [name for name, value in first.items() if not value.equal(other[name])] == []
+
+
+def test_the_cases_cover_every_loss_and_see_gradients(results):
+    from registry import LOSSES
+
+    builtin = [name for name in LOSSES.names() if LOSSES.get(name).origin == "builtin"]
+    assert {f"loss {name}" for name in builtin} <= set(groups(results))
+    (expected,) = results[1]
+    for group in groups(results):
+        gradients = [v for name, v in expected.items() if name.startswith(f"{group}/") and "gradient" in name]
+        assert group == "norm (4, False)" or any(value.abs().max() > 1e-6 for value in gradients), group
+
+
+def test_local_statistics_are_other_ones_but_the_ranks_agree_on_their_mean(results):
+    (one,), two = results[1], results[2]
+    name = next(name for name in one if name.startswith(LOCAL) and name.endswith("running_var"))
+    assert not one[name].equal(two[0][name])
+    assert two[0][name].equal(two[1][name])
+    assert (one[name] - two[0][name]).abs().max() < 0.1 * one[name].abs().max()

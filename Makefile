@@ -26,7 +26,7 @@ check: $(READY) ## check style, types, imports and scripts, as CI does before th
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/shellcheck examples/*.sh examples/slurm/*.sh experiments/*/*.sh .ci/run
+	$(BIN)/shellcheck examples/*.sh examples/slurm/*.sh .ci/run
 
 bench: $(READY) ## run all benchmarks and write their tables to docs/performance.md
 	PYTHONPATH=. $(BIN)/python benchmarks/search_step.py

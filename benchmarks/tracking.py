@@ -40,7 +40,7 @@ from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.engine.train_phase import TrainPhase
 from ssfnas_cli.settings import RetrainSettings, load_settings
 
-ROUNDS, NUM_IMAGES, OLD_BATCH = 5, 512, 256
+ROUNDS, NUM_IMAGES, OLD_BATCH = 5, 256, 256
 # Names, and whether the compiled kernels compute the evaluation, too
 NETWORKS = {
     "ResNet-32": ("resnet32", False),

@@ -90,8 +90,8 @@ for name, module in {
     "sweep": sweep,
     "compare": compare,
     "plot": plot,
-    "report": report,
     "rank": rank,
+    "report": report,
     "plugins": plugins,
 }.items():
     app.command(name, cls=_Command)(module.command)

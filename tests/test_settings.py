@@ -353,3 +353,17 @@ def test_track_every_needs_something_to_track():
     assert load("track_test=true", "track_every=5").track_every == 5
     with pytest.raises(UsageError, match="set track_test=true, too"):
         load("track_every=5")
+
+
+def test_what_means_nothing_beside_the_others_is_shown_and_is_no_part_of_an_identity():
+    from ssfnas_cli.settings import to_toml
+
+    plain = load_settings(RetrainSettings, preset="quick")
+    idle = {"pretrain_epochs", "pretrain_lr", "rand_ops", "rand_magnitude", "ssl.weight"}
+    assert plain.unused() == idle and not idle & plain.identity().keys()
+    assert plain.identity() == load_settings(RetrainSettings, preset="quick", sets=["pretrain_lr=0.3"]).identity()
+    assert "pretrain_epochs = 6" in to_toml(plain), "it is what a pretraining would take"
+    used = load_settings(RetrainSettings, preset="quick", sets=["pretrain=barlow", "augment=rand", "ssl.loss=simsiam"])
+    assert not used.unused() and idle <= used.identity().keys()
+    network = load_settings(RetrainSettings, sets=["network=resnet20"])
+    assert network.refused() == RetrainSettings.OF_CELLS < network.unused() and "channels" not in to_toml(network)

@@ -21,9 +21,7 @@ from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.results.health import collapsed_since
-from ssfnas_cli.settings import SearchSettings, Training
-
-OF_ALPHAS = ("relax", "alpha_loss", "alpha_sampler", "order", "warmup_epochs")
+from ssfnas_cli.settings import PluginSection, SearchSettings
 
 
 def run_search(settings: SearchSettings, output: Path | None, force: bool) -> dict[str, Any]:
@@ -63,11 +61,11 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     return result
 
 
-def _choices(settings: Training) -> dict[str, str]:
-    """The plugins that a result names: of a search without alphas its strategy, else its relaxation."""
-    assert isinstance(settings, SearchSettings)
+def _choices(settings: SearchSettings) -> dict[str, str]:
+    """The plugins that name a run and its result: an unusual strategy, the relaxation of one with alphas, the loss."""
     strategy = {} if settings.strategy.name == "gradient" else {"strategy": settings.strategy.name}
-    return {**strategy, "relax": settings.relax.name, "loss": settings.loss.name}
+    relax = {} if settings.strategy.name in settings.WITHOUT_ALPHAS else {"relax": settings.relax.name}
+    return {**strategy, **relax, "loss": settings.loss.name}
 
 
 def collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
@@ -85,9 +83,7 @@ def plan_search(settings: SearchSettings, output: Path | None, force: bool = Fal
     """Resolve the settings, open the data set (the embedded one is created on first use) and choose the run folder."""
     settings = settings.resolve_plugins()
     data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
-    strategy = [] if settings.strategy.name == "gradient" else [settings.strategy.name]
-    names = [*strategy, settings.relax.name, settings.loss.name]
-    return plan_run("search", settings, data, {}, names, output, force=force)
+    return plan_run("search", settings, data, {}, list(_choices(settings).values()), output, force=force)
 
 
 def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
@@ -97,20 +93,25 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     plan.data.verify()
     device = Device.from_settings(settings)
     phase = SearchPhase(settings, plan.data, device)
-    _warn_of_idle_settings(phase)
+    _warn_of_idle_settings(settings)
     return device, phase
 
 
-def _warn_of_idle_settings(phase: SearchPhase) -> None:
-    """Name the settings of alphas that were chosen beside a strategy that has none. Presets set none of these."""
-    fields, settings = SearchSettings.model_fields, phase.settings
-    sections = {name: getattr(settings, name).name != fields[name].default.name for name in OF_ALPHAS[:3]}
-    numbers = {name: getattr(settings, name) != fields[name].default for name in OF_ALPHAS[3:]}
-    chosen = [name for name, differs in (sections | numbers).items() if differs]
-    if phase.strategy.num_candidates and chosen:
-        log.warning(
-            "the strategy '%s' has no alphas: the settings %s change nothing", settings.strategy.name, ", ".join(chosen)
-        )
+def _warn_of_idle_settings(settings: SearchSettings) -> None:
+    """Name what was chosen for alphas beside a strategy that has none. Presets set their learning rate, too."""
+    if settings.strategy.name not in settings.WITHOUT_ALPHAS:
+        return
+    usual = {name: SearchSettings.model_fields[name].default for name in settings.OF_ALPHAS if name != "alpha_lr"}
+    given = {name: getattr(settings, name) for name in usual}
+    chosen = [name for name, value in given.items() if _plain(value) != _plain(usual[name])]
+    if chosen:
+        told = settings.strategy.name, ", ".join(chosen)
+        log.warning("the strategy '%s' has no alphas: the settings %s change nothing", *told)
+
+
+def _plain(value: Any) -> Any:
+    """The value of a setting; the name of a plugin, whose options have been completed."""
+    return value.name if isinstance(value, PluginSection) else value
 
 
 def _write_genotype(run: RunFolder) -> None:

@@ -19,9 +19,6 @@ SEARCH = "search."  # how the settings of the search begin that a retraining's g
 # Parts of an identity that do not belong to an arm of a comparison: what is held apart, what changes no result, and
 # the network that a correction began with, which is another one for each seed
 NO_ARM = ("seed", "track_test", "track_every", "data_sha256", "genotype", f"{ADJUSTMENT}source")
-# Strategies that have no alphas, and how the settings begin that mean nothing beside them
-WITHOUT_ALPHAS = ("random", "evolution")
-OF_ALPHAS = ("relax.", "alpha_", "order", "warmup_epochs")
 
 
 @dataclass(frozen=True)
@@ -138,8 +135,7 @@ def own_settings(run: RunFolder, resolve: bool = False) -> dict[str, Any]:
         left_out = known.keys() | settings.unused()
         flat = known | {key: value for key, value in recorded.items() if key not in left_out}
     meant = {name: told["value"] for name, told in run.config.get("resolved", {}).items() if name in flat}
-    idle = OF_ALPHAS if flat.get("strategy.name") in WITHOUT_ALPHAS else ()
-    return {key: value for key, value in (flat | meant).items() if key not in NO_ARM and not key.startswith(idle)}
+    return {key: value for key, value in (flat | meant).items() if key not in NO_ARM}
 
 
 def changed_settings(run: RunFolder) -> frozenset[str]:

@@ -260,6 +260,11 @@ class SearchSettings(Training):
     )
 
     NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed"}  # a search that stops early can go on
+    WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution"})  # strategies that have none
+    OF_ALPHAS: ClassVar[tuple[str, ...]] = (
+        *("relax", "alpha_sampler", "order", "warmup_epochs"),
+        *("alpha_lr", "alpha_betas", "alpha_weight_decay"),
+    )
     PLUGIN_KINDS: ClassVar = {
         "strategy": "strategy",
         "relax": "relaxation",
@@ -269,6 +274,12 @@ class SearchSettings(Training):
         "sampler": "sampler",
         "alpha_sampler": "sampler",
     }
+
+    def unused(self) -> frozenset[str]:
+        """As for every command; and what is said of alphas to a strategy that has none."""
+        if self.strategy.name not in self.WITHOUT_ALPHAS:
+            return super().unused()
+        return super().unused() | flatten(self.model_dump(mode="json", include=set(self.OF_ALPHAS))).keys()
 
     @field_validator("ops")
     @classmethod

@@ -20,7 +20,7 @@ from ssfnas_cli import stop
 from ssfnas_cli.console import log
 from ssfnas_cli.sweep.cells import TRAINING, Cell
 from ssfnas_cli.sweep.runner import PROGRAM, last_error
-from ssfnas_cli.sweep.state import essence, is_done
+from ssfnas_cli.sweep.state import is_done, parse_words
 
 STAND_IN = "random-0"  # for a genotype that is not there yet
 FIGURES = ("total_seconds", "disk_bytes", "peak_memory_bytes")
@@ -51,7 +51,7 @@ def predict(cells: Sequence[Cell], jobs: int, threads: int) -> dict[str, Any]:
                 _ask([*cell.argv[:-1], str(data[cell.output])], folder)
             elif cell.stage in TRAINING:
                 argv = _stand_in(cell, data, threads)
-                key = json.dumps(_without_seed(argv))
+                key = repr(parse_words(argv, ("--seed", "-o")))  # what decides the cost
                 if key not in measured:
                     log.info("dry run of %s", cell.name)
                     measured[key] = _ask([*argv, "--dry-run", "--json"], folder)
@@ -65,16 +65,6 @@ def _stand_in(cell: Cell, data: Mapping[Path, Path], threads: int) -> list[str]:
     words = [str(data.get(Path(word), word)) for word in cell.with_threads(threads)]
     if cell.stage == "retrain" and cell.source is not None and not cell.source.exists():
         words[1] = STAND_IN
-    return words
-
-
-def _without_seed(argv: Sequence[str]) -> list[str]:
-    """The words that decide what a run costs."""
-    words = essence(argv)
-    for flag in ("--seed", "-o"):
-        if flag in words:
-            place = words.index(flag)
-            del words[place : place + 2]
     return words
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ from ssfnas_cli.errors import InputError
 from ssfnas_cli.sweep.cells import Cell
 
 EXECUTION = ("--threads", "--workers", "--device")  # flags with a value that change no result
-SILENT = ("--quiet", "-q", "--verbose", "-v", "--json")
+PLACES = ("-o", "--data")  # what lies there is compared by its contents
+ALONE = (
+    "--quiet",
+    "-q",
+    "--verbose",
+    "-v",
+    "--json",
+    "--other-data",
+)  # flags without a value, which change none either
 
 
 def is_done(cell: Cell) -> bool:
@@ -51,7 +59,10 @@ def _run_is_done(cell: Cell) -> bool:
         return False
     run = RunFolder.open(cell.output)
     command = shlex.split(str(run.config.get("command", "")))
-    if run.status().get("result") is None or essence(command[1:]) != essence(cell.argv):
+    (_, *made_of), made_with = parse_words(command[1:], (*EXECUTION, *PLACES))
+    (_, *asked_of), asked_with = parse_words(cell.argv, (*EXECUTION, *PLACES))
+    same = made_with == asked_with and (cell.source is not None or made_of == asked_of)
+    if run.status().get("result") is None or not same:
         return False
     return all(run.config["identity"].get(key) == value for key, value in _inputs(cell).items())
 
@@ -93,16 +104,24 @@ def _is_evaluated(cell: Cell) -> bool:
     return found is not None and set(cell.splits) <= set(found["splits"])
 
 
-def essence(argv: Sequence[str]) -> list[str]:
-    """The words of a command without those that change no result."""
+def parse_words(argv: Sequence[str], but: Collection[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The words of a command: those that belong to no flag, and the flags with their values.
+
+    Args:
+        argv: what follows `ssfnas`.
+        but: flags with a value that are left out, as those without one always are.
+
+    Returns:
+        The command and its arguments; and the flags, sorted, of which those that are repeated keep their order.
+    """
     words = iter(argv)
-    kept = []
+    arguments, flags = [], []
     for word in words:
-        if word in EXECUTION:
-            next(words, None)
-        elif word not in SILENT:
-            kept.append(word)
-    return kept
+        if not word.startswith("-"):
+            arguments.append(word)
+        elif word not in ALONE:
+            flags.append((word, next(words, "")))
+    return arguments, sorted((pair for pair in flags if pair[0] not in but), key=lambda pair: pair[0])
 
 
 _CHECKS = {

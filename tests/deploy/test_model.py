@@ -167,3 +167,14 @@ def test_importing_the_package_imports_no_torch():
     script = "import sys, ssfnas_cli; assert callable(ssfnas_cli.load); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
     assert "ssfnas_cli" in modules and not {"torch", "numpy", "PIL", "safetensors"} & set(modules)
+
+
+def test_weights_that_somebody_changed_count_at_once(model, run, files):
+    mine, image = load(run.path), files[0]
+    assert mine.predict(image) == model.predict(image)
+    with torch.no_grad():
+        mine.module.head.weight.zero_()
+        mine.module.head.bias.copy_(torch.tensor([0.0, 5.0, 0.0]))
+    assert mine.predict(image).class_name == "bee"
+    mine.module.load_state_dict(model.module.state_dict())
+    assert mine.predict(image) == model.predict(image)

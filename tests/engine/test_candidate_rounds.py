@@ -140,3 +140,11 @@ def test_settings_that_mean_nothing_without_alphas_are_named(tiny_digits, tmp_pa
         whole_search(tiny_digits, tmp_path / "run", "random", "strategy.candidates=1", relax="sigmoid", order=2)
     (told,) = [record.getMessage() for record in caplog.records if "has no alphas" in record.getMessage()]
     assert told == "the strategy 'random' has no alphas: the settings relax, order change nothing"
+
+
+def test_settings_of_alphas_do_not_make_another_run_of_a_strategy_without_any():
+    resolve = lambda **flags: load_settings(SearchSettings, flags=flags).resolve_plugins()
+    idle = {"relax": "sigmoid", "order": 2, "alpha_lr": 0.1}
+    assert resolve(strategy="random", **idle).identity() == resolve(strategy="random").identity()
+    assert resolve(strategy="random", **idle).changed_identity() == {"strategy.name": "random"}
+    assert resolve(**idle).identity() != resolve().identity()

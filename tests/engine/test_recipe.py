@@ -91,7 +91,7 @@ def test_a_training_taken_up_in_mid_epoch_with_loader_processes_ends_bit_equal(t
 def test_a_whole_recipe_is_stopped_goes_on_with_loader_processes_and_ends_bit_equal(tiny_digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {**SMALL, "epochs": 3, "batch_size": 48, "data": str(tiny_digits.path), "pretrain": "barlow"}
-    sets = ["cutmix=1", "pretrain_epochs=1"]
+    sets = ["cutmix=1", "mixup=0.2", "augment=trivial", "lr_warmup_epochs=1", "pretrain_epochs=1"]
     load = lambda **more: load_settings(RetrainSettings, preset="strong", sets=sets, flags={**flags, **more})
     run_retrain(GENOTYPE, load(), tmp_path / "whole", False)
     calls = iter(range(1000))

@@ -8,6 +8,7 @@ from results_support import lines_of, make_run, split_of
 
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.results.comparison import compare, to_json
+from ssfnas_cli.results.facts import read_facts
 from ssfnas_cli.results.selection import select_runs
 
 NEWER = {"torch": "3", "kernels": "torch", "device": "cpu"}
@@ -196,3 +197,54 @@ def test_the_best_of_several_groups_on_the_test_split_is_a_choice(tmp_path):
         make_run(tmp_path / loss, "retrain", f"loss={loss}", splits=both)
     assert "best of 3 groups by test is a choice on a test split" in remarks(tmp_path)["choice"]
     assert "choice" not in remarks(tmp_path, splits=["val"])
+
+
+# Corrections
+
+
+def corrected(path, base, sets=("loss=ldam",), **more):
+    """A correction of a run; without `environment` it computed nothing, so it records no device."""
+    return make_run(
+        path,
+        "retrain",
+        *sets,
+        **{
+            "adjustment": {"method": "logit", "source": str(base)},
+            "environment": {"torch": "2"},
+            "lines": [],
+            **more,
+        },
+    )
+
+
+def test_a_correction_takes_the_steps_and_the_time_of_its_base(tmp_path):
+    base = make_run(tmp_path / "base", lines=lines_of("retrain", 3))
+    trained = corrected(tmp_path / "crt", base.path, lines=lines_of("retrain", 2, steps=7))
+    cost = lambda run: [read_facts(run).cost[name] for name in ("steps", "seconds")]
+    assert cost(base) == [30, 6.0]
+    assert cost(corrected(tmp_path / "plain", base.path)) == [30, 6.0]
+    assert cost(trained) == [44, 10.0]
+    assert cost(corrected(tmp_path / "again", trained.path)) == [44, 10.0]
+    assert cost(corrected(tmp_path / "moved", "/gone/base")) == [30, 6.0], "the base lies beside it"
+    assert cost(corrected(tmp_path / "lost", "/gone/elsewhere")) == [None, None]
+    assert cost(corrected(tmp_path / "itself", "/gone/itself")) == [None, None]
+
+
+def test_a_correction_that_computed_nothing_is_no_other_device(tmp_path):
+    for seed in (0, 1):
+        base = make_run(tmp_path / f"base-{seed}", seed=seed)
+        corrected(tmp_path / f"plain-{seed}", base.path, seed=seed)
+        corrected(tmp_path / f"lost-{seed}", "/gone/elsewhere", ("loss=focal",), seed=seed)
+    assert not {"software", "training"} & set(remarks(tmp_path))
+
+
+def test_a_correction_of_a_network_from_another_device_is(tmp_path):
+    other = {"torch": "2", "kernels": "torch", "device": "cuda"}
+    for seed in (0, 1):
+        base = make_run(tmp_path / f"base-{seed}", "retrain", "loss=focal", seed=seed, environment=other)
+        make_run(tmp_path / f"plain-{seed}", seed=seed)
+        corrected(tmp_path / f"fixed-{seed}", base.path, seed=seed)
+        more = {"environment": {**other, "device": "cpu"}, "lines": lines_of("retrain", 1)}
+        corrected(tmp_path / f"crt-{seed}", base.path, ("loss=ce", "lr=0.1"), seed=seed, **more)
+    told = remarks(tmp_path)["software"]
+    assert "another device" in told and "cuda, then cpu: " in told and "None" not in told

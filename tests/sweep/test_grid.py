@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from ssfnas_cli.errors import UsageError
-from ssfnas_cli.settings import RetrainSettings, load_settings
 from ssfnas_cli.sweep.cells import select
 from ssfnas_cli.sweep.grid import build_cells
 from ssfnas_cli.sweep.plan_file import read_plan
@@ -276,24 +275,12 @@ def test_the_example_of_the_documentation_is_a_sweep(cells_of):
     assert "ssf-nas-mu0.01-ce+post-hoc-seed2" in [cell.name for cell in cells]
 
 
-def test_the_long_tails_file_has_the_runs_of_its_script(monkeypatch):
-    """`run.sh` and the file give every method the same settings and the same folder."""
-    script = (EXPERIMENTS / "longtail" / "run.sh").read_text()
-    flags = {}
-    for line in script.partition("flags=()")[2].partition("esac")[0].splitlines():
-        method, paren, words = line.strip().partition(") flags=(")
-        if paren:
-            flags[method] = shlex.split(words.partition(")")[0])
-    assert len(flags) == 15
-    flags["ce"] = []
+def test_the_long_tails_file_is_a_grid_of_methods_with_their_corrections():
     plan = read_plan(EXPERIMENTS / "longtail" / "longtail.toml", ["data.mu=[0.1]", "seeds=[3]"])
     cells = build_cells(plan)
-    runs = {cell.name: cell for cell in cells if cell.stage in ("retrain", "adjust")}
-    for method, words in flags.items():
-        run = runs.pop(f"resnet32-mu0.1-{method}-seed3")
-        typed = ["--epochs", "40", "--batch-size", "64", "--set", "lr=0.1", "--seed", "3", *words]
-        assert settings_of(run.argv[2:]) == settings_of(typed), method
-    assert list(runs) == [
+    names = [cell.name for cell in cells if cell.stage == "retrain"]
+    assert len(names) == 18 and names[0] == "resnet32-mu0.1-ce-seed3"
+    assert [cell.name for cell in cells if cell.stage == "adjust"] == [
         "resnet32-mu0.1-ce+post-hoc-seed3",
         "resnet32-mu0.1-ce+crt-seed3",
         "resnet32-mu0.1-barlow-pretraining+post-hoc-seed3",
@@ -301,17 +288,3 @@ def test_the_long_tails_file_has_the_runs_of_its_script(monkeypatch):
     genotype = build_cells(read_plan(plan.path, ["networks.DARTS_V2={}"]))
     mine = next(cell for cell in genotype if cell.name == "DARTS_V2-mu0.01-ce-seed0")
     assert "--channels 16 --layers 8" in mine.command and "lr=" not in mine.command
-
-
-def settings_of(words):
-    """The settings that words of a command line mean, plugins resolved."""
-    sets, presets, flags = [], [], {}
-    for flag, value in zip(words[::2], words[1::2], strict=True):
-        if flag == "--set":
-            sets.append(value)
-        elif flag == "--preset":
-            presets.append(value)
-        elif flag not in ("-o", "--data", "--threads"):
-            flags[flag.removeprefix("--").replace("-", "_")] = value
-    loaded = load_settings(RetrainSettings, preset=["standard", *presets], sets=sets, flags=flags)
-    return loaded.resolve_plugins().identity()

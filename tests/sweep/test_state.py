@@ -47,6 +47,24 @@ def test_flags_that_change_no_result_make_no_difference(place):
     assert is_done(cell(argv=(*ARGV, "--device", "cpu")))
 
 
+def test_places_and_the_order_of_flags_make_no_difference(place):
+    """The run was made from another folder, and by somebody who typed the flags in another order."""
+    moved = "retrain /old/net.json --seed 0 --other-data --epochs 3 -o /old/run --data /old/data"
+    trained(argv=tuple(moved.split()))
+    assert is_done(cell())
+    sets = lambda *values: (*ARGV, *(word for value in values for word in ("--set", value)))
+    trained("other", argv=sets("a=1", "a=2"))
+    assert is_done(cell(name="other", argv=sets("a=1", "a=2"))), "the last one counts"
+    assert not is_done(cell(name="other", argv=sets("a=2", "a=1")))
+
+
+def test_a_plain_network_is_told_by_its_name(place):
+    argv = ("retrain", "resnet20", "--data", "data", "-o", "run")
+    trained(argv=argv)
+    assert is_done(cell(argv=argv, source=None))
+    assert not is_done(cell(argv=("retrain", "resnet32", *argv[2:]), source=None))
+
+
 def test_an_unfinished_run_is_not_done(place):
     trained()
     write_sealed_json(Path("run/status.json"), {"state": "stopped", "epoch": 1, "epochs": 3})

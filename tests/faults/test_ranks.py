@@ -5,11 +5,12 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from faults_support import DATASET, SEARCH, SHORT, assert_same_end, metrics_of
+from faults_support import DATASET, ENVIRON, SEARCH, SHORT, SSFNAS, assert_same_end, metrics_of
 
 
 def free_port():
@@ -206,6 +207,25 @@ def test_an_evaluation_on_ranks_is_that_of_one_process(zygote, world, place):
     assert (first.code, second.code, second.out) == (0, 0, "")
     for split, facts in one.json["splits"].items():
         assert first.json["splits"][split]["confusion"] == facts["confusion"]
+
+
+def test_the_first_rank_reads_stdin_for_all(world, place):
+    shutil.copytree(world / "retrain", place / "retrain")
+    printed = json.dumps({"kind": "retrain-run", "path": "retrain"})
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": place}
+    first, second = (
+        subprocess.Popen(
+            [SSFNAS, "evaluate", "-", "--data", "data"],
+            stdin=subprocess.PIPE if environ["RANK"] == "0" else subprocess.DEVNULL,
+            env={**os.environ, **ENVIRON, **environ},
+            **streams,
+        )
+        for environ in torchruns(2)
+    )
+    out, err = first.communicate(printed)
+    assert first.returncode == 0, err
+    assert json.loads(out)["run"] == "retrain"
+    assert (*second.communicate(), second.returncode) == ("", "", 0)
 
 
 def test_a_step_of_slurm_makes_ranks_and_a_lone_allocation_does_not(zygote, place):

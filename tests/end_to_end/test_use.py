@@ -30,7 +30,7 @@ def walked(ssfnas, world, tmp_path_factory):
     for name in ("photo.jpg", "photos/first.jpg", "photos/second.jpg"):
         Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / name)
     lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
-    assert len(lines) == 7 and all("ssfnas " in line for line in lines)
+    assert len(lines) == 8 and all("ssfnas " in line for line in lines)
     printed = {}
     for line in lines:
         result = ssfnas.shell(f"export OMP_NUM_THREADS=1; {line}", folder)

@@ -64,7 +64,7 @@ def png_claiming(width, height):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (png_claiming(30_000, 30_000), "more pixels than is safe"),
+        (png_claiming(30_000, 30_000), "pixels, more than is safe"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(payload-ran) (w) file\n", "no image of a known format"),
     ],
     ids=["bomb", "postscript"],

@@ -168,7 +168,7 @@ def test_a_checkpoint_with_a_pipe_in_it_is_damaged(zygote, world, place, run, na
 @pytest.mark.parametrize("argument", ["<(cat genotype.json)", "/dev/stdin <genotype.json", "linked.json"])
 def test_a_genotype_may_come_from_a_stream_or_through_a_link(place, argument):
     (place / "linked.json").symlink_to("genotype.json")
-    commands = [f"{SSFNAS} describe {word}" for word in (argument, "genotype.json")]
+    commands = [f"{SSFNAS} describe --channels 2 --layers 3 {word}" for word in (argument, "genotype.json")]
     said = [subprocess.run(["bash", "-c", command], cwd=place, capture_output=True) for command in commands]
     assert said[0].returncode == 0 and said[0].stdout == said[1].stdout, said
 

@@ -28,17 +28,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from untrained import untrained
 
 from registry import NETWORKS, OPS
 from registry.core import PluginError
 from registry.norm import BatchNorm
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
-from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part
+from ssfnas_cli.artifacts.model import DerivedNetwork, Part
 from ssfnas_cli.artifacts.named import named_genotype, published_names
 from ssfnas_cli.deploy import export as exporting
 from ssfnas_cli.deploy.export import FORMATS, export
 from ssfnas_cli.deploy.model import Model
-from ssfnas_cli.engine.network import build_model
 from ssfnas_cli.errors import SsfnasError
 
 PAGE = Path(__file__).parents[1] / "docs" / "use.md"
@@ -70,25 +70,6 @@ CELLS = {
 }
 
 
-def card(network: DerivedNetwork | Part, side: int) -> ModelCard:
-    """A card for ten classes of RGB images."""
-    return ModelCard(
-        network=network,
-        loss=Part(name="ce"),
-        head=Part(name="linear"),
-        aux=False,
-        in_channels=3,
-        class_names=[str(label) for label in range(10)],
-        train_counts=[1] * 10,
-        image_size=side,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-        data="nowhere",
-        data_sha256="0" * 64,
-        seed=0,
-    )
-
-
 def build(name: str, sides: tuple[int, ...] = SIDES) -> Model:
     """The network of a name at the smallest of some sides that it takes.
 
@@ -100,12 +81,11 @@ def build(name: str, sides: tuple[int, ...] = SIDES) -> Model:
         make, side, stem = CELLS[name]
         genotype = make()
         assert genotype is not None
-        facts = card(DerivedNetwork(genotype=genotype, channels=8, layers=5, stem=stem), side)  # type: ignore[arg-type]
-        return Model(build_model(facts), facts, None, torch.device("cpu"))
+        network = DerivedNetwork(genotype=genotype, channels=8, layers=5, stem=stem)  # type: ignore[arg-type]
+        return untrained(network, side)
     for side in sides:
-        facts = card(Part(name=name), side)
         try:
-            return Model(build_model(facts), facts, None, torch.device("cpu"))
+            return untrained(Part(name=name), side)
         except PluginError:
             if side == sides[-1]:
                 raise

@@ -247,3 +247,27 @@ def publish(section: str, options: argparse.Namespace, text: str) -> None:
         print(text)
     else:
         report.write_section(section, text)
+
+
+def run(
+    doc: str,
+    name: str,
+    cases: Sequence[str],
+    measure: Callable[[str, argparse.Namespace, Results], None],
+    render: Callable[[argparse.Namespace, Results], str],
+) -> None:
+    """A benchmark of cases: measure the missing rounds, then write the table.
+
+    Args:
+        doc: the benchmark's docstring, whose first line is its help.
+        name: that of its file and of its section.
+        cases: the names of all cases.
+        measure: measures the missing rounds of a case.
+        render: the section's text.
+    """
+    options = parse_arguments(doc.splitlines()[0], name, cases)
+    results = Results(options.out)
+    if not options.render:
+        for case in options.only:
+            measure(case, options, results)
+    publish(name, options, render(options, results))

@@ -24,14 +24,14 @@ import numpy as np
 import report
 import torch
 from PIL import Image
+from untrained import untrained
 
-from ssfnas_cli.artifacts.model import DerivedNetwork, ModelCard, Part
+from ssfnas_cli.artifacts.model import DerivedNetwork, Part
 from ssfnas_cli.artifacts.named import named_genotype
 from ssfnas_cli.deploy.model import BATCH_SIZE, Model
 from ssfnas_cli.deploy.paths import find_images
 from ssfnas_cli.deploy.prepare import prepare
 from ssfnas_cli.deploy.stream import Stream
-from ssfnas_cli.engine.network import build_model
 from ssfnas_cli.machine import memory_bytes
 
 ROUNDS, NUM_FILES, MANY = 5, 512, 20_000
@@ -63,22 +63,7 @@ def build(case: Case) -> Model:
     """The network of a case; DARTS_V2 has 16 channels and 8 cells."""
     genotype = named_genotype(case.network)
     network = Part(name=case.network) if genotype is None else DerivedNetwork(genotype=genotype, channels=16, layers=8)
-    card = ModelCard(
-        network=network,
-        loss=Part(name="ce"),
-        head=Part(name="linear"),
-        aux=False,
-        in_channels=3,
-        class_names=[str(label) for label in range(10)],
-        train_counts=[1] * 10,
-        image_size=case.size,
-        mean=[0.5] * 3,
-        std=[0.25] * 3,
-        data="",
-        data_sha256="",
-        seed=0,
-    )
-    return Model(build_model(card), card, None, torch.device("cpu"))
+    return untrained(network, case.size)
 
 
 def write_files(case: Case, folder: Path, num: int) -> None:

@@ -62,15 +62,5 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
     return "\n\n".join(text)
 
 
-def main() -> None:
-    """Measure the missing rounds, then write the table."""
-    options = paired.parse_arguments(__doc__.splitlines()[0], "relaxations", list(CASES))
-    results = paired.Results(options.out)
-    if not options.render:
-        for name in options.only:
-            measure(name, options, results)
-    paired.publish("relaxations", options, render(options, results))
-
-
 if __name__ == "__main__":
-    main()
+    paired.run(__doc__, "relaxations", list(CASES), measure, render)

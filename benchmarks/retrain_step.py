@@ -186,15 +186,5 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
     )
 
 
-def main() -> None:
-    """Measure the missing rounds, then write the table."""
-    options = paired.parse_arguments(__doc__.splitlines()[0], "retrain_step", list(CASES))
-    results = paired.Results(options.out)
-    if not options.render:
-        for name in options.only:
-            measure(name, options, results)
-    paired.publish("retrain_step", options, render(options, results))
-
-
 if __name__ == "__main__":
-    main()
+    paired.run(__doc__, "retrain_step", list(CASES), measure, render)

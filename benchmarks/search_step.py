@@ -205,15 +205,10 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
     return "\n\n".join(text)
 
 
-def main() -> None:
-    """Measure the missing rounds, then write the table."""
-    options = paired.parse_arguments(__doc__.splitlines()[0], "search_step", [*CASES, START_UP])
-    results = paired.Results(options.out)
-    if not options.render:
-        for name in options.only:
-            measure_start_up(options, results) if name == START_UP else measure(name, options, results)
-    paired.publish("search_step", options, render(options, results))
+def measure_any(name: str, options: argparse.Namespace, results: paired.Results) -> None:
+    """Measure a case, or the start-up."""
+    measure_start_up(options, results) if name == START_UP else measure(name, options, results)
 
 
 if __name__ == "__main__":
-    main()
+    paired.run(__doc__, "search_step", [*CASES, START_UP], measure_any, render)

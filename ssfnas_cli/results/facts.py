@@ -118,7 +118,7 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
     evaluation = run.evaluation() if run.kind == "retrain" else None
     metrics = run.metrics()
     lineage = _lineage(run)
-    cost = _cost(lineage, search)
+    cost = _cost(lineage, [metrics, *(base.metrics() for base in lineage[1:])], search)
     return RunFacts(run, seeds, settings, changed, threshold, metrics, evaluation, cost, lineage)
 
 
@@ -175,11 +175,6 @@ def _lineage(run: RunFolder) -> list[RunFolder]:
     return found
 
 
-def source_of(run: RunFolder) -> RunFolder | None:
-    """The run whose network a correction began with, if the run is a correction and that one is still there."""
-    return next(iter(_lineage(run)[1:]), None)
-
-
 def _same_folder(one: RunFolder, other: RunFolder) -> bool:
     return one.path.resolve() == other.path.resolve()
 
@@ -201,10 +196,11 @@ def _genotype_name(genotype: Mapping[str, Any]) -> str:
     return f"{genotype['name']}" if genotype.get("name") else f"genotype-{digest}"
 
 
-def _cost(lineage: Sequence[RunFolder], search: RunFolder | None) -> dict[str, float | None]:
+def _cost(
+    lineage: Sequence[RunFolder], metrics: Sequence[list[dict[str, Any]]], search: RunFolder | None
+) -> dict[str, float | None]:
     """What the training took. A corrected run takes what the training of its network took, too."""
     results = [run.status().get("result") or {} for run in lineage]
-    metrics = [run.metrics() for run in lineage]
     steps: list[float | None] = [line.get("steps") for lines in metrics for line in lines]
     seconds = [lines[-1].get("elapsed_seconds", 0.0) if lines else 0.0 for lines in metrics]
     known = not _is_correction(lineage[-1])

@@ -6,9 +6,10 @@ from ssfnas_cli.settings.layers import (
     PRESETS,
     RECIPES,
     load_settings,
+    merge,
     merge_layers,
     parse_set,
-    parse_toml,
+    read_toml,
     to_toml,
 )
 from ssfnas_cli.settings.models import (
@@ -41,9 +42,10 @@ __all__ = [
     "flatten",
     "identity_hash",
     "load_settings",
+    "merge",
     "merge_layers",
     "parse_set",
-    "parse_toml",
+    "read_toml",
     "refuse_useless",
     "to_toml",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def load_settings(
     """
     presets = _preset_layers(model, [preset] if isinstance(preset, str) else preset or ())
     presets = [{key: value for key, value in layer.items() if key not in (fixed or {})} for layer in presets]
-    configs = [] if config is None else [_read_toml(config)]
+    configs = [] if config is None else [read_toml(config, f"--config {config}")]
     for layer in configs:
         _check_keys(model, layer, f"--config {config}: ")
     given = {key: value for key, value in (flags or {}).items() if value is not None}
@@ -92,7 +92,7 @@ def load_settings(
     merged = nest({path: {"name": name} for path, name in defaults.items()})
     for layer in (*presets, *configs, _plugin_names(command_line, set(defaults)), *command_line):
         _check_keys(model, layer)
-        merged = _merge(merged, layer, set(defaults))
+        merged = merge(merged, layer, set(defaults))
     try:
         return model.model_validate(merged)
     except ValidationError as error:
@@ -132,7 +132,7 @@ def merge_layers(model: type[Settings], layers: Sequence[Mapping[str, Any]]) -> 
     merged = nest({path: {"name": name} for path, name in defaults.items()})
     for layer in layers:
         for path in sorted(layer, key=lambda path: path.count(".")):  # a plugin's name before its options
-            merged = _merge(merged, nest({path: layer[path]}), set(defaults))
+            merged = merge(merged, nest({path: layer[path]}), set(defaults))
     usual = {f"{path}.name": name for path, name in defaults.items()}
     flat = {key: value for key, value in flatten(merged).items() if usual.get(key, ...) != value}
     return {key.removesuffix(".name") if key in usual else key: value for key, value in flat.items()}
@@ -145,18 +145,23 @@ def to_toml(settings: Settings) -> str:
     return tomli_w.dumps(settings.model_dump(mode="json", exclude=set(settings.refused())))
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, named: str) -> dict[str, Any]:
+    """A TOML file; `named` is what messages call it.
+
+    Raises:
+        InputError: the file cannot be read, or is not TOML.
+    """
     try:
-        return parse_toml(decode_text(path.read_bytes()))
+        return _parse_toml(decode_text(path.read_bytes()))
     except FileNotFoundError:
-        raise InputError(f"--config {path}: no such file") from None
+        raise InputError(f"{named}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: cannot be read: {error}") from None
+        raise InputError(f"{named}: cannot be read: {error}") from None
     except ValueError as error:
-        raise InputError(f"--config {path}: is not TOML: {error}") from None
+        raise InputError(f"{named}: is not TOML: {error}") from None
 
 
-def parse_toml(text: str) -> dict[str, Any]:
+def _parse_toml(text: str) -> dict[str, Any]:
     """TOML.
 
     Raises:
@@ -182,7 +187,7 @@ def parse_set(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise UsageError(f"--set {text}: should look like key=value")
     try:
-        parsed: Any = parse_toml(f"value = {value}")["value"]
+        parsed: Any = _parse_toml(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value  # a bare word
     except ValueError as error:
@@ -220,7 +225,9 @@ def _check_keys(model: type[Settings], layer: Mapping[str, Any], where: str = ""
             raise UsageError(f"{where}unknown setting '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}")
 
 
-def _merge(low: dict[str, Any], high: Mapping[str, Any], sections: set[str], prefix: str = "") -> dict[str, Any]:
+def merge(
+    low: Mapping[str, Any], high: Mapping[str, Any], sections: Collection[str] = (), prefix: str = ""
+) -> dict[str, Any]:
     """`high` over `low`; a plugin section whose name changes starts afresh. `sections` are paths, as `prefix` is."""
     merged = dict(low)
     for key, value in high.items():
@@ -231,7 +238,7 @@ def _merge(low: dict[str, Any], high: Mapping[str, Any], sections: set[str], pre
             renamed = "name" in value and value["name"] != before.get("name", value["name"])
             merged[key] = dict(value) if renamed else {**before, **value}
         elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = _merge(merged[key], value, sections, f"{prefix}{key}.")
+            merged[key] = merge(merged[key], value, sections, f"{prefix}{key}.")
         else:
             merged[key] = value
     return merged

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from registry.core import did_you_mean
-from ssfnas_cli.console import decode_text
-from ssfnas_cli.errors import InputError, UsageError
-from ssfnas_cli.settings import parse_set, parse_toml
+from ssfnas_cli.errors import UsageError
+from ssfnas_cli.settings import merge, parse_set, read_toml
 
 STAGES = ("data", "search", "derive", "retrain", "adjust", "evaluate")  # tables, in the order of the pipeline
 TABLES = (*STAGES, "networks")
@@ -55,9 +54,9 @@ def read_plan(path: Path, sets: Sequence[str] = (), output: Path | None = None) 
         InputError: the file cannot be read.
         UsageError: it has an unknown table, or one of the wrong form.
     """
-    document = _read(path)
+    document = read_toml(path, str(path))
     for text in sets:
-        _lay_over(document, parse_set(text))
+        document = merge(document, parse_set(text))
     for key in document:
         if key not in KEYS:
             raise UsageError(f"{path}: unknown key '{key}'.{did_you_mean(key, list(KEYS))} Known: {', '.join(KEYS)}")
@@ -73,26 +72,6 @@ def read_plan(path: Path, sets: Sequence[str] = (), output: Path | None = None) 
     if str(output).startswith("-"):
         raise UsageError(f"--output {output}: would be read as a flag: write ./{output}")
     return PlanFile(path, output, _read_seeds(path, document.get("seeds", [0])), tables)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return parse_toml(decode_text(path.read_bytes()))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: is not TOML: {error}") from None
-
-
-def _lay_over(low: dict[str, Any], high: Mapping[str, Any]) -> None:
-    """Put the values of `high` into `low`, table by table."""
-    for key, value in high.items():
-        if isinstance(value, Mapping) and isinstance(low.get(key), dict):
-            _lay_over(low[key], value)
-        else:
-            low[key] = value
 
 
 def _check_order(path: Path, tables: Mapping[str, Any]) -> None:

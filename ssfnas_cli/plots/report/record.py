@@ -15,7 +15,7 @@ from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots.report.blocks import Block, Details, Part, Section, Steps, Table, Text, turned_if_wide
 from ssfnas_cli.plots.report.data import open_data
 from ssfnas_cli.plots.report.material import Material
-from ssfnas_cli.results.facts import RunFacts, changed_settings, search_of, source_of
+from ssfnas_cli.results.facts import RunFacts, changed_settings, search_of
 from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.settings.base import flatten
 
@@ -113,7 +113,7 @@ def _steps(run: RunFacts) -> list[tuple[str, str]]:
     if origin.get("run") and origin.get("rule"):
         words = ["ssfnas", "derive", origin["run"], "--rule", origin["rule"], "--epoch", str(origin.get("epoch"))]
         steps.append((shlex.join(words), "The genotype"))
-    if (source := source_of(run.run)) is not None:
+    for source in run.lineage[1:2]:
         steps += _of_run(source, "The network before its correction")
     steps += _of_run(run.run, {"search": "The search", "retrain": "The network"}[run.run.kind])
     if run.run.kind == "retrain":

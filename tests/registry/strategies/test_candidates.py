@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest, chisquare
+from strategies_support import build_strategy
 
-from registry import RELAXATIONS, STRATEGIES, PluginError
+from registry import STRATEGIES, PluginError
 from registry.space import CELL_TYPES, NUM_INPUTS, edge_list, edges_into_nodes
-from registry.strategies.base import SearchContext
 from registry.strategies.candidates import mixing_of, random_genes
 from registry.strategies.evolution import cross, mutate
 
@@ -20,20 +20,7 @@ STRATEGIES_HERE = ("random", "evolution")
 
 
 def build(name, seed=0, **options):
-    plugin, softmax = STRATEGIES.get(name), RELAXATIONS.get("softmax")
-    context = SearchContext(
-        ops=OPS,
-        epochs=4,
-        seed=seed,
-        device=torch.device("cpu"),
-        relaxation=softmax.factory(softmax.parse_options({})),
-        order=1,
-        warmup_epochs=0,
-        alpha_lr=0.1,
-        alpha_betas=(0.5, 0.999),
-        alpha_weight_decay=0.0,
-    )
-    return plugin.factory(plugin.parse_options(options), context=context)
+    return build_strategy(name, options, OPS, seed)
 
 
 def is_legal(genes):

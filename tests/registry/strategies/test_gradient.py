@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from strategies_support import build_strategy
 
-from registry import RELAXATIONS, STRATEGIES
-from registry.strategies.base import SearchContext
+from registry import RELAXATIONS
 from ssfnas_cli.settings import PAPER_OPS
 
 SKIP = PAPER_OPS.index("skip_connect")
@@ -14,20 +14,7 @@ RELAXED = RELAXATIONS.names()[:4]
 
 
 def build(relax="softmax", **options):
-    plugin, relaxation = STRATEGIES.get("gradient"), RELAXATIONS.get(relax)
-    context = SearchContext(
-        ops=PAPER_OPS,
-        epochs=4,
-        seed=0,
-        device=torch.device("cpu"),
-        relaxation=relaxation.factory(relaxation.parse_options({"init_std": 0.5})),
-        order=1,
-        warmup_epochs=0,
-        alpha_lr=0.1,
-        alpha_betas=(0.5, 0.999),
-        alpha_weight_decay=0.0,
-    )
-    return plugin.factory(plugin.parse_options(options), context=context)
+    return build_strategy("gradient", options, PAPER_OPS, relax=relax, init_std=0.5)
 
 
 def generator(seed):

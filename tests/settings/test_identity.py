@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from settings_support import load
 
 from ssfnas_cli.settings import (
     MakeDatasetSettings,
@@ -14,22 +15,8 @@ from ssfnas_cli.settings import (
     SearchSettings,
     flatten,
     identity_hash,
-    load_settings,
     to_toml,
 )
-
-
-def load(*sets, model=SearchSettings, preset=None, config=None, **flags):
-    return load_settings(model, preset=preset, config=config, sets=sets, flags=flags)
-
-
-@pytest.fixture
-def toml(tmp_path):
-    def write(text):
-        (tmp_path / "settings.toml").write_text(text)
-        return tmp_path / "settings.toml"
-
-    return write
 
 
 @pytest.mark.parametrize("model", [SearchSettings, RetrainSettings, MakeDatasetSettings])
@@ -94,5 +81,5 @@ def test_checking_settings_imports_no_torch():
         "load_settings(SearchSettings, preset='quick', sets=['loss.lambda=1'], flags={'loss': 'barlow'})\n"
         "assert 'torch' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 import tomllib
 
 import pytest
+from settings_support import load
 
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import (
@@ -14,24 +15,11 @@ from ssfnas_cli.settings import (
 )
 
 
-def load(*sets, model=SearchSettings, preset=None, config=None, **flags):
-    return load_settings(model, preset=preset, config=config, sets=sets, flags=flags)
-
-
 def refused(*sets, error=UsageError, **layers):
     with pytest.raises(error) as caught:
         load(*sets, **layers).resolve_plugins()
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-@pytest.fixture
-def toml(tmp_path):
-    def write(text):
-        (tmp_path / "settings.toml").write_text(text)
-        return tmp_path / "settings.toml"
-
-    return write
 
 
 # Precedence

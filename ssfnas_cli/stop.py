@@ -36,7 +36,7 @@ def install_handlers() -> None:
         read_end, write_end = os.pipe()
         os.set_blocking(write_end, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-        threading.Thread(target=_acknowledge_interrupt, args=(read_end,), daemon=True).start()
+        threading.Thread(target=_answer_interrupts, args=(read_end,), daemon=True).start()
 
 
 def _handle_signal(number: int, frame: FrameType | None) -> None:
@@ -47,18 +47,28 @@ def _handle_signal(number: int, frame: FrameType | None) -> None:
         _raise_stopped()
 
 
-def _acknowledge_interrupt(signal_numbers: int) -> None:
-    """Tell the user once that a SIGINT has arrived. `signal_numbers` is the read end of a pipe of signal numbers.
+def _answer_interrupts(signal_numbers: int) -> None:
+    """Tell the user that a first SIGINT has arrived, and end the program at a second one.
 
     This runs in a thread because Python calls a signal handler only after the current C++ call, which may be a whole
-    backward pass. It bypasses Python's buffers because the process may end before they are flushed.
+    backward pass, and only once for two signals that arrive during that call. It bypasses Python's buffers because the
+    process may end before they are flushed.
+
+    Args:
+        signal_numbers: the read end of a pipe to which the number of each signal is written as it arrives.
     """
-    while os.read(signal_numbers, 1) != bytes([signal.SIGINT]):
-        pass
+    _wait_for_interrupt(signal_numbers)
     if not (_interruptible_because or _stopping):
         erase_progress_bar = b"\r\x1b[2K" if os.isatty(2) else b""
         with contextlib.suppress(OSError):
             os.write(2, erase_progress_bar + b"stopping after this step; Ctrl-C again leaves at once\n")
+    _wait_for_interrupt(signal_numbers)
+    os._exit(130)
+
+
+def _wait_for_interrupt(signal_numbers: int) -> None:
+    while os.read(signal_numbers, 1) != bytes([signal.SIGINT]):
+        pass
 
 
 def _raise_stopped() -> NoReturn:

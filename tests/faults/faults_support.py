@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,22 +58,49 @@ class Zygote:
     """Client of zygote.py."""
 
     def __init__(self) -> None:
+        self.count = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._said = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  as long as the server lives
         self.process = subprocess.Popen(
             [sys.executable, HERE / "zygote.py"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=self._said,
             text=True,
             env={**os.environ, **ENVIRON},
+            start_new_session=True,  # no signal to the group of the tests is meant for it
         )
-        self.count = 0
 
     def _ask(self, request: dict[str, Any]) -> int:
         assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, "the zygote died"
-        return int(line)
+        line = ""
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            pass
+        finally:
+            if not line:  # also if a test's time is up: an answer that comes later would be taken for that of another
+                self.process.kill()
+        assert line, self._last_words()
+        answer = json.loads(line)
+        if isinstance(answer, str):
+            raise OSError(answer)
+        return answer
+
+    def _last_words(self) -> str:
+        code = self.process.wait(60)
+        self._said.seek(0)
+        return f"the server of commands ended with {code}: {self._said.read()[-2000:]}"
+
+    def _live(self) -> None:
+        """Start another server if this one has ended, so that only one test fails of it."""
+        if self.process.poll() is not None:
+            warnings.warn(self._last_words(), stacklevel=3)
+            self._begin()
 
     def start(
         self,
@@ -84,6 +113,7 @@ class Zygote:
         environ: dict[str, str] | None = None,
     ) -> Child:
         """Start `ssfnas argv`, with `faults` that zygote.py knows. What it says goes to files in `streams` or `cwd`."""
+        self._live()
         self.count += 1
         folder = streams or cwd
         out, err = stdout or folder / f".out-{self.count}", folder / f".err-{self.count}"

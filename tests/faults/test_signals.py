@@ -103,16 +103,32 @@ print(stop.requested_by(None))
 """
 
 
-def test_an_interrupt_is_acknowledged_while_one_long_call_holds_the_step():
-    """A handler waits for a C call to end, a backward pass perhaps; the answer must not."""
+@pytest.fixture
+def in_a_long_call():
+    """A process with our handlers that is inside a call which no signal ends. A line on its stdin ends it."""
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", LONG_CALL], **streams)
-    assert process.stdout.readline() == "begun\n"
-    wait_for(lambda: read(f"/proc/{process.pid}/stat").rpartition(")")[2].split()[:1] == ["S"])
-    process.send_signal(signal.SIGINT)
-    assert process.stderr.readline() == "stopping after this step; Ctrl-C again leaves at once\n"
-    assert not select.select([process.stdout], [], [], 0)[0], "the call is over: the test would prove nothing"
-    assert process.communicate("let it go\n")[0] == "SIGINT\n"
+    with subprocess.Popen([sys.executable, "-c", LONG_CALL], **streams) as process:
+        assert process.stdout.readline() == "begun\n"
+        wait_for(lambda: read(f"/proc/{process.pid}/stat").rpartition(")")[2].split()[:1] == ["S"])
+        yield process
+        process.kill()
+
+
+def test_an_interrupt_is_acknowledged_while_one_long_call_holds_the_step(in_a_long_call):
+    """A handler waits for a C call to end, a backward pass perhaps; the answer must not."""
+    in_a_long_call.send_signal(signal.SIGINT)
+    assert in_a_long_call.stderr.readline() == "stopping after this step; Ctrl-C again leaves at once\n"
+    assert not select.select([in_a_long_call.stdout], [], [], 0)[0], "the call is over: the test would prove nothing"
+    assert in_a_long_call.communicate("let it go\n")[0] == "SIGINT\n"
+
+
+def test_a_second_interrupt_leaves_at_once_from_one_long_call(in_a_long_call):
+    """Python calls the handler once for both, after the call."""
+    in_a_long_call.send_signal(signal.SIGINT)
+    in_a_long_call.stderr.readline()
+    in_a_long_call.send_signal(signal.SIGINT)
+    assert in_a_long_call.wait(60) == 130
+    assert in_a_long_call.stdout.read() == ""
 
 
 @pytest.mark.parametrize("phase", ["pretrain", "train"])

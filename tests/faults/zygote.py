@@ -1,8 +1,8 @@
 """Runs `ssfnas` in forks of one process that has imported torch already, so that an attempt costs no start.
 
 The server reads a request per line on stdin: `{"argv", "cwd", "stdin", "stdout", "stderr", "faults", "environ"}`
-starts a child and is answered with its pid, `{"wait": pid}` with its exit code (negative: the signal). `faults` names
-things to do to the child.
+starts a child and is answered with its pid, `{"wait": pid}` with its exit code (negative: the signal), either with an
+error's text where the system refuses. `faults` names things to do to the child.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 AUDITED = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.utime"}
@@ -24,15 +25,35 @@ def serve() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
-        elif (answer := os.fork()) == 0:
-            _child(request)
-        print(answer, flush=True)
+        try:
+            answer = _wait(request["wait"]) if "wait" in request else _fork(request)
+        except OSError as error:
+            answer = str(error)
+        print(json.dumps(answer), flush=True)
 
 
-def _child(request: dict) -> None:
+def _wait(pid: int) -> int:
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _fork(request: dict) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = _child(request)
+        except BaseException:
+            traceback.print_exc()
+        finally:  # whatever happens: this process must not go on as a second server
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return pid
+
+
+def _child(request: dict) -> int:
+    """Run the command. Returns its exit code."""
     os.setpgid(0, 0)
     os.chdir(request["cwd"])
     os.environ.update(request["environ"])
@@ -45,15 +66,11 @@ def _child(request: dict) -> None:
     stop.STARTED = time.monotonic()
     apply(request["faults"])
     sys.argv = ["ssfnas", *request["argv"]]
-    code = 1
     try:
         main.run()
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return error.code if isinstance(error.code, int) else 1
+    return 1
 
 
 def apply(faults: dict) -> None:

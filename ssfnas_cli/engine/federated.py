@@ -245,6 +245,13 @@ class FederatedSearch(SearchPhase):
                 stack.enter_context(super().estimated_statistics(mixing))
             yield
 
+    def equip_clients(self) -> None:
+        """Give clients that were not drawn yet an optimizer's state, so that all take the memory that they end with."""
+        equipped = next(client for client in self.clients.values() if client.optimizer.state)
+        for client in self.clients.values():
+            if not client.optimizer.state:
+                client.load({**client.tensors(), **equipped.tensors()})
+
     # State
 
     def description(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -32,10 +32,6 @@ class Federated(Settings):
     local_steps: PositiveInt = Field(1, description="with sync=round: steps of a client between two averages")
     clients_per_round: Literal["all"] | PositiveInt = Field(
         "all", description="with sync=round: how many clients are drawn for a round"
-    )
-
-    OF_ROUNDS: ClassVar[tuple[str, ...]] = (
-        *("clients", "partition", "partition_alpha", "local_steps", "clients_per_round"),
     )
 
     @field_validator("sync")
@@ -78,8 +74,5 @@ class Federated(Settings):
         return self.sync == "round"
 
     def unused(self) -> frozenset[str]:
-        """As for every command; and what is said of clients where there are none, or of ranks to clients."""
-        if not self.is_federated:
-            return super().unused() | frozenset(self.OF_ROUNDS)
-        idle = {"batch_stats"} | (set() if self.partition == "dirichlet" else {"partition_alpha"})
-        return super().unused() | idle
+        """As for every command; and what is said of ranks to clients, whose batches are their own."""
+        return super().unused() | ({"batch_stats"} if self.is_federated else set())

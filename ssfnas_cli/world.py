@@ -321,6 +321,8 @@ def gather(value: Any) -> list[Any]:
 
     from registry import collective
 
+    if collective.size() == 1:  # within `collective.alone`
+        return [value]
     data = json.dumps(value).encode()
     longest = torch.tensor(len(data))
     collective.all_reduce(longest, largest=True)

@@ -5,6 +5,10 @@ are drawn. Each of them starts from the global weights, running statistics and a
 search on its own images, weight half and alpha half. The global ones are then the mean of theirs, weighted by their
 numbers of images. Momenta, and the state of the alphas' optimizer, stay with each client.
 
+A step changes the alphas first, and then the weights by the new alphas. So alphas are averaged before the last weight
+step of a round, and weights after it: then a round of one step is a step of data-parallel ranks, which is impossible
+if both are averaged at its end, as in FedNAS. The messages are as large.
+
 One process computes the clients of a round one after the other. Of several ranks each has some of the clients, and
 messages are needed only for the means. Both compute the same, up to the order of the sums.
 """
@@ -12,7 +16,7 @@ messages are needed only for the means. Both compute the same, up to the order o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +30,15 @@ from registry.strategies.base import Mixing
 from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.batches import BilevelBatches, SearchBatch, load_batches
-from ssfnas_cli.data.partition import partition
+from ssfnas_cli.data.partition import Halves, partition
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import seed_for_step
 from ssfnas_cli.engine.ranks import all_parts
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.settings import SearchSettings
+
+Tensors = Callable[[SearchPhase], dict[str, Tensor]]  # some of a search's tensors, as they are and not as copies
 
 
 class Rounds:
@@ -101,6 +107,7 @@ class FederatedSearch(SearchPhase):
         settings: resolved settings.
         data: the data set, whose `train` split is divided among the clients.
         device: where to compute.
+        halves: as for every search.
 
     Attributes:
         parts: for each client its rows of the weight half and of the alpha half.
@@ -112,10 +119,10 @@ class FederatedSearch(SearchPhase):
 
     is_spread = True
 
-    def __init__(self, settings: SearchSettings, data: DataSet, device: Device):
+    def __init__(self, settings: SearchSettings, data: DataSet, device: Device, halves: Halves | None = None):
         rank, num_ranks = collective.place()
         with collective.alone():  # a client is one process
-            super().__init__(settings, data, device)
+            super().__init__(settings, data, device, halves)
             if not self.strategy.averaged():
                 name = settings.strategy.name
                 raise UsageError(f"setting 'sync': the strategy '{name}' has no alphas to average: set sync=step")
@@ -124,7 +131,7 @@ class FederatedSearch(SearchPhase):
             mine = range(rank, self.rounds.num_clients, num_ranks)
             self.clients = {number: self._build_client(number) for number in mine}
         self._under_way: list[int] = []  # the clients of a round that is not yet averaged
-        self._hand_out(list(self.clients))
+        self._hand_out(list(self.clients), averaged)
 
     def _build_client(self, number: int) -> SearchPhase:
         mixed = np.random.SeedSequence(self.seed, spawn_key=(number,)).generate_state(1, np.uint64)
@@ -181,21 +188,28 @@ class FederatedSearch(SearchPhase):
             The means of the clients' values, weighted by their numbers of images.
         """
         number, local = divmod(step, self.rounds.local_steps)
-        drawn = self.rounds.drawn(epoch, number)
+        drawn, last = self.rounds.drawn(epoch, number), local + 1 == self.rounds.local_steps
         if local == 0:
-            self._hand_out(drawn)
-        self._under_way = drawn
-        progress = (epoch + step / self.num_steps(epoch)) / self.epochs
+            self._hand_out(drawn, averaged)
+        self._under_way = [] if last else drawn
         shares = self._shares(drawn)
+        progress = (epoch + step / self.num_steps(epoch)) / self.epochs
         values: dict[str, float] = {}
-        with collective.alone():
-            for client, its_batch in zip(self._mine(drawn), batch, strict=True):
-                seed_for_step(self.clients[client].seed, epoch, step)
-                for name, value in self.clients[client].step_at(progress, epoch, its_batch).items():
-                    values[name] = values.get(name, 0.0) + shares[client] * value
-        if local + 1 == self.rounds.local_steps:
-            self._average(shares)
-            self._under_way = []
+
+        def take(half: Callable[[SearchPhase, SearchBatch], dict[str, float]]) -> None:
+            with collective.alone():
+                for client, its_batch in zip(self._mine(drawn), batch, strict=True):
+                    seed_for_step(self.clients[client].seed, epoch, step)
+                    for name, value in half(self.clients[client], its_batch).items():
+                        values[name] = values.get(name, 0.0) + shares[client] * value
+
+        take(lambda client, its_batch: client.architecture_step(its_batch, epoch, progress))
+        if last:
+            self._average(shares, alphas_of)
+            self._hand_out(drawn, alphas_of)
+        take(lambda client, its_batch: client.weight_step(its_batch, progress))
+        if last:
+            self._average(shares, weights_of)
         parts = world.gather(values)
         return {name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(n for p in parts for n in p)}
 
@@ -205,24 +219,24 @@ class FederatedSearch(SearchPhase):
         return {number: num / sum(images.values()) for number, num in images.items()}
 
     @torch.no_grad()
-    def _hand_out(self, drawn: Sequence[int]) -> None:
-        """Let clients begin with what is global."""
-        source = averaged(self)
+    def _hand_out(self, drawn: Sequence[int], what: Tensors) -> None:
+        """Let clients go on with what is global."""
+        source = what(self)
         for number in self._mine(drawn):
-            for name, tensor in averaged(self.clients[number]).items():
+            for name, tensor in what(self.clients[number]).items():
                 tensor.copy_(source[name])
 
     @torch.no_grad()
-    def _average(self, shares: Mapping[int, float]) -> None:
+    def _average(self, shares: Mapping[int, float], what: Tensors) -> None:
         """Make what is global the mean of the clients of a round, summed in float64."""
-        target = averaged(self)
-        total = torch.zeros(sum(tensor.numel() for tensor in target.values()), dtype=torch.float64)
-        total = total.to(self.device.torch)
+        target = what(self)
+        sizes = [tensor.numel() for tensor in target.values()]
+        total = torch.zeros(sum(sizes), dtype=torch.float64, device=self.device.torch)
         for number in self._mine(list(shares)):
-            own = averaged(self.clients[number])
+            own = what(self.clients[number])
             total += shares[number] * torch.cat([own[name].reshape(-1).double() for name in target])
         collective.sum_in_place([total])
-        for tensor, part in zip(target.values(), total.split([t.numel() for t in target.values()]), strict=True):
+        for tensor, part in zip(target.values(), total.split(sizes), strict=True):
             tensor.copy_(part.view(tensor.shape))
 
     # Epochs
@@ -301,10 +315,20 @@ class FederatedSearch(SearchPhase):
             client.load({**super().tensors(), **under(f"clients.{number}", tensors)})
 
 
-def averaged(phase: SearchPhase) -> dict[str, Tensor]:
-    """The tensors of a search that its clients average, by name: weights, running statistics and alphas.
+def weights_of(phase: SearchPhase) -> dict[str, Tensor]:
+    """The weights and running statistics of a search, by name.
 
     The numbers of batches that batch normalisations have seen stay with each client.
     """
     of_model = module_tensors("model", phase.model).items()
-    return {name: tensor for name, tensor in of_model if tensor.is_floating_point()} | phase.strategy.averaged()
+    return {name: tensor for name, tensor in of_model if tensor.is_floating_point()}
+
+
+def alphas_of(phase: SearchPhase) -> dict[str, Tensor]:
+    """The alphas of a search, or what else its strategy lets clients average, by name."""
+    return phase.strategy.averaged()
+
+
+def averaged(phase: SearchPhase) -> dict[str, Tensor]:
+    """All tensors of a search that clients average, by name."""
+    return weights_of(phase) | alphas_of(phase)

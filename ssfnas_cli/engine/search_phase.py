@@ -189,16 +189,17 @@ class SearchPhase:
 
     def step(self, epoch: int, step: int, batch: SearchBatch) -> dict[str, float]:
         """Update the architecture, then take a weight step (DARTS, Algorithm 1)."""
-        return self.step_at((epoch + step / self.num_steps(epoch)) / self.epochs, epoch, batch)
+        progress = (epoch + step / self.num_steps(epoch)) / self.epochs
+        return self.architecture_step(batch, epoch, progress) | self.weight_step(batch, progress)
 
-    def step_at(self, progress: float, epoch: int, batch: SearchBatch) -> dict[str, float]:
-        """The same, where the search has this progress, from 0 to 1."""
+    def architecture_step(self, batch: SearchBatch, epoch: int, progress: float) -> dict[str, float]:
+        """Let the strategy learn from the batches, as the first half of a step."""
         set_lr(self.optimizer, cosine(self.settings.lr, self.settings.lr_min, progress))
         self.model.train()
-        values = self.strategy.update(CurrentStep(self, batch, epoch, progress))
-        return values | self._weight_step(batch, progress)
+        return self.strategy.update(CurrentStep(self, batch, epoch, progress))
 
-    def _weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:
+    def weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:
+        """Train the weights by the strategy's mixing weights, as the second half of a step."""
         with torch.no_grad():
             mixing = self.strategy.mixing(progress, step_generator())
         loss, features = self.weight_objective(batch, mixing, progress)

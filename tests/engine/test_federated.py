@@ -40,6 +40,18 @@ def copied(tensors):
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
+def remember_alphas(client, alphas, number):
+    """Let a client keep a copy of its alphas after each architecture step in `alphas[number]`."""
+    take = client.architecture_step
+
+    def architecture_step(*given):
+        values = take(*given)
+        alphas[number] = copied(client.strategy.averaged())
+        return values
+
+    client.architecture_step = architecture_step
+
+
 def momenta(client):
     return [client.optimizer.state[weight]["momentum_buffer"] for weight in client.weights]
 
@@ -49,11 +61,13 @@ def momenta(client):
 
 def test_a_round_ends_with_the_mean_by_images_of_those_that_were_drawn(federated):
     search = federated(*UNEQUAL, "local_steps=2", "clients_per_round=2", clients=4)
+    drawn, alphas = search.rounds.drawn(0, 0), {}
+    for number in drawn:
+        remember_alphas(search.clients[number], alphas, number)
     run(search, 2)
-    drawn = search.rounds.drawn(0, 0)
     images = [len(search.parts[number][0]) + len(search.parts[number][1]) for number in drawn]
     assert len(drawn) == 2 and images[0] != images[1]
-    (one, other), (n, m) = [averaged(search.clients[number]) for number in drawn], images
+    (one, other), (n, m) = [averaged(search.clients[number]) | alphas[number] for number in drawn], images
     for name, value in averaged(search).items():
         expected = (n * one[name].double() + m * other[name].double()) / (n + m)
         torch.testing.assert_close(value.detach().double(), expected, rtol=1e-6, atol=1e-8)
@@ -70,10 +84,12 @@ def test_clients_begin_a_round_at_the_mean_and_take_the_steps_of_a_search_of_the
     alone = type(client)(client.settings, tiny_digits, search.device, search.parts[1])
     alone.load({**copied(client.tensors()), **start})
     run(search, 2, start=2)
-    batches = [client.epoch_batches(0)[2], client.epoch_batches(0)[3]]
-    for step, batch in enumerate(batches, 2):
-        torch.manual_seed(step)  # nothing here draws random numbers
-        alone.step_at(step / search.num_steps(0) / search.epochs, 0, alone.moved(batch))
+    for step in (2, 3):
+        batch, progress = alone.moved(client.epoch_batches(0)[step]), step / search.num_steps(0) / search.epochs
+        alone.architecture_step(batch, 0, progress)  # nothing here draws random numbers
+        if step == 3:  # the end of the round: the weights are trained by the mean of the alphas
+            alone.load({**alone.tensors(), **search.strategy.averaged()})
+        alone.weight_step(batch, progress)
     for name, value in averaged(alone).items():
         assert value.equal(averaged(client)[name]), name
     assert all(map(torch.equal, momenta(alone), momenta(client)))
@@ -101,13 +117,14 @@ def test_a_step_says_the_mean_of_its_clients_by_images(federated):
     search = federated(*UNEQUAL, clients=2)
     seen = []
     for client in search.clients.values():
-        step_at = client.step_at
-        client.step_at = lambda *given, _step=step_at: seen.append(_step(*given)) or seen[-1]
+        for half in ("architecture_step", "weight_step"):
+            take = getattr(client, half)
+            setattr(client, half, lambda *given, _take=take: seen.append(_take(*given)) or seen[-1])
     (values,) = run(search, 1)
     n, m = (sum(map(len, parts)) for parts in search.parts)
     assert n != m and values.keys() == {"weight_loss", "lr", "alpha_loss", "regulariser"}
-    for name in ("weight_loss", "alpha_loss"):
-        assert values[name] == pytest.approx((n * seen[0][name] + m * seen[1][name]) / (n + m))
+    for name, (one, other) in {"alpha_loss": seen[:2], "weight_loss": seen[2:]}.items():
+        assert values[name] == pytest.approx((n * one[name] + m * other[name]) / (n + m))
 
 
 # Rounds and epochs

@@ -22,7 +22,10 @@ ROUNDS = ("sync=round", "clients=4")
         ([*ROUNDS, "clients_per_round=5"], "setting 'clients_per_round': there are 4 clients: draw no more of them"),
         ([*ROUNDS, "partition=random"], "setting 'partition': Input should be 'equal', 'by_class' or 'dirichlet'"),
         ([*ROUNDS, "partition_alpha=0.3"], "is of the Dirichlet distribution, and partition is 'equal'"),
-        ([*ROUNDS, "partition=dirichlet", "partition_alpha=0"], "setting 'partition_alpha': Input should be greater than 0"),
+        (
+            [*ROUNDS, "partition=dirichlet", "partition_alpha=0"],
+            "setting 'partition_alpha': Input should be greater than 0",
+        ),
         (["sync=epoch"], "setting 'sync': Input should be 'step' or 'round' (got 'epoch')"),
         (["alpha_optimizer=sgd", "alpha_betas=[0.5, 0.9]"], "setting 'alpha_betas': are Adam's"),
     ],

@@ -15,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ssfnas_cli.errors import ResourceError
@@ -59,6 +59,17 @@ class Lifeline:
             raise ResourceError(
                 f"only some of {self.size} ranks have come within {seconds:.0f} s: {_named(missing)} not"
             )
+
+    @contextlib.contextmanager
+    def ending_after(self, seconds: float, message: str) -> Iterator[None]:
+        """All ranks end with an error if one of them stays longer than so many seconds within this context."""
+        timer = threading.Timer(seconds, self._publish, (message, ResourceError.exit_code))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def end(self) -> None:
         """Watch no more: all ranks are done."""

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssfnas_cli import __version__
+from ssfnas_cli import __version__, interface
 from ssfnas_cli.errors import InputError, ResourceError, UsageError
 from ssfnas_cli.lifeline import Lifeline
 
@@ -130,26 +130,43 @@ def _join(here: Place) -> None:
     global _lifeline
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn of connections that a failed rank closes
     import torch
-    import torch.distributed as dist
 
     from registry import collective
 
     store = _connect(here)
+    own = interface.introduce(store, _address(here)[0])
     _lifeline = Lifeline(store, here.rank, here.size)
     _lifeline.wait_for_all(JOIN_SECONDS)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    try:
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore("group", store),
-            rank=here.rank,
-            world_size=here.size,
-            timeout=timedelta(days=1),  # the lifeline notices much earlier that a rank is gone
-        )
-    except RuntimeError as error:
-        raise ResourceError(f"the ranks cannot connect to each other ({_first_line(error)})") from error
+    interface.choose(store, own)
+    backend = _make_group(store, here, _lifeline)
     collective.use(here.rank, here.size)
     agree({"ssfnas": __version__, "code": _code_digest(), "torch": torch.__version__, "backend": backend})
+
+
+def _make_group(store: Any, here: Place, tie: Lifeline) -> str:
+    """Connect each rank with every other. Returns the backend.
+
+    Raises:
+        ResourceError: they cannot be connected.
+    """
+    import torch
+    import torch.distributed as dist
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    told = "the ranks cannot connect to each other"
+    mend = f"set {interface.VARIABLE} to the network interface that joins the machines ('ip addr' lists them)"
+    try:
+        with tie.ending_after(JOIN_SECONDS, f"{told} within {JOIN_SECONDS:.0f} s: {mend}"):
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore("group", store),
+                rank=here.rank,
+                world_size=here.size,
+                timeout=timedelta(days=1),  # the lifeline notices much earlier that a rank is gone
+            )
+    except RuntimeError as error:
+        raise ResourceError(f"{told} ({_first_line(error)}): {mend}") from error
+    return backend
 
 
 def _connect(here: Place) -> Any:

@@ -279,7 +279,7 @@ def test_the_long_tails_file_is_a_grid_of_methods_with_their_corrections():
     plan = read_plan(EXPERIMENTS / "longtail" / "longtail.toml", ["data.mu=[0.1]", "seeds=[3]"])
     cells = build_cells(plan)
     names = [cell.name for cell in cells if cell.stage == "retrain"]
-    assert len(names) == 18 and names[0] == "resnet32-mu0.1-ce-seed3"
+    assert len(names) == 20 and names[0] == "resnet32-mu0.1-ce-seed3"
     assert [cell.name for cell in cells if cell.stage == "adjust"] == [
         "resnet32-mu0.1-ce+post-hoc-seed3",
         "resnet32-mu0.1-ce+crt-seed3",

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +26,7 @@ from ssfnas_cli.errors import InputError, ResourceError, UsageError
 from ssfnas_cli.lifeline import Lifeline
 
 COMMANDS = ("search", "retrain", "evaluate")  # those that all ranks compute together
+OF_ONE = ("adjust", "predict", "rank")  # those that compute much, and by one process: ranks would wait for nothing
 JOIN_SECONDS = 300.0  # how long ranks wait for each other at the start
 FIRST_PORT, NUM_PORTS = 20_000, 20_000  # from which a port is chosen by the number of a SLURM job
 
@@ -123,6 +125,11 @@ def enter(arguments: Sequence[str]) -> bool:
     if arguments and arguments[0] in COMMANDS and not {"-h", "--help"} & set(arguments):
         _join(place())
         return True
+    if place().rank == 0 and arguments and arguments[0] in OF_ONE:
+        told = f"{arguments[0]} is computed by one process: the other ranks ({place().size - 1}) end at once"
+        print(
+            f"ssfnas: {told}; leave {place().starter} away, or give each rank a part and WORLD_SIZE=1", file=sys.stderr
+        )
     return place().rank == 0
 
 

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 from faults_support import DATASET, ENVIRON, SEARCH, SHORT, SSFNAS, assert_same_end, metrics_of
+from PIL import Image
 from ranks_support import free_port, ranks, said, torchruns
+
+from ssfnas_cli.artifacts.model import load_model
 
 
 def test_the_first_rank_alone_writes_and_prints(zygote, world, undisturbed):
@@ -158,6 +161,27 @@ def test_other_commands_are_those_of_the_first_rank(zygote, world, place):
     shutil.copytree(world / "search", place / "search")
     first, second = ranks(zygote, ["derive", "search", "--rule", "darts"], place)
     assert json.loads(first.out)["schema"] == "ssfnas.genotype/1" and first.code == 0
+    assert (second.code, second.out, second.err) == (0, "", "")
+
+
+def test_a_command_of_one_process_gives_what_it_gives_alone_and_says_that_the_others_end(zygote, world, place):
+    shutil.copytree(world / "retrain", place / "retrain")
+    argv = ["adjust", "retrain", "--data", "data", "--method", "logit", "-o"]
+    one = zygote.run([*argv, "alone"], place)
+    first, second = ranks(zygote, [*argv, "on-ranks"], place)
+    assert (one.code, first.code, second.code, second.out, second.err) == (0, 0, 0, "", "")
+    assert first.err.splitlines()[0].startswith("ssfnas: adjust is computed by one process: the other ranks (1) end")
+    assert first.err.splitlines()[0].count("torchrun") == 1 and "one process" not in one.err
+    (mine, card), (theirs, other) = (load_model(place / name / "model.safetensors") for name in ("on-ranks", "alone"))
+    assert card == other and all(value.equal(theirs[name]) for name, value in mine.items())
+
+
+def test_a_prediction_on_ranks_is_that_of_one_process(zygote, world, place):
+    shutil.copytree(world / "retrain", place / "retrain")
+    Image.new("L", (8, 8), 200).save(place / "image.png")
+    one = zygote.run(["predict", "retrain", "image.png"], place)
+    first, second = ranks(zygote, ["predict", "retrain", "image.png"], place)
+    assert one.out and (first.code, first.out) == (0, one.out)
     assert (second.code, second.out, second.err) == (0, "", "")
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 NUM = 11  # images of a batch, which divide by neither two nor three nor four
-FEW = 4  # ranks that compute only the cases with these words in their names: the others take the same paths
-OF_FEW = ("loss", "norm", "softmax, order 2", "gumbel", "drop path", "local")
+# Three ranks, whose shares are the least even, compute all cases; other numbers those with these words in their names.
+SOME = ("loss", "norm", "softmax, order 2", "gumbel", "drop path", "local statistics")
+CHOSEN = {2: (*SOME, "federated"), 4: SOME}
 
 
 def main(data: str, out: str, worlds: list[int], port: int) -> None:
@@ -63,7 +64,7 @@ def _compute(data: str, out: Path) -> None:
     if world.size() == 1:
         named |= {f"local on {n} ranks": partial(local_reference, opened, n) for n in (2, 3, 4)}
     for name, case in named.items():
-        if world.size() == FEW and not any(word in name for word in OF_FEW):
+        if not any(word in name for word in CHOSEN.get(world.size(), [""])):
             continue
         for key, value in case().items():
             results[f"{name}/{key}"] = value.detach().clone().contiguous()

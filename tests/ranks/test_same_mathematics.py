@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 SIZES = [2, 3, 4]
 LOCAL = "train local statistics/"  # it has other statistics than one process
-FEW = 4  # so many ranks compute only some of the cases
+ALL = 3  # so many ranks compute all cases, others some of them
 REFERENCE = "local on"
 
 
@@ -51,7 +51,7 @@ def test_every_rank_has_the_gradients_statistics_and_metrics_of_one_process(resu
     failures = []
     for rank, got in enumerate(results[size]):
         alone = {name for name in expected if not name.startswith(REFERENCE)}
-        assert alone >= got.keys() and (alone == got.keys() or size == FEW)
+        assert alone >= got.keys() and (alone == got.keys() or size != ALL)
         for name in got:
             if not name.startswith(LOCAL) and (failure := difference(name, got[name], expected[name])):
                 failures.append(f"{failure} on rank {rank}")

@@ -4,60 +4,16 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from faults_support import DATASET, ENVIRON, SEARCH, SHORT, SSFNAS, assert_same_end, metrics_of
+from PIL import Image
+from ranks_support import free_port, ranks, said, torchruns
 
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def torchruns(size):
-    """The environments that torchrun gives, one for each rank."""
-    port = free_port()
-    return [
-        {"RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_RANK": str(r), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for r in range(size)
-    ]
-
-
-def start(zygote, argv, folders, faults=None, environs=None):
-    """A rank in every folder; `faults` by rank."""
-    environs = environs or torchruns(len(folders))
-    return [
-        zygote.start(argv, folder, (faults or {}).get(rank), environ=environ)
-        for rank, (folder, environ) in enumerate(zip(folders, environs, strict=True))
-    ]
-
-
-def ranks(zygote, argv, folder, size=2, faults=None, environs=None):
-    """How the ranks ended that computed a command in one folder, or each in its own."""
-    folders = folder if isinstance(folder, list) else [folder] * size
-    return [zygote.wait(child) for child in start(zygote, argv, folders, faults, environs)]
-
-
-def said(results, code):
-    """What the ranks said, which the first one alone did; all of them ended with that code."""
-    assert [result.code for result in results] == [code] * len(results), results
-    assert not any(result.err or result.out for result in results[1:]), results
-    return results[0].err
-
-
-@pytest.fixture(scope="module")
-def undisturbed(zygote, world, memory_folder):
-    """A search on two ranks."""
-    folder = memory_folder / "on-two-ranks"
-    folder.mkdir()
-    (folder / "data").symlink_to(world / "data")
-    said(ranks(zygote, [*SEARCH, "-o", "run"], folder), 0)
-    return folder / "run"
+from ssfnas_cli.artifacts.model import load_model
 
 
 def test_the_first_rank_alone_writes_and_prints(zygote, world, undisturbed):
@@ -186,6 +142,14 @@ def test_a_wrong_environment_is_one_line_and_all_ranks_end(zygote, place, name, 
     assert words in results[0].err and len(results[0].err.splitlines()) == 1
 
 
+def test_an_interface_that_is_not_there_is_named(zygote, place):
+    environs = [{**environ, "GLOO_SOCKET_IFNAME": "nowhere0"} for environ in torchruns(2)]
+    results = ranks(zygote, [*SHORT, "-o", "run"], place, environs=environs)
+    assert [result.code for result in results] == [5, 5]
+    assert "cannot connect to each other" in results[0].err and "set GLOO_SOCKET_IFNAME" in results[0].err
+    assert not (place / "run").exists()
+
+
 def test_local_statistics_on_two_ranks(zygote, place):
     command = [*SHORT, "-o", "run", "--set", "batch_stats=local"]
     said(ranks(zygote, command, place), 0)
@@ -197,6 +161,27 @@ def test_other_commands_are_those_of_the_first_rank(zygote, world, place):
     shutil.copytree(world / "search", place / "search")
     first, second = ranks(zygote, ["derive", "search", "--rule", "darts"], place)
     assert json.loads(first.out)["schema"] == "ssfnas.genotype/1" and first.code == 0
+    assert (second.code, second.out, second.err) == (0, "", "")
+
+
+def test_a_command_of_one_process_gives_what_it_gives_alone_and_says_that_the_others_end(zygote, world, place):
+    shutil.copytree(world / "retrain", place / "retrain")
+    argv = ["adjust", "retrain", "--data", "data", "--method", "logit", "-o"]
+    one = zygote.run([*argv, "alone"], place)
+    first, second = ranks(zygote, [*argv, "on-ranks"], place)
+    assert (one.code, first.code, second.code, second.out, second.err) == (0, 0, 0, "", "")
+    assert first.err.splitlines()[0].startswith("ssfnas: adjust is computed by one process: the other ranks (1) end")
+    assert first.err.splitlines()[0].count("torchrun") == 1 and "one process" not in one.err
+    (mine, card), (theirs, other) = (load_model(place / name / "model.safetensors") for name in ("on-ranks", "alone"))
+    assert card == other and all(value.equal(theirs[name]) for name, value in mine.items())
+
+
+def test_a_prediction_on_ranks_is_that_of_one_process(zygote, world, place):
+    shutil.copytree(world / "retrain", place / "retrain")
+    Image.new("L", (8, 8), 200).save(place / "image.png")
+    one = zygote.run(["predict", "retrain", "image.png"], place)
+    first, second = ranks(zygote, ["predict", "retrain", "image.png"], place)
+    assert one.out and (first.code, first.out) == (0, one.out)
     assert (second.code, second.out, second.err) == (0, "", "")
 
 

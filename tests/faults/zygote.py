@@ -293,6 +293,21 @@ def fault_pause_at_step(value) -> None:
     _on_step(act)
 
 
+def fault_pause_at_file_event(value) -> None:
+    """[word, file]: at the first operation on a file with that word in its name, make `file`, wait till it is gone."""
+    word, file = value
+    armed = []
+
+    def hook(event, arguments) -> None:
+        if event in AUDITED and not armed and any(word in str(argument) for argument in arguments[:2]):
+            armed.append(True)
+            Path(file).touch()
+            while Path(file).exists():
+                time.sleep(0.01)
+
+    sys.addaudithook(hook)
+
+
 def fault_memory_limit_mb(value) -> None:
     """More address space than the process has now, at most."""
     import resource

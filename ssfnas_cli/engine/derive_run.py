@@ -111,7 +111,7 @@ def _provenance(
     threshold: float | None,
     sources: list[Tensor],
 ) -> Provenance:
-    recorded = run.config["environment"]
+    recorded, init = run.config["environment"], run.config.get("init", {})
     versions = {key: str(recorded[key]) for key in ("ssfnas", "torch", "python") if key in recorded}
     return Provenance(
         run=str(run.path.resolve()),
@@ -122,6 +122,8 @@ def _provenance(
         data=run.config["data"]["path"],
         data_sha256=run.config["data"]["sha256"],
         seed=settings.seed,
+        init_from=init.get("source"),
+        init_sha256=init.get("sha256"),
         versions=versions,
     )
 

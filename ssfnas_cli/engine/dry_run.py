@@ -81,7 +81,7 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
             figures = _with_candidates(figures, CandidateRounds(phase))
     chosen = {name: getattr(plan.settings, name).name for name in ("strategy", "relax", "loss")}
     chosen["order"] = plan.settings.order  # type: ignore[attr-defined]
-    num_params = sum(weight.numel() for weight in phase.weights)
+    num_params = sum(w.numel() for name, w in phase.model.named_parameters() if not name.startswith("probe."))
     return _facts(plan, device, phase, num_params, chosen) | figures
 
 

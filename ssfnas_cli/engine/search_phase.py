@@ -121,6 +121,11 @@ class SearchPhase:
             None if self.mix is None else self.mix.objective.build_head,
         )
         self.model = self.device.place(model)
+        self.frozen: list[nn.Module] = []  # what a start from another search keeps as it is
+        if settings.init_from and settings.adapt != "all":
+            self.frozen = [encoder] if settings.adapt == "head" else [model]
+        for part in self.frozen:
+            part.requires_grad_(False)
 
     def _head_sections(self) -> tuple[PluginSection, PluginSection | None]:
         """The heads of the weights' loss and of the alphas' loss; None for the latter if both share one.
@@ -137,11 +142,12 @@ class SearchPhase:
         settings = self.settings
         self.weight_groups = self.model.weight_groups()
         self.weights = [weight for group in self.weight_groups for weight in group]
+        weights = [{"params": self.weights}]  # a group may be empty, if all weights are frozen
         self.optimizer = torch.optim.SGD(
-            self.weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": self.optimizer}
-        if self.model.probe is not None:
+        if self.model.probe is not None and self.weights:
             self.optimizers["probe"] = torch.optim.Adam(self.model.probe.parameters(), lr=settings.probe_lr)
         parameters = {name: optimizer.param_groups[0]["params"] for name, optimizer in self.optimizers.items()}
         self.gradient_sums = {name: collective.GradientSums(of_one) for name, of_one in parameters.items()}
@@ -190,6 +196,8 @@ class SearchPhase:
         return values | self._weight_step(batch, progress)
 
     def _weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:
+        if not self.weights:
+            return {}
         with torch.no_grad():
             mixing = self.strategy.mixing(progress, step_generator())
         loss, features = self.weight_objective(batch, mixing, progress)
@@ -202,7 +210,8 @@ class SearchPhase:
         values = {"weight_loss": loss.item(), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.model.probe is not None:
             values["probe_loss"] = self._probe_step(features.detach(), batch.weights)
-        average_running_statistics(self.model, batch.weights.share)
+        for part in self._learning_parts():
+            average_running_statistics(part, batch.weights.share)
         return values
 
     def _probe_step(self, features: Tensor, batch: Batch) -> float:
@@ -227,7 +236,8 @@ class SearchPhase:
         model, weights, head_views = self.model, batch.weights, batch.alpha_head
         mixing = collective.replicated(mixing)
         with self._precision(full_precision), collective.sharing(weights.share):
-            features = [model.encoder(view, mixing) for view in weights.views]
+            with self._kept_statistics():
+                features = [model.encoder(view, mixing) for view in weights.views]
             loss = self.weight_loss([model.head(feature) for feature in features], weights.labels, progress)
             loss = loss + self._mixed(self.mix, weights, mixing, progress)
             if model.alpha_head is not None and head_views is not None:
@@ -237,6 +247,16 @@ class SearchPhase:
                 loss = loss + self.alpha_loss(outputs, head_views.labels, progress)
         first = features[0].to(torch.promote_types(features[0].dtype, torch.float32))
         return collective.global_loss(loss, weights.share), first
+
+    def _kept_statistics(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which a frozen backbone normalises by its batch and keeps its running averages."""
+        return held_statistics(self.model.encoder) if self.frozen else contextlib.nullcontext()
+
+    def _learning_parts(self) -> list[nn.Module]:
+        """The model, or those of its parts that are not frozen."""
+        if not self.frozen:
+            return [self.model]
+        return [part for part in self.model.children() if part not in self.frozen]
 
     def alpha_objective(
         self, batch: SearchBatch, mixing: Mixing, progress: float, full_precision: bool = False

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssfnas_cli.artifacts.files import sha256_bytes
-from ssfnas_cli.artifacts.run import ADJUSTMENT, RunFolder
+from ssfnas_cli.artifacts.run import ADJUSTMENT, DERIVATION, INIT, RunFolder
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.json_text import layout_json
 from ssfnas_cli.settings import RetrainSettings, SearchSettings, Training
@@ -17,8 +17,9 @@ from ssfnas_cli.settings import RetrainSettings, SearchSettings, Training
 MODELS: dict[str, type[Training]] = {"search": SearchSettings, "retrain": RetrainSettings}
 SEARCH = "search."  # how the settings of the search begin that a retraining's genotype comes from
 # Parts of an identity that do not belong to an arm of a comparison: what is held apart, what changes no result, and
-# the network that a correction began with, which is another one for each seed
-NO_ARM = ("seed", "track_test", "track_every", "data_sha256", "genotype", f"{ADJUSTMENT}source")
+# the weights that a run began with, which are others for each seed
+BEGAN_WITH = (f"{ADJUSTMENT}source", f"{DERIVATION}source", f"{INIT}sha256")
+NO_ARM = ("seed", "track_test", "track_every", "data_sha256", "genotype", *BEGAN_WITH)
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,14 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
         elif search is None:
             settings["genotype"] = _genotype_name(genotype)
         else:
-            settings |= {SEARCH + key: value for key, value in own_settings(search, resolve).items()}
-            settings |= {SEARCH + "rule": origin.get("rule"), SEARCH + "epoch": origin.get("epoch")}
+            theirs = own_settings(search, resolve)
+            told = {"rule": origin.get("rule"), "epoch": origin.get("epoch")}
+            if f"{DERIVATION}rule" in theirs:  # it says that rule itself, with its settings
+                del told["rule"]
+            settings |= {SEARCH + key: value for key, value in (theirs | told).items()}
             seeds = (int(search.config["settings"]["seed"]), *seeds)
-            theirs = _changed(search)
-            changed = None if None in (changed, theirs) else changed | {SEARCH + key for key in theirs}  # type: ignore
+            also = _changed(search)
+            changed = None if None in (changed, also) else changed | {SEARCH + key for key in also}  # type: ignore
     evaluation = run.evaluation() if run.kind == "retrain" else None
     metrics = run.metrics()
     lineage = _lineage(run)

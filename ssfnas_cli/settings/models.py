@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from registry import OPS, SOURCES
+from registry import OPS
 from registry.core import did_you_mean
 from ssfnas_cli.settings.base import PluginSection, Section, Settings, flatten, nest
 
@@ -43,54 +43,6 @@ MAX_LAYERS = 1000
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Concentration = Annotated[float, Field(gt=0, le=1000)]
-
-
-class MakeDatasetSettings(Settings):
-    """What `make-dataset` builds."""
-
-    source: Section = Field(PluginSection(name="digits"), description="where the images come from")
-    root: str = Field("", description="folder or file that the source reads")
-    dist: Literal["auto", "balance", "step", "exp", "natural"] = Field(
-        "auto", description="auto: natural if the source's classes differ in size by nature, otherwise exp"
-    )
-    mu: float = Field(
-        0.1,
-        gt=0,
-        le=1,
-        description="imbalance factor of exp and step: images of the smallest class over those of the largest",
-    )
-    max_per_class: int = Field(
-        0, ge=0, le=1_000_000_000, description="images of the largest class; 0: as many as the source has"
-    )
-    test_share: float = Field(
-        0.2, ge=0, lt=1, description="share of each class cut for test, if there is no test split"
-    )
-    val_share: float = Field(
-        0.0, ge=0, lt=1, description="share of each class of the long-tailed train split cut for val"
-    )
-    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=4096)] = Field(
-        "auto", description="side of the square images, in pixels; auto: their own if they all have one, else 64"
-    )
-    seed: int = Field(0, ge=0, lt=2**40, description="decides which images stay and which are set aside")
-    on_bad: Literal["skip", "fail"] = Field("fail", description="what to do about images that cannot be read")
-    shard_mb: float = Field(64.0, gt=0, le=4096, description="size of a shard in MiB")
-
-    PLUGIN_KINDS: ClassVar = {"source": "source"}
-
-    @field_validator("root")
-    @classmethod
-    def _is_utf8(cls, root: str) -> str:
-        if any("\ud800" <= character <= "\udfff" for character in root):  # bytes that settings as text cannot hold
-            raise ValueError("is not named in UTF-8: rename it, or give a link to it")
-        return root
-
-    def resolve_plugins(self) -> MakeDatasetSettings:
-        """As for every command; and the distribution that the source stands for."""
-        settings = super().resolve_plugins()
-        if settings.dist != "auto":
-            return settings
-        imbalanced = SOURCES.get(self.source.name).facts.imbalanced
-        return settings.model_copy(update={"dist": "natural" if imbalanced else "exp"})
 
 
 class Execution(Settings):
@@ -259,7 +211,17 @@ class SearchSettings(Training):
         False, description="stop (exit 3, resumable) when the normal cell has had only skips and pools for 3 epochs"
     )
 
-    NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed"}  # a search that stops early can go on
+    init_from: str = Field(
+        "", description="a finished search, whose supernet this one begins with; empty: with weights drawn by the seed"
+    )
+    adapt: Literal["all", "head", "none"] = Field(
+        "all",
+        description="with init_from, what learns beside the architecture: all weights, a new head on the frozen "
+        "backbone, or nothing",
+    )
+
+    # A search that stops early can go on. Where the first weights lay changes nothing, and they are hashed (INIT).
+    NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed", "init_from"}
     WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution"})  # strategies that have none
     OF_ALPHAS: ClassVar[tuple[str, ...]] = (
         *("relax", "alpha_sampler", "order", "warmup_epochs"),
@@ -276,10 +238,18 @@ class SearchSettings(Training):
     }
 
     def unused(self) -> frozenset[str]:
-        """As for every command; and what is said of alphas to a strategy that has none."""
+        """As for every command; what is said of alphas to a strategy that has none; and `adapt` without `init_from`."""
+        idle = super().unused() | (set() if self.init_from else {"adapt"})
         if self.strategy.name not in self.WITHOUT_ALPHAS:
-            return super().unused()
-        return super().unused() | flatten(self.model_dump(mode="json", include=set(self.OF_ALPHAS))).keys()
+            return idle
+        return idle | flatten(self.model_dump(mode="json", include=set(self.OF_ALPHAS))).keys()
+
+    @field_validator("adapt")
+    @classmethod
+    def _has_a_supernet(cls, adapt: str, info: ValidationInfo) -> str:
+        if adapt != "all" and not info.data.get("init_from", True):
+            raise ValueError("says what learns of the supernet of another search: name one with --init-from")
+        return adapt
 
     @field_validator("ops")
     @classmethod
@@ -321,6 +291,7 @@ class RetrainSettings(Training):
     """
 
     OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "layers", "stem"})
+    NO_RESULT = Training.NO_RESULT | {"init_from"}  # where the first weights lay changes nothing, and they are hashed
 
     network: Section = Field(PluginSection(name="none"), description="none: the network of the genotype")
     loss: Section = Field(PluginSection(name="ce"), description="what the network is trained for")
@@ -352,6 +323,9 @@ class RetrainSettings(Training):
     decay_bn: bool = Field(True, description="let biases and the weights of batch normalisation decay, too")
     holdout: float = Field(
         0.0, ge=0, lt=1, description="share of each class of train that is set aside, for 'adjust' to choose on"
+    )
+    init_from: str = Field(
+        "", description="a finished search, whose supernet's weights the network begins with where their shapes fit"
     )
 
     PLUGIN_KINDS: ClassVar = {

@@ -157,7 +157,8 @@ class SearchPhase:
     def _epoch(self, epoch: int) -> BilevelBatches:
         weight_half, alpha_half = self.halves
         weights = self._subset(weight_half, "search weights", self.weight_loss, self.mix)
-        order = self.sampler.order(self.split.labels[weight_half], weights.seed, epoch, epoch / self.epochs)
+        progress = self._progress(epoch)
+        order = self.sampler.order(self.split.labels[weight_half], weights.seed, epoch, progress)
         size = self.settings.batch_size
         head_views = None
         if self.model.alpha_head is not None:  # the weight step trains it on the views of its own loss
@@ -166,7 +167,7 @@ class SearchPhase:
         alpha_order = None
         if not isinstance(self.alpha_sampler, Instance):
             labels = self.split.labels[alpha_half]
-            alpha_order = self.alpha_sampler.order(labels, alphas.seed, epoch, epoch / self.epochs)
+            alpha_order = self.alpha_sampler.order(labels, alphas.seed, epoch, progress)
         return BilevelBatches(TrainingBatches(weights, order, size, epoch), alphas, size, head_views, alpha_order)
 
     def _subset(self, rows: np.ndarray, stream: str, loss: Objective, mix: Mix | None = None) -> Subset:
@@ -175,8 +176,12 @@ class SearchPhase:
         beside = None if mix is None else make(stream=f"{stream} beside", num_views=mix.objective.num_views)
         return make(stream=stream, num_views=loss.num_views, beside=beside)
 
+    def _progress(self, epoch: int) -> float:
+        """Of samplers: from 0 to 1, and 1 in epochs that follow a search."""
+        return min(1.0, epoch / self.epochs)
+
     def num_steps(self, epoch: int) -> int:
-        return num_batches(self.sampler.length(epoch / self.epochs), self.settings.batch_size)
+        return num_batches(self.sampler.length(self._progress(epoch)), self.settings.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[SearchBatch]:
         """Yield the batches of the epoch's steps from `start` on."""
@@ -188,11 +193,15 @@ class SearchPhase:
     # Steps
 
     def step(self, epoch: int, step: int, batch: SearchBatch) -> dict[str, float]:
-        """Update the architecture, then take a weight step (DARTS, Algorithm 1)."""
+        """A step of the search, at a learning rate that falls along a cosine."""
         progress = (epoch + step / self.num_steps(epoch)) / self.epochs
         set_lr(self.optimizer, cosine(self.settings.lr, self.settings.lr_min, progress))
+        return self.take_step(batch, epoch, progress)
+
+    def take_step(self, batch: SearchBatch, epoch: int, progress: float, learn: bool = True) -> dict[str, float]:
+        """Update the architecture (if it is to `learn`), then take a weight step (DARTS, Algorithm 1)."""
         self.model.train()
-        values = self.strategy.update(CurrentStep(self, batch, epoch, progress))
+        values = self.strategy.update(CurrentStep(self, batch, epoch, progress)) if learn else {}
         return values | self._weight_step(batch, progress)
 
     def _weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:

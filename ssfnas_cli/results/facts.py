@@ -163,6 +163,11 @@ def search_of(facts: RunFacts) -> RunFolder | None:
     return _find_beside(facts.run, (genotype.get("provenance") or {}).get("run"), "search")
 
 
+def searched_by(derivation: RunFolder) -> RunFolder | None:
+    """The search that a derivation by perturbation goes on from, if it is still there."""
+    return _find_beside(derivation, derivation.config["derivation"].get("source"), "search")
+
+
 def _is_correction(run: RunFolder) -> bool:
     """Whether a run is the correction of another one."""
     return isinstance(run.config.get("adjustment"), dict)
@@ -218,9 +223,16 @@ def _cost(
 
 
 def _seconds(search: RunFolder | None) -> float | None:
+    """What a search took; a derivation by perturbation with its search. None if that is not known."""
     if search is None:
         return None
+    before = 0.0
+    if isinstance(search.config.get("derivation"), dict):
+        source = _seconds(searched_by(search))
+        if source is None:
+            return None
+        before = source
     with contextlib.suppress(InputError):
         lines = search.metrics()
-        return lines[-1].get("elapsed_seconds") if lines else None
+        return before + lines[-1]["elapsed_seconds"] if lines and "elapsed_seconds" in lines[-1] else None
     return None

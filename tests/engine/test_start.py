@@ -241,7 +241,8 @@ def test_a_dry_run_of_a_frozen_supernet_counts_all_of_its_weights(base, tiny_dig
     settings = settings_of(tiny_digits, init_from=str(base), adapt="none")
     facts = dry_run.predict_search(settings, tmp_path / "run", False)
     names = [name for name, _ in build_search(plan_search(settings, None))[1].model.named_parameters()]
-    assert facts["num_params"] == sum(supernet_of(base)[name].numel() for name in names)
+    weights = supernet_of(base)
+    assert facts["num_params"] == sum(weights[name].numel() for name in names)
 
 
 def test_weights_that_start_differ_from_those_of_the_seed(started, search, base):

@@ -106,6 +106,8 @@ MEMORY_ADVICE = {
     "describe": "take fewer --channels or --layers",
 }
 
+INTERRUPTED = 130  # the exit code that typer, too, gives a command that Ctrl-C has ended
+
 # typer bundles its own click and does not export this class.
 ClickException: type[Any] = typer.BadParameter.__mro__[2]
 
@@ -149,6 +151,8 @@ def _run_command() -> Any:
         if not world.enter(sys.argv[1:]):
             return 0
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:
+            return _report("interrupted", INTERRUPTED)
         console.stdout().flush()
         world.leave()
         return code
@@ -156,12 +160,10 @@ def _run_command() -> Any:
         return _report(str(error), getattr(error, "exit_code", 2), error)
     except ClickException as error:
         return _report(_usage_message(error), 2)
-    except typer.Abort:
-        return _report("interrupted", 130)
     except typer.Exit as error:
         return error.exit_code
-    except KeyboardInterrupt:
-        return _report("interrupted", 130)
+    except (typer.Abort, KeyboardInterrupt):
+        return _report("interrupted", INTERRUPTED)
     except BrokenPipeError:
         return _reader_closed()
     except SystemExit as error:  # typer raises it if a pipe is closed, and after completion

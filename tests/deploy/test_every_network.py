@@ -1,4 +1,4 @@
-"""The proof that networks of the registry can be exported, on one of each kind; the benchmark does all of them."""
+"""The proof that networks of the registry can be exported, on one of them; the benchmark does all of them."""
 
 import json
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "swin_t"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small"])
 def test_a_network_is_exported_with_logits_of_real_magnitude(name, tmp_path):
     out = tmp_path / "found.jsonl"
     page = (ROOT / "docs" / "use.md").read_bytes()

@@ -170,7 +170,7 @@ def world(ssfnas: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "retrain": ["retrain", "genotype.json", *TINY, "-o", "retrain"],
     }
     for name, argv in stages.items():
-        result = ssfnas.installed.ok(*argv, cwd=folder)
+        result = ssfnas.ok(*argv, cwd=folder)
         (folder / f"{name}.stdout").write_bytes(result.out)
         if name == "derive":
             (folder / "genotype.json").write_bytes(result.out)

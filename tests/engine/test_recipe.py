@@ -91,7 +91,7 @@ def test_a_training_taken_up_in_mid_epoch_with_loader_processes_ends_bit_equal(t
 def test_a_whole_recipe_is_stopped_goes_on_with_loader_processes_and_ends_bit_equal(tiny_digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = {**SMALL, "epochs": 3, "batch_size": 48, "data": str(tiny_digits.path), "pretrain": "barlow"}
-    sets = ["cutmix=1", "mixup=0.2", "augment=trivial", "lr_warmup_epochs=1", "pretrain_epochs=1"]
+    sets = ["cutmix=1", "mixup=0.2", "ema=0.999", "augment=trivial", "lr_warmup_epochs=1", "pretrain_epochs=1"]
     load = lambda **more: load_settings(RetrainSettings, preset="strong", sets=sets, flags={**flags, **more})
     run_retrain(GENOTYPE, load(), tmp_path / "whole", False)
     calls = iter(range(1000))
@@ -337,14 +337,14 @@ def test_a_pretraining_shares_the_optimizers_settings_and_nothing_else(phases, t
     assert all(torch.equal(*views) for views in zip(batch.views, without.views, strict=True))
 
 
-def test_a_dry_run_of_the_whole_recipe_counts_what_it_saves(tiny_digits, tmp_path, monkeypatch):
+def test_a_dry_run_counts_the_average_that_is_saved(tiny_digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dry_run, "ENOUGH_SECONDS", 0.0)
     sizes = {}
-    for preset in ((), ("strong",)):
-        settings = load_settings(RetrainSettings, preset=preset, flags={**SMALL, "data": str(tiny_digits.path)})
+    for sets in ((), ("ema=0.999",)):
+        settings = load_settings(RetrainSettings, sets=sets, flags={**SMALL, "data": str(tiny_digits.path)})
         facts = dry_run.predict_retrain(GENOTYPE, settings, None, False, False)
-        sizes[preset] = facts["checkpoint_bytes"]
-    assert not list(tmp_path.iterdir()) and sizes["strong",] > 1.3 * sizes[()], (
+        sizes[sets] = facts["checkpoint_bytes"]
+    assert not list(tmp_path.iterdir()) and sizes["ema=0.999",] > 1.3 * sizes[()], (
         "the average is saved beside the weights"
     )

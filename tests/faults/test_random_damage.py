@@ -26,7 +26,7 @@ damages = st.lists(
     min_size=1,
     max_size=3,
 )
-many = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+many = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
 def damaged(data, steps):

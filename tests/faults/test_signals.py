@@ -62,6 +62,14 @@ def test_a_signal_during_the_import_of_torch_is_kept_for_the_loop(place, name):
     assert status(place / "run")["state"] == "stopped"
 
 
+def test_a_command_that_only_reads_says_that_it_was_interrupted(world, place):
+    argv = ["plot", "alphas", str(world / "search"), "-o", "alphas.svg"]
+    process = script(*argv, cwd=place, faults={"signal_at_import": [signal.SIGINT, "matplotlib.figure"]})
+    out, err = process.communicate()
+    assert (process.returncode, out, err) == (130, "", "ssfnas: interrupted\n")
+    assert not (place / "alphas.svg").exists()
+
+
 def read(path):
     try:
         with open(path) as stream:  # noqa: PTH123

@@ -1,5 +1,6 @@
 """The oracle against published counts and exact derivatives, and the product's whole steps against the oracle's."""
 
+import functools
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -145,6 +146,18 @@ def test_loss_and_gradients_of_the_products_supernet(loss):
         torch.testing.assert_close(got[name], expected[name], rtol=1e-7, atol=1e-11, msg=name)
 
 
+@functools.cache
+def small_net(seed):
+    """Weights, images, labels and mixing weights by a seed, and the oracle's gradients in float64 and float32."""
+    torch.manual_seed(seed)
+    net = SearchModel(Supernet(3, 16, 3, PAPER_OPS), 3, objective("ce"))
+    images, labels = draw(8, 3, 16, 16, seed=seed).float(), torch.arange(8) % 3
+    mixing = {kind: torch.rand(14, 8).requires_grad_() for kind in ("normal", "reduce")}
+    arguments = net.state_dict(), PAPER_OPS, [images], labels, mixing
+    exact, single = direct.direct_gradients(*arguments, torch.float64)[1], direct.direct_gradients(*arguments)[1]
+    return net.state_dict(), images, labels, mixing, exact, single
+
+
 @pytest.mark.parametrize(("path", "times"), [("compiled", 2), ("torch", 6)])
 def test_in_float32_every_gradient_is_about_as_far_from_float64_as_the_direct_one(path, times):
     """In each tensor's best draw: in others a side takes the other of a pool's or a ReLU's nearly equal values.
@@ -156,15 +169,11 @@ def test_in_float32_every_gradient_is_about_as_far_from_float64_as_the_direct_on
         pytest.skip("no C++ compiler")
     mine, direct_ones = defaultdict(list), defaultdict(list)
     for seed in range(7):
-        torch.manual_seed(seed)
+        weights, images, labels, mixing, exact, single = small_net(seed)
         net = SearchModel(Supernet(3, 16, 3, PAPER_OPS), 3, objective("ce"))
+        net.load_state_dict(weights)
         net.encoder.compile_with(kernels)
         net.to(memory_format=torch.channels_last)
-        images, labels = draw(8, 3, 16, 16, seed=seed).float(), torch.arange(8) % 3
-        mixing = {kind: torch.rand(14, 8).requires_grad_() for kind in ("normal", "reduce")}
-        arguments = net.state_dict(), PAPER_OPS, [images], labels, mixing
-        exact = direct.direct_gradients(*arguments, torch.float64)[1]
-        single = direct.direct_gradients(*arguments)[1]
         loss = objective("ce").loss([net.head(net.encoder(images, mixing))], labels)
         named = {name: p for name, p in net.named_parameters() if name in exact}
         named |= {f"mixing.{kind}": weights for kind, weights in mixing.items()}

@@ -20,6 +20,7 @@ from ssfnas_cli.settings import (
     SearchSettings,
 )
 from ssfnas_cli.settings.base import Settings, flatten
+from ssfnas_cli.settings.federated import Federated
 from ssfnas_cli.settings.models import Execution, SelfSupervised, Training, Views
 
 
@@ -35,6 +36,7 @@ class Group(NamedTuple):
 GROUPS = (
     Group("make-dataset", MakeDatasetSettings, ("make-dataset",)),
     Group("search", SearchSettings, ("search",)),
+    Group("A federated search", Federated, ("search",)),
     Group("retrain", RetrainSettings, ("retrain",)),
     Group("search and retrain", Training, ("search", "retrain")),
     Group("Self-supervised views", Views, (), "views."),

@@ -126,6 +126,11 @@ def _begin(run: RunFolder, settings: PerturbationSettings, output: Path | None) 
 
 def _build_phase(work: Work, device: Device) -> PerturbationPhase:
     """The phase, with the supernet as the search has left it."""
+    if work.training.is_federated:
+        raise UsageError(
+            f"--rule {PERTURBATION_RULE}: tunes the supernet on all images, and the clients of a federated search keep "
+            "their own: leave --rule out"
+        )
     search, name = DecidedSupernet(work.training, work.data, device), work.training.strategy.name
     if search.strategy.num_candidates:
         raise UsageError(

@@ -16,7 +16,7 @@ from ssfnas_cli.artifacts.run import ALPHAS, PERTURBATION
 from ssfnas_cli.artifacts.tensors import save_tensors
 from ssfnas_cli.console import log
 from ssfnas_cli.data.batches import SearchBatch
-from ssfnas_cli.engine.loop import cosine, set_lr
+from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.engine.perturbation import Measured, Perturbation, cross_entropy, without
 from ssfnas_cli.engine.predict import accuracy, balanced_accuracy
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -29,6 +29,18 @@ class DecidedSupernet(SearchPhase):
     """A search whose supernet computes what has been decided, whatever its strategy proposes."""
 
     choices: Perturbation
+    lr: float | None = None  # of the next step; None: the search's own
+
+    def learning_rate(self, progress: float) -> float:
+        """That of the tuning."""
+        return super().learning_rate(progress) if self.lr is None else self.lr
+
+    def architecture_step(self, batch: SearchBatch, epoch: int, progress: float) -> dict[str, float]:
+        """As in the search, until every op is decided: alphas have no effect any more."""
+        if not self.choices.every_op_is_decided:
+            return super().architecture_step(batch, epoch, progress)
+        self.begin_step(progress)
+        return {}
 
     def weight_objective(
         self, batch: SearchBatch, mixing: Mixing, progress: float, full_precision: bool = False
@@ -57,6 +69,7 @@ class PerturbationPhase:
     """
 
     name = "perturbation"
+    is_spread = False
 
     def __init__(self, settings: PerturbationSettings, search: DecidedSupernet):
         self.settings, self.search = settings, search
@@ -108,10 +121,10 @@ class PerturbationPhase:
         return {f"{name}_without": value for name, value in measured._asdict().items()}
 
     def _tune(self, tuned: int, step: int, batch: SearchBatch) -> dict[str, float]:
-        epoch = self.search.epochs + tuned
-        progress = (tuned + step / self.search.num_steps(epoch)) / self.tuning_epochs
-        set_lr(self.search.optimizer, cosine(self.lr, min(self.lr, self.search.settings.lr_min), progress))
-        return self.search.take_step(batch, epoch, PROGRESS, learn=not self.choices.every_op_is_decided)
+        search, epoch = self.search, self.search.epochs + tuned
+        progress = (tuned + step / search.num_steps(epoch)) / self.tuning_epochs
+        search.lr = cosine(self.lr, min(self.lr, search.settings.lr_min), progress)
+        return search.architecture_step(batch, epoch, PROGRESS) | search.weight_step(batch, PROGRESS)
 
     def measure(self, mixing: Mixing) -> Measured:
         """What the supernet is on the alpha half, with BN statistics estimated for these weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ssfnas_cli.engine.candidate_rounds import CandidateRounds
 from ssfnas_cli.engine.closing import say_search_figure, say_search_health
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.federated import FederatedSearch
 from ssfnas_cli.engine.loop import never
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
@@ -44,6 +46,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
         return result
     device, phase = build_search(plan)
+    if isinstance(phase, FederatedSearch):
+        plan = dataclasses.replace(plan, config={**plan.config, **phase.facts()})
     with open_run(plan, device, force, phase.tracking) as (run, loop):
         if "init" in plan.config:
             say_start(phase, plan.config["init"])
@@ -54,6 +58,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             len(weight_half),
             len(alpha_half),
         )
+        if isinstance(phase, FederatedSearch):
+            log.info("%s", phase.description())
         rounds = CandidateRounds(phase) if phase.strategy.num_candidates else phase
         loop.run_phase(0, rounds, collapse if settings.stop_when_collapsed else never)
         if world.is_first():
@@ -105,7 +111,7 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     assert isinstance(settings, SearchSettings)
     plan.data.verify()
     device = Device.from_settings(settings)
-    phase = SearchPhase(settings, plan.data, device)
+    phase = (FederatedSearch if settings.is_federated else SearchPhase)(settings, plan.data, device)
     if (start := find_start(settings, plan.data)) is not None:
         plan.config["init"]["taken"] = begin_with(phase, start)
     _warn_of_idle_settings(settings)

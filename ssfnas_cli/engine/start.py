@@ -42,6 +42,8 @@ def find_start(settings: SearchSettings, data: DataSet) -> Start | None:
         return None
     source = FinishedSearch.open(Path(settings.init_from))
     _refuse_another_shape(source, settings, data)
+    if settings.adapt == "none" and settings.is_federated:
+        raise UsageError("--adapt none: leaves clients no weights to train: take --adapt head, or set sync=step")
     if settings.adapt == "none" and settings.order == 2 and settings.strategy.name not in settings.WITHOUT_ALPHAS:
         raise UsageError("--order 2: looks one step of the weights ahead, and with --adapt none they take none: use 1")
     taken = source.supernet

@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from registry import OPS
 from registry.core import did_you_mean
-from ssfnas_cli.settings.base import PluginSection, Section, Settings, flatten, nest
+from ssfnas_cli.settings.base import PluginSection, PositiveInt, Section, Settings, flatten, nest
+from ssfnas_cli.settings.federated import Federated
 
 PAPER_OPS = (  # paper.md, IV-B
     "none",
@@ -36,8 +37,6 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-# Far beyond what any machine trains, so that a slip of the finger is refused before memory is asked for.
-PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 Channels = Annotated[int, Field(ge=2, le=65_536, multiple_of=2)]
 MAX_LAYERS = 1000
 Rate = Annotated[float, Field(gt=0)]
@@ -155,6 +154,11 @@ class Training(Execution):
             raise ValueError("nothing is tracked: set track_test=true, too")
         return value
 
+    @property
+    def is_federated(self) -> bool:
+        """Whether clients train on images of their own. Only a search can be so."""
+        return False
+
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
         flat, unused = flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT))), self.unused()
@@ -169,7 +173,7 @@ class Training(Execution):
         return {key: value for key, value in mine.items() if key in chosen or default.get(key, ...) != value}
 
 
-class SearchSettings(Training):
+class SearchSettings(Federated, Training):
     """A search. The defaults are the paper's (IV-B, IV-C), where it is silent those of DARTS."""
 
     strategy: Section = Field(PluginSection(name="gradient"), description="what the architecture is searched with")
@@ -191,8 +195,11 @@ class SearchSettings(Training):
     op_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="options of those ops that have some, by op"
     )
+    alpha_optimizer: Literal["adam", "sgd"] = Field(
+        "adam", description="what trains the alphas; sgd has no momentum, and wants an alpha_lr of its own"
+    )
     alpha_lr: Literal["auto"] | Rate = Field(
-        "auto", description="learning rate of the alphas (Adam); auto: the relaxation's default"
+        "auto", description="learning rate of the alphas; auto: the relaxation's default for Adam"
     )
     alpha_betas: Literal["auto"] | tuple[Beta, Beta] = Field(
         "auto", description="betas of that Adam; auto: the relaxation's"
@@ -225,7 +232,7 @@ class SearchSettings(Training):
     WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution"})  # strategies that have none
     OF_ALPHAS: ClassVar[tuple[str, ...]] = (
         *("relax", "alpha_sampler", "order", "warmup_epochs"),
-        *("alpha_lr", "alpha_betas", "alpha_weight_decay"),
+        *("alpha_optimizer", "alpha_lr", "alpha_betas", "alpha_weight_decay"),
     )
     PLUGIN_KINDS: ClassVar = {
         "strategy": "strategy",
@@ -250,6 +257,13 @@ class SearchSettings(Training):
         if adapt != "all" and not info.data.get("init_from", True):
             raise ValueError("says what learns of the supernet of another search: name one with --init-from")
         return adapt
+
+    @field_validator("alpha_betas")
+    @classmethod
+    def _are_of_adam(cls, betas: tuple[float, float] | str, info: ValidationInfo) -> tuple[float, float] | str:
+        if betas != "auto" and info.data.get("alpha_optimizer") == "sgd":
+            raise ValueError("are Adam's, and alpha_optimizer is 'sgd': leave them out")
+        return betas
 
     @field_validator("ops")
     @classmethod

@@ -355,6 +355,7 @@ def test_what_cannot_be_derived_so_is_one_line(searched, derived, few_digits, tm
     for name, flags, words in (
         ("random", {"strategy": "random"}, "the strategy 'random' has chosen a whole architecture"),
         ("gumbel", {"relax": "gumbel"}, "the supernet of --relax gumbel has one op an edge"),
+        ("federated", {"sync": "round", "clients": 2}, "the clients of a federated search keep their own"),
     ):
         sets = ["strategy.candidates=1"] if name == "random" else []
         run_search(search_settings(few_digits, *sets, **flags), tmp_path / name, False)

@@ -112,6 +112,18 @@ def test_a_single_path_over_a_frozen_backbone_trains_the_head_on_its_features(st
     assert not any(torch.equal(head[name], value) for name, value in state(phase, "head.").items())
 
 
+def test_clients_of_a_federated_search_share_the_start_and_leave_the_backbone_as_it_is(base, tiny_digits):
+    flags = {"init_from": str(base), "sync": "round", "clients": 2, "local_steps": 1, "batch_size": 16}
+    plan = plan_search(settings_of(tiny_digits, **flags, adapt="head"), None)
+    _, phase = build_search(plan)
+    head = state(phase, "head.")
+    run(phase, 2)
+    assert same(state(phase, "encoder."), supernet_of(base, "encoder."))
+    assert not any(torch.equal(head[name], value) for name, value in state(phase, "head.").items())
+    with pytest.raises(UsageError, match="--adapt none: leaves clients no weights to train"):
+        plan_search(settings_of(tiny_digits, **flags, adapt="none"), None)
+
+
 def test_another_number_of_classes_gets_a_new_head_and_none_refuses_it(started, tiny_digits):
     few = Relabelled(tiny_digits, tiny_digits.split("train").labels % 3)
     few.num_classes, few.class_names = 3, ["a", "b", "c"]

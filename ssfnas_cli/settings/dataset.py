@@ -1,4 +1,4 @@
-"""What can be set for `make-dataset`."""
+"""What can be set for `make-dataset`: names, defaults and bounds."""
 
 from __future__ import annotations
 

@@ -198,6 +198,7 @@ def test_only_takes_what_a_cell_needs_and_its_evaluation(cells_of):
             "[search]\n[retrain]\n[networks]\nresnet20 = { channels = 8 }",
             "[retrain] of [networks.resnet20]: setting 'channels': 'resnet20' has its own",
         ),
+        ('[search]\n[derive]\nrule = "perturbation"', "[derive]: rule: 'perturbation' is a run of its own"),
         ('[search]\n[derive]\nrule = "drats"', "[derive]: rule: unknown rule 'drats'. Known: darts"),
         ("[search]\n[derive]\nepochs = 3", "[derive]: unknown setting 'epochs'"),
         ("[search]\n[adjust]", "[adjust]: there is no [retrain]"),

@@ -83,6 +83,18 @@ def my_share(num: int) -> Share | None:
     return Share(start, start + small + (_rank < larger), num)
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within this context, this process computes as if there were no other ranks, and sends them nothing."""
+    global _rank, _size
+    before = _rank, _size
+    _rank, _size = 0, 1
+    try:
+        yield
+    finally:
+        _rank, _size = before
+
+
 # Random numbers
 
 
@@ -296,11 +308,11 @@ def gather_rows(rows: Tensor, num: int) -> Tensor:
     return torch.cat([part[: small + (rank < larger)] for rank, part in enumerate(parts)])
 
 
-def broadcast(x: Tensor) -> None:
-    """Replace a contiguous x by that of the first rank."""
+def broadcast(x: Tensor, source: int = 0) -> None:
+    """Replace a contiguous x by that of one rank, by default the first."""
     _count(x)
     with _watched():
-        dist.broadcast(x, 0)
+        dist.broadcast(x, source)
 
 
 def barrier() -> None:

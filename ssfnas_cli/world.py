@@ -286,8 +286,8 @@ def from_first(make: Callable[[], T]) -> T:
     return json.loads(share_bytes(b""))
 
 
-def share_bytes(data: bytes) -> bytes:
-    """The data of the first rank; what the others give is ignored."""
+def share_bytes(data: bytes, source: int = 0) -> bytes:
+    """The data of one rank, by default the first; what the others give is ignored."""
     if size() == 1:
         return data
     import torch
@@ -295,11 +295,11 @@ def share_bytes(data: bytes) -> bytes:
     from registry import collective
 
     length = torch.tensor(len(data))
-    collective.broadcast(length)
+    collective.broadcast(length, source)
     buffer = torch.zeros(int(length), dtype=torch.uint8)
-    if is_first():
+    if place().rank == source:
         buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else buffer)
-    collective.broadcast(buffer)
+    collective.broadcast(buffer, source)
     return buffer.numpy().tobytes()
 
 
@@ -327,7 +327,7 @@ def agree(facts: Mapping[str, str]) -> None:
     """
     if size() == 1:
         return
-    first, *others = [json.loads(text) for text in _gather_texts(json.dumps(dict(facts)))]
+    first, *others = gather(dict(facts))
     for rank, other in enumerate(others, 1):
         for name in {**first, **other}:
             if first.get(name) != other.get(name):
@@ -337,17 +337,22 @@ def agree(facts: Mapping[str, str]) -> None:
                 )
 
 
-def _gather_texts(text: str) -> list[str]:
+def gather(value: Any) -> list[Any]:
+    """What every rank gives, in the order of the ranks. It has to be JSON."""
+    if size() == 1:
+        return [value]
     import torch
 
     from registry import collective
 
-    data = text.encode()
+    if collective.size() == 1:  # within `collective.alone`
+        return [value]
+    data = json.dumps(value).encode()
     longest = torch.tensor(len(data))
     collective.all_reduce(longest, largest=True)
     padded = bytearray(data.ljust(int(longest), b"\0") or b"\0")
     rows = collective.all_gather(torch.frombuffer(padded, dtype=torch.uint8))
-    return [row.numpy().tobytes().rstrip(b"\0").decode() for row in rows]
+    return [json.loads(row.numpy().tobytes().rstrip(b"\0")) for row in rows]
 
 
 def largest(value: int) -> int:

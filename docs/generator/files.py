@@ -43,6 +43,7 @@ CONFIG = {
     "command": "the command that began the run",
     "genotype": "[of a genotype's network] the genotype",
     "adjustment": "[of a corrected network] the method, its settings, the run that it corrects, and what was chosen",
+    "clients": "[federated search] images of each client in the weight half and in the alpha half, and of each class",
     "sha256": "of the rest: a file that was edited is refused",
 }
 STATUS = {
@@ -86,6 +87,8 @@ METRICS = {
     "candidates": "[rounds of random and evolution] candidates that were judged; such an epoch has no weight steps",
     "candidate_fitness": "[rounds] the mean of their fitness, in percent",
     "best_fitness": "[rounds] the highest fitness of all candidates so far",
+    "rounds": "[federated search] rounds of the epoch; a step is then one of all clients of a round",
+    "round_bytes": "[federated search] what a round sends to its clients and back: weights, running statistics, alphas",
     "step_seconds": "median seconds of a step, data included",
     "peak_memory_bytes": "the most memory that the process had so far",
     "elapsed_seconds": "seconds that the run has computed, interruptions left out",

@@ -12,6 +12,7 @@ from registry import REGISTRIES
 from ssfnas_cli.commands.plugins import describe_plugin
 from ssfnas_cli.settings import PRESETS, RECIPES, AdjustSettings, MakeDatasetSettings, RetrainSettings, SearchSettings
 from ssfnas_cli.settings.base import Settings, flatten
+from ssfnas_cli.settings.federated import Federated
 from ssfnas_cli.settings.models import Execution, SelfSupervised, Training, Views
 
 
@@ -27,6 +28,7 @@ class Group(NamedTuple):
 GROUPS = (
     Group("make-dataset", MakeDatasetSettings, ("make-dataset",)),
     Group("search", SearchSettings, ("search",)),
+    Group("A federated search", Federated, ("search",)),
     Group("retrain", RetrainSettings, ("retrain",)),
     Group("search and retrain", Training, ("search", "retrain")),
     Group("Self-supervised views", Views, (), "views."),

@@ -11,7 +11,7 @@ import abc
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ class SearchContext:
         order: the order of the alpha step's gradient, 1 or 2.
         warmup_epochs: number of epochs at the start in which the alphas do not change.
         alpha_lr, alpha_betas, alpha_weight_decay: settings of the alphas' optimizer.
+        alpha_optimizer: `adam`, or `sgd`, which has neither momentum nor betas.
     """
 
     ops: Sequence[str]
@@ -50,6 +51,7 @@ class SearchContext:
     alpha_lr: float
     alpha_betas: tuple[float, float]
     alpha_weight_decay: float
+    alpha_optimizer: Literal["adam", "sgd"] = "adam"
 
 
 class WeightStep(NamedTuple):
@@ -144,6 +146,14 @@ class Strategy(abc.ABC):
     @abc.abstractmethod
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state that `tensors` returned, bit for bit."""
+
+    def averaged(self) -> dict[str, Tensor]:
+        """Those of `tensors` that the clients of a federated search average, as they are and not as copies.
+
+        They are what such a search finds. The others stay with each client. A strategy that gives none cannot be
+        used in one.
+        """
+        return {}
 
     def candidate(self) -> dict[str, Tensor]:
         """The mixing weights of the next architecture to judge, of a strategy that has `num_candidates`."""

@@ -38,7 +38,7 @@ class GradientOptions(Options):
 
 @STRATEGIES.register("gradient", options=GradientOptions)
 class Gradient(Strategy):
-    """DARTS and what followed it: Adam minimises the loss on the alpha half over the alphas of a relaxation.
+    """DARTS and what followed it: Adam, or SGD, minimises the loss on the alpha half over the alphas.
 
     Attributes:
         alphas: a leaf tensor [num_edges, num_ops] for each cell type.
@@ -58,12 +58,7 @@ class Gradient(Strategy):
             for kind in CELL_TYPES
         }
         self.history = {kind: alphas.detach().cpu().clone()[None] for kind, alphas in self.alphas.items()}
-        self.optimizer = torch.optim.Adam(
-            list(self.alphas.values()),
-            lr=context.alpha_lr,
-            betas=context.alpha_betas,
-            weight_decay=context.alpha_weight_decay,
-        )
+        self.optimizer = _build_optimizer(list(self.alphas.values()), context)
 
     def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The relaxation's mixing weights of the alphas. In a step, skip connections may be dropped."""
@@ -134,15 +129,25 @@ class Gradient(Strategy):
 
     def tensors(self) -> dict[str, Tensor]:
         """The alphas, their history and the state of their optimizer."""
-        named = {f"alphas.{kind}": alphas for kind, alphas in self.alphas.items()}
-        named |= {f"history.{kind}": history for kind, history in self.history.items()}
-        return named | optimizer_tensors("optimizer.alphas", self.optimizer)
+        history = {f"history.{kind}": history for kind, history in self.history.items()}
+        return self.averaged() | history | optimizer_tensors("optimizer.alphas", self.optimizer)
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The alphas. The state of their optimizer stays with each client."""
+        return {f"alphas.{kind}": alphas for kind, alphas in self.alphas.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         for kind in CELL_TYPES:
             self.alphas[kind].data.copy_(tensors[f"alphas.{kind}"])
             self.history[kind] = tensors[f"history.{kind}"].clone()
         load_optimizer("optimizer.alphas", self.optimizer, tensors)
+
+
+def _build_optimizer(alphas: list[Tensor], context: SearchContext) -> torch.optim.Optimizer:
+    lr, weight_decay = context.alpha_lr, context.alpha_weight_decay
+    if context.alpha_optimizer == "sgd":
+        return torch.optim.SGD(alphas, lr=lr, weight_decay=weight_decay)
+    return torch.optim.Adam(alphas, lr=lr, betas=context.alpha_betas, weight_decay=weight_decay)
 
 
 def _drop(weights: Tensor, columns: list[int], rate: float, generator: torch.Generator) -> Tensor:

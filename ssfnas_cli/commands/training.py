@@ -166,6 +166,12 @@ def _comments(settings: Training, data: str | None) -> dict[str, str]:
     return comments
 
 
+def _round_shown(facts: dict[str, Any]) -> str:
+    drawn, clients = facts["clients_per_round"], facts["clients"]
+    steps = f"local_steps={facts['local_steps']}"
+    return f"{drawn} of {clients} clients, {steps}, {facts['round_bytes'] / 1e6:.2f} MB sent to them and back"
+
+
 def _show_prediction(console: Console, facts: dict[str, Any]) -> None:
     from rich.table import Table
 
@@ -178,6 +184,7 @@ def _show_prediction(console: Console, facts: dict[str, Any]) -> None:
         "peak memory": f"{facts['peak_memory_bytes'] / 2**20:,.0f} MB",
         "weights": f"{facts['num_params']:,}",
         **({"stem": facts["stem"]} if "stem" in facts else {}),
+        **({"a round": _round_shown(facts)} if "clients" in facts else {}),
         "disk": f"{facts['disk_bytes'] / 2**20:,.1f} MB (a checkpoint {facts['checkpoint_bytes'] / 2**20:,.1f} MB)",
         "computed by": f"{facts['computed_by']} ({facts['device']}, {facts['threads']} threads, {facts['kernels']})",
         "run folder": f"{facts['path']} (not written)",

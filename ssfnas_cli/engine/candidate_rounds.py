@@ -26,7 +26,7 @@ class CandidateRounds:
 
     def __init__(self, training: SearchPhase):
         self.training, self.strategy = training, training.strategy
-        self.name, self.seed = training.name, training.seed
+        self.name, self.seed, self.is_spread = training.name, training.seed, training.is_spread
         self.epochs = training.epochs + self.strategy.num_rounds
 
     def _is_round(self, epoch: int) -> bool:

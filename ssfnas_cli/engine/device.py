@@ -48,7 +48,7 @@ class Device:
     @classmethod
     def from_settings(cls, settings: Training) -> Device:
         """The device that the settings of a training describe."""
-        collective.use_global_statistics(settings.batch_stats == "global")
+        collective.use_global_statistics(settings.batch_stats == "global" and not settings.is_federated)
         with world.first_goes_first():  # which compiles the kernels
             device = cls(settings.device, settings.threads, settings.precision, compiled=settings.kernels != "torch")
         if device.cells is not None and collective.shares_statistics():

@@ -24,6 +24,7 @@ from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.candidate_rounds import CandidateRounds
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.federated import FederatedSearch
 from ssfnas_cli.engine.loop import Diverged, Phase, seed_for_step
 from ssfnas_cli.engine.retrain import build_retrain, plan_retrain
 from ssfnas_cli.engine.search import build_search, plan_search
@@ -73,6 +74,8 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
         mixing = phase.strategy.mixing(1 / phase.epochs)
 
         def estimate() -> None:
+            if isinstance(phase, FederatedSearch):
+                phase.equip_clients()
             with phase.estimated_statistics(mixing):
                 pass
 
@@ -81,6 +84,10 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
             figures = _with_candidates(figures, CandidateRounds(phase))
     chosen = {name: getattr(plan.settings, name).name for name in ("strategy", "relax", "loss")}
     chosen["order"] = plan.settings.order  # type: ignore[attr-defined]
+    if isinstance(phase, FederatedSearch):
+        rounds = phase.rounds
+        chosen |= {"clients": rounds.num_clients, "clients_per_round": rounds.num_drawn}
+        chosen |= {"local_steps": rounds.local_steps, "round_bytes": phase.round_bytes}
     num_params = sum(weight.numel() for weight in phase.weights)
     return _facts(plan, device, phase, num_params, chosen) | figures
 
@@ -309,8 +316,14 @@ def _step(phase: TimedPhase, epoch: int, step: int, batch: Any) -> int:
     for name, value in values.items():
         if not math.isfinite(value):
             raise Diverged(f"dry run: {name} is {value} at step {step}: training diverges at once")
-    parts = [batch] if hasattr(batch, "labels") else batch  # a search step has several batches
-    return sum(len(part.labels) for part in parts if part is not None)
+    return _num_images(batch)
+
+
+def _num_images(batch: Any) -> int:
+    """The images of a batch; a step of a search has several batches, and one of clients has several of those."""
+    if batch is None:
+        return 0
+    return len(batch.labels) if hasattr(batch, "labels") else sum(map(_num_images, batch))
 
 
 def _read_images(split: Split) -> None:

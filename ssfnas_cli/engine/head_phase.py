@@ -43,6 +43,7 @@ class HeadPhase:
     """
 
     name = "adjust"
+    is_spread = False
 
     def __init__(
         self,

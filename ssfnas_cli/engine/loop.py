@@ -40,6 +40,7 @@ class Phase(Protocol):
     name: str
     epochs: int
     seed: int
+    is_spread: bool  # whether each rank holds a part of the tensors, which `tensors` brings together
 
     def num_steps(self, epoch: int) -> int:
         """The number of steps of an epoch."""
@@ -203,7 +204,7 @@ class Loop:
             cursor.step_seconds.append(round(time.perf_counter() - mark, 5))
             progress.update(cursor.epoch, cursor.step, num_steps, cursor.sums)
             self._stop_if_requested(phase)
-            if world.is_first() and time.monotonic() - self._saved_at > 60 * self.settings.save_minutes:
+            if self._save_is_due(phase):
                 self.save(phase)
             mark = time.perf_counter()
         self._end_epoch(phase, progress)
@@ -239,6 +240,11 @@ class Loop:
         if self._event_file is not None:
             self._event_file.add(line)
         progress.end_epoch(line)
+
+    def _save_is_due(self, phase: Phase) -> bool:
+        """Whether it is time for this rank to save, as the first rank's clock says."""
+        due = world.is_first() and time.monotonic() - self._saved_at > 60 * self.settings.save_minutes
+        return bool(world.largest(due)) if phase.is_spread else due
 
     def save(self, phase: Phase) -> None:
         """Save a checkpoint.

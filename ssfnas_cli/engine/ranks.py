@@ -24,7 +24,9 @@ from ssfnas_cli.settings import Training
 
 def facts(settings: Training) -> dict[str, Any]:
     """What config.json records of the ranks; nothing for one process."""
-    return {} if world.size() == 1 else {"ranks": world.size(), "batch_stats": settings.batch_stats}
+    if world.size() == 1:
+        return {}
+    return {"ranks": world.size()} | ({} if settings.is_federated else {"batch_stats": settings.batch_stats})
 
 
 def warn_of_local_statistics(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -52,6 +54,19 @@ def checkpoint_of_first(load: Callable[[], Checkpoint | None]) -> Checkpoint | N
     return (
         found if found is not None or state is None else Checkpoint(state=state, tensors=safetensors.torch.load(packed))
     )
+
+
+def all_parts(mine: Mapping[int, Mapping[str, Tensor]], num: int) -> dict[int, Mapping[str, Tensor]]:
+    """All `num` parts of a state, of which this rank has those with its own number modulo the number of ranks."""
+    if world.size() == 1:
+        return dict(mine)
+    parts: dict[int, Mapping[str, Tensor]] = {}
+    for number in range(num):
+        own = mine.get(number, {})
+        packed = safetensors.torch.save({name: value.detach().contiguous() for name, value in own.items()})
+        packed = world.share_bytes(packed, number % world.size())
+        parts[number] = own if number in mine else safetensors.torch.load(packed)
+    return parts
 
 
 def check_equal(tensors: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ssfnas_cli.engine.candidate_rounds import CandidateRounds
 from ssfnas_cli.engine.closing import say_search_figure, say_search_health
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.federated import FederatedSearch
 from ssfnas_cli.engine.loop import never
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
@@ -43,6 +45,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             say_search_health(RunFolder.open(plan.path).metrics(), plan.path)
         return result
     device, phase = build_search(plan)
+    if isinstance(phase, FederatedSearch):
+        plan = dataclasses.replace(plan, config={**plan.config, **phase.facts()})
     with open_run(plan, device, force, phase.tracking) as (run, loop):
         weight_half, alpha_half = phase.halves
         log.info(
@@ -51,6 +55,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             len(weight_half),
             len(alpha_half),
         )
+        if isinstance(phase, FederatedSearch):
+            log.info("%s", phase.description())
         rounds = CandidateRounds(phase) if phase.strategy.num_candidates else phase
         loop.run_phase(0, rounds, collapse if settings.stop_when_collapsed else never)
         if world.is_first():
@@ -92,7 +98,7 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     assert isinstance(settings, SearchSettings)
     plan.data.verify()
     device = Device.from_settings(settings)
-    phase = SearchPhase(settings, plan.data, device)
+    phase = (FederatedSearch if settings.is_federated else SearchPhase)(settings, plan.data, device)
     _warn_of_idle_settings(settings)
     return device, phase
 

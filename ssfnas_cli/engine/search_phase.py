@@ -64,6 +64,7 @@ class SearchPhase:
     """
 
     name = "search"
+    is_spread = False
 
     def __init__(
         self,
@@ -148,7 +149,8 @@ class SearchPhase:
 
     # Batches
 
-    def _epoch(self, epoch: int) -> BilevelBatches:
+    def epoch_batches(self, epoch: int) -> BilevelBatches:
+        """The batches of an epoch, which are made when they are asked for."""
         weight_half, alpha_half = self.halves
         weights = self._subset(weight_half, "search weights", self.weight_loss, self.mix)
         order = self.sampler.order(self.split.labels[weight_half], weights.seed, epoch, epoch / self.epochs)
@@ -175,21 +177,29 @@ class SearchPhase:
     def batches(self, epoch: int, start: int) -> Iterator[SearchBatch]:
         """Yield the batches of the epoch's steps from `start` on."""
         workers, time_limit = self.settings.workers, self.settings.time_limit
-        for weights, alphas, head_views in load_batches(self._epoch(epoch), start, workers, time_limit):
-            move = self.device.move
-            yield SearchBatch(move(weights), move(alphas), None if head_views is None else move(head_views))
+        yield from map(self.moved, load_batches(self.epoch_batches(epoch), start, workers, time_limit))
+
+    def moved(self, batch: SearchBatch) -> SearchBatch:
+        """The batches of a step, on the device."""
+        weights, alphas, head_views = batch
+        move = self.device.move
+        return SearchBatch(move(weights), move(alphas), None if head_views is None else move(head_views))
 
     # Steps
 
     def step(self, epoch: int, step: int, batch: SearchBatch) -> dict[str, float]:
         """Update the architecture, then take a weight step (DARTS, Algorithm 1)."""
         progress = (epoch + step / self.num_steps(epoch)) / self.epochs
+        return self.architecture_step(batch, epoch, progress) | self.weight_step(batch, progress)
+
+    def architecture_step(self, batch: SearchBatch, epoch: int, progress: float) -> dict[str, float]:
+        """Let the strategy learn from the batches, as the first half of a step."""
         set_lr(self.optimizer, cosine(self.settings.lr, self.settings.lr_min, progress))
         self.model.train()
-        values = self.strategy.update(CurrentStep(self, batch, epoch, progress))
-        return values | self._weight_step(batch, progress)
+        return self.strategy.update(CurrentStep(self, batch, epoch, progress))
 
-    def _weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:
+    def weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:
+        """Train the weights by the strategy's mixing weights, as the second half of a step."""
         with torch.no_grad():
             mixing = self.strategy.mixing(progress, step_generator())
         loss, features = self.weight_objective(batch, mixing, progress)

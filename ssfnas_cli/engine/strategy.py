@@ -25,5 +25,6 @@ def build_strategy(settings: SearchSettings, device: torch.device | str = "cpu")
         alpha_lr=relaxation.lr if settings.alpha_lr == "auto" else settings.alpha_lr,
         alpha_betas=relaxation.betas if settings.alpha_betas == "auto" else settings.alpha_betas,
         alpha_weight_decay=relaxation.weight_decay if decay == "auto" else decay,
+        alpha_optimizer=settings.alpha_optimizer,
     )
     return build_plugin(STRATEGIES, settings.strategy, context=context)

@@ -111,6 +111,8 @@ class TrainPhase:
     With a moving average of the weights, that one is evaluated and kept, and the model trains on.
     """
 
+    is_spread = False
+
     def __init__(
         self,
         schedule: Schedule,

@@ -59,6 +59,11 @@ class RunFacts:
         return {line["epoch"]: line[name] for line in self.metrics if name in line}
 
     @property
+    def ranks(self) -> int:
+        """How many ranks began the run; 1 if it was one process."""
+        return self.run.config["environment"].get("ranks", 1)
+
+    @property
     def data(self) -> tuple[str, str]:
         """The name of the data set's folder, and its sha256."""
         recorded = self.run.config["data"]

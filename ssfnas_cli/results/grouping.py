@@ -19,7 +19,7 @@ from ssfnas_cli.artifacts.run import ADJUSTMENT
 from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_facts, search_of
 
 BARE = ("loss", "network", "strategy", "relax", "genotype")  # sections whose plugin's name speaks for itself
-NOT_SETTINGS = ("data", "threshold", "genotype", f"{SEARCH}rule", f"{SEARCH}epoch")  # that have no default
+NOT_SETTINGS = ("data", "threshold", "ranks", "genotype", f"{SEARCH}rule", f"{SEARCH}epoch")  # that have no default
 MEANT = ("flip", "stem")  # whose `auto` was replaced by what it meant
 # The rules that go without saying, by relaxation; None: a strategy without alphas
 USUAL_RULE = {None: "darts", "softmax": "darts", "sigmoid": "fairdarts", "gumbel": "darts", "dirichlet": "darts"}
@@ -47,7 +47,7 @@ def group_runs(runs: Sequence[RunFacts]) -> list[Group]:
     members: dict[Hashable, list[RunFacts]] = defaultdict(list)
     for run in _with_equal_options(runs):
         members[_key(run)].append(run)
-    split = [part for group in members.values() for part in _split_by_threshold(group)]
+    split = [part for group in members.values() for part in _split_repeats(group)]
     firsts = [group[0] for group in split]
     differing = _differing(firsts)
     labels = _labels(firsts, differing) if len(firsts) > 1 else [_own_label(run) for run in firsts]
@@ -83,17 +83,17 @@ def _section_of(key: str, settings: Mapping[str, Any]) -> str | None:
     return section if not key.endswith(".name") and f"{section}.name" in settings else None
 
 
-def _split_by_threshold(group: list[RunFacts]) -> list[list[RunFacts]]:
-    """A group, or its parts of equal thresholds of the derivation if seeds occur in it more than once.
+def _split_repeats(group: list[RunFacts]) -> list[list[RunFacts]]:
+    """A group, or its parts of equal thresholds and numbers of ranks if seeds occur in it more than once.
 
     `auto` chooses another threshold for every search, so thresholds alone do not make another arm. But two thresholds
-    for one search do.
+    for one search do. Nor do ranks, which compute the same, unless one search was made by several numbers of them.
     """
     if len({run.seeds for run in group}) == len(group):
         return [group]
-    parts: dict[float | None, list[RunFacts]] = defaultdict(list)
+    parts: dict[Hashable, list[RunFacts]] = defaultdict(list)
     for run in group:
-        parts[run.threshold].append(run)
+        parts[run.threshold, run.ranks].append(run)
     return list(parts.values())
 
 
@@ -112,7 +112,7 @@ def _unique_seeds(group: list[RunFacts]) -> tuple[list[RunFacts], list[RunFacts]
 def _value(run: RunFacts, key: str) -> Any:
     if key == "data":
         return f"{run.data[0]} ({run.data[1][:8]})"
-    return run.threshold if key == "threshold" else run.settings.get(key)
+    return getattr(run, key) if key in ("threshold", "ranks") else run.settings.get(key)
 
 
 def _num_values(key: str, firsts: Sequence[RunFacts]) -> int:
@@ -127,20 +127,20 @@ def _is_option_of(key: str, differing: Sequence[str], firsts: Sequence[RunFacts]
 
 def _has(run: RunFacts, key: str) -> bool:
     """Whether a run has a setting, or lacking it says something: no correction, or no genotype but one of a search."""
-    return key in ("data", "threshold", "genotype") or key.startswith(ADJUSTMENT) or key in run.settings
+    return key in ("data", "threshold", "ranks", "genotype") or key.startswith(ADJUSTMENT) or key in run.settings
 
 
 def _differing(firsts: Sequence[RunFacts]) -> list[str]:
-    """The settings in which groups differ, the data set and the threshold among them, the telling ones first.
+    """The settings in which groups differ, the data set, threshold and ranks among them, the telling ones first.
 
     A setting that only some groups have, such as one of the search, counts only if it differs among those. An option of
     a plugin counts only beside the same plugin with another value, or where it is not the default.
     """
     keys = list(dict.fromkeys(key for run in firsts for key in run.settings))
-    differing = [key for key in ["data", *keys, "threshold"] if _num_values(key, firsts) > 1]
+    differing = [key for key in ["data", *keys, "threshold", "ranks"] if _num_values(key, firsts) > 1]
     differing += [key for key in keys if key not in differing and _is_option_of(key, differing, firsts)]
-    if "threshold" in differing and len({_key(run) for run in firsts}) == len(firsts):
-        differing.remove("threshold")
+    if len({_key(run) for run in firsts}) == len(firsts):
+        differing = [key for key in differing if key not in ("threshold", "ranks")]
     kept = [key for key in differing if not _is_noise(key, firsts)]
     return sorted(kept, key=lambda key: (_rank(key), kept.index(key)))
 

@@ -1,7 +1,8 @@
-"""The settings of each command: what can be set (`base`, `models`), and where it comes from (`layers`)."""
+"""The settings of each command: what can be set (`base`, `dataset`, `models`), and where it comes from (`layers`)."""
 
 from ssfnas_cli.settings.adjust import ADJUST_METHODS, AdjustSettings, refuse_useless
 from ssfnas_cli.settings.base import PluginSection, Settings, build_plugin, flatten, identity_hash
+from ssfnas_cli.settings.dataset import MakeDatasetSettings
 from ssfnas_cli.settings.layers import (
     PRESETS,
     RECIPES,
@@ -15,7 +16,6 @@ from ssfnas_cli.settings.layers import (
 from ssfnas_cli.settings.models import (
     PAPER_OPS,
     Execution,
-    MakeDatasetSettings,
     RetrainSettings,
     SearchSettings,
     SelfSupervised,

@@ -8,12 +8,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from registry import REGISTRIES
 from ssfnas_cli.console import log
 
 Model = TypeVar("Model", bound="Settings")
+
+# Far beyond what any machine trains, so that a slip of the finger is refused before memory is asked for.
+PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class PluginSection(BaseModel):

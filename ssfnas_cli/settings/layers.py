@@ -18,7 +18,8 @@ from registry.core import did_you_mean
 from ssfnas_cli.console import decode_text
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings.base import Model, PluginSection, Settings, as_section, flatten, nest
-from ssfnas_cli.settings.models import MakeDatasetSettings, RetrainSettings, SearchSettings
+from ssfnas_cli.settings.dataset import MakeDatasetSettings
+from ssfnas_cli.settings.models import RetrainSettings, SearchSettings
 
 _FORMS = {"float", "int", "bool", "str"}  # how pydantic names the forms of a union in an error's place
 

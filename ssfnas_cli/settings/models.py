@@ -6,9 +6,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from registry import OPS, SOURCES
+from registry import OPS
 from registry.core import did_you_mean
-from ssfnas_cli.settings.base import PluginSection, Section, Settings, flatten, nest
+from ssfnas_cli.settings.base import PluginSection, PositiveInt, Section, Settings, flatten, nest
+from ssfnas_cli.settings.federated import Federated
 
 PAPER_OPS = (  # paper.md, IV-B
     "none",
@@ -36,61 +37,11 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-# Far beyond what any machine trains, so that a slip of the finger is refused before memory is asked for.
-PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 Channels = Annotated[int, Field(ge=2, le=65_536, multiple_of=2)]
 MAX_LAYERS = 1000
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Concentration = Annotated[float, Field(gt=0, le=1000)]
-
-
-class MakeDatasetSettings(Settings):
-    """What `make-dataset` builds."""
-
-    source: Section = Field(PluginSection(name="digits"), description="where the images come from")
-    root: str = Field("", description="folder or file that the source reads")
-    dist: Literal["auto", "balance", "step", "exp", "natural"] = Field(
-        "auto", description="auto: natural if the source's classes differ in size by nature, otherwise exp"
-    )
-    mu: float = Field(
-        0.1,
-        gt=0,
-        le=1,
-        description="imbalance factor of exp and step: images of the smallest class over those of the largest",
-    )
-    max_per_class: int = Field(
-        0, ge=0, le=1_000_000_000, description="images of the largest class; 0: as many as the source has"
-    )
-    test_share: float = Field(
-        0.2, ge=0, lt=1, description="share of each class cut for test, if there is no test split"
-    )
-    val_share: float = Field(
-        0.0, ge=0, lt=1, description="share of each class of the long-tailed train split cut for val"
-    )
-    image_size: Literal["auto"] | Annotated[int, Field(ge=8, le=4096)] = Field(
-        "auto", description="side of the square images, in pixels; auto: their own if they all have one, else 64"
-    )
-    seed: int = Field(0, ge=0, lt=2**40, description="decides which images stay and which are set aside")
-    on_bad: Literal["skip", "fail"] = Field("fail", description="what to do about images that cannot be read")
-    shard_mb: float = Field(64.0, gt=0, le=4096, description="size of a shard in MiB")
-
-    PLUGIN_KINDS: ClassVar = {"source": "source"}
-
-    @field_validator("root")
-    @classmethod
-    def _is_utf8(cls, root: str) -> str:
-        if any("\ud800" <= character <= "\udfff" for character in root):  # bytes that settings as text cannot hold
-            raise ValueError("is not named in UTF-8: rename it, or give a link to it")
-        return root
-
-    def resolve_plugins(self) -> MakeDatasetSettings:
-        """As for every command; and the distribution that the source stands for."""
-        settings = super().resolve_plugins()
-        if settings.dist != "auto":
-            return settings
-        imbalanced = SOURCES.get(self.source.name).facts.imbalanced
-        return settings.model_copy(update={"dist": "natural" if imbalanced else "exp"})
 
 
 class Execution(Settings):
@@ -203,6 +154,11 @@ class Training(Execution):
             raise ValueError("nothing is tracked: set track_test=true, too")
         return value
 
+    @property
+    def is_federated(self) -> bool:
+        """Whether clients train on images of their own. Only a search can be so."""
+        return False
+
     def identity(self) -> dict[str, Any]:
         """The settings that change results, flat: `{"loss.lambda": 0.0051, ...}`."""
         flat, unused = flatten(self.model_dump(mode="json", exclude=set(self.NO_RESULT))), self.unused()
@@ -217,7 +173,7 @@ class Training(Execution):
         return {key: value for key, value in mine.items() if key in chosen or default.get(key, ...) != value}
 
 
-class SearchSettings(Training):
+class SearchSettings(Federated, Training):
     """A search. The defaults are the paper's (IV-B, IV-C), where it is silent those of DARTS."""
 
     strategy: Section = Field(PluginSection(name="gradient"), description="what the architecture is searched with")
@@ -239,8 +195,11 @@ class SearchSettings(Training):
     op_options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="options of those ops that have some, by op"
     )
+    alpha_optimizer: Literal["adam", "sgd"] = Field(
+        "adam", description="what trains the alphas; sgd has no momentum, and wants an alpha_lr of its own"
+    )
     alpha_lr: Literal["auto"] | Rate = Field(
-        "auto", description="learning rate of the alphas (Adam); auto: the relaxation's default"
+        "auto", description="learning rate of the alphas; auto: the relaxation's default for Adam"
     )
     alpha_betas: Literal["auto"] | tuple[Beta, Beta] = Field(
         "auto", description="betas of that Adam; auto: the relaxation's"
@@ -263,7 +222,7 @@ class SearchSettings(Training):
     WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution"})  # strategies that have none
     OF_ALPHAS: ClassVar[tuple[str, ...]] = (
         *("relax", "alpha_sampler", "order", "warmup_epochs"),
-        *("alpha_lr", "alpha_betas", "alpha_weight_decay"),
+        *("alpha_optimizer", "alpha_lr", "alpha_betas", "alpha_weight_decay"),
     )
     PLUGIN_KINDS: ClassVar = {
         "strategy": "strategy",
@@ -280,6 +239,13 @@ class SearchSettings(Training):
         if self.strategy.name not in self.WITHOUT_ALPHAS:
             return super().unused()
         return super().unused() | flatten(self.model_dump(mode="json", include=set(self.OF_ALPHAS))).keys()
+
+    @field_validator("alpha_betas")
+    @classmethod
+    def _are_of_adam(cls, betas: tuple[float, float] | str, info: ValidationInfo) -> tuple[float, float] | str:
+        if betas != "auto" and info.data.get("alpha_optimizer") == "sgd":
+            raise ValueError("are Adam's, and alpha_optimizer is 'sgd': leave them out")
+        return betas
 
     @field_validator("ops")
     @classmethod

@@ -37,6 +37,8 @@ def runs(ssfnas, world, tmp_path_factory):
     ssfnas.ok("search", *data, *ssfnas.ops, *barlow, "-o", "runs/barlow", cwd=folder)
     judged = ["--strategy", "random", "--set", "strategy.candidates=1"]
     ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *judged, "-o", "runs/judged", cwd=folder)
+    clients = ["--set", "sync=round", "--set", "clients=2"]
+    ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *clients, "-o", "runs/federated", cwd=folder)
     ssfnas.ok("retrain", world / "genotype.json", *data, "-o", "runs/tracked", cwd=folder)
     ssfnas.ok("evaluate", "runs/net", "--data", "data/lt", "-o", "printed.json", cwd=folder)
     ssfnas.ok("adjust", "runs/net", "--data", "data/lt", "-o", "runs/adjusted", cwd=folder)
@@ -56,7 +58,7 @@ def test_the_files_of_a_run_folder(described, runs):
 
 def test_the_keys_of_metrics_are_all_described_and_all_exist(described, runs):
     lines = []
-    for run in ("search", "net", "barlow", "judged", "tracked"):
+    for run in ("search", "net", "barlow", "judged", "federated", "tracked"):
         folder = runs / "runs" / run
         lines += [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         with (folder / "metrics.csv").open() as stream:

@@ -120,7 +120,7 @@ def test_it_refuses_what_the_search_would_refuse(settings, tmp_path):
 
 
 def test_a_search_that_diverges_at_once_is_told(settings, monkeypatch):
-    monkeypatch.setattr(SearchPhase, "_weight_step", lambda self, train, progress: {"weight_loss": float("nan")})
+    monkeypatch.setattr(SearchPhase, "weight_step", lambda self, train, progress: {"weight_loss": float("nan")})
     with pytest.raises(Diverged, match="weight_loss is nan at step"):
         predict_search(settings(), None, False)
 

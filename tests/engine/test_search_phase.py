@@ -75,7 +75,7 @@ def test_the_alpha_step_leaves_weights_and_batch_statistics_bit_equal(search, mo
     before, alphas = state(phase), alphas_of(phase)
     buffers = [name for name, _ in phase.model.named_buffers() if "running" in name]
     assert any(name.startswith("head.") for name in buffers) == (loss == "barlow"), "the projector has BN too"
-    monkeypatch.setattr(phase, "_weight_step", lambda batch, progress: {})
+    monkeypatch.setattr(phase, "weight_step", lambda batch, progress: {})
     run(phase, 1, start=2)
     assert same(before, state(phase)) and not torch.equal(alphas, alphas_of(phase))
 
@@ -167,7 +167,7 @@ def test_the_second_order_of_a_supernet_agrees_with_autograd(search):
 def test_the_alpha_step_comes_before_the_weight_step(search, monkeypatch):
     phase, calls = search(), []
     monkeypatch.setattr(phase.strategy, "update", lambda search_step: calls.append("alpha") or {})
-    monkeypatch.setattr(phase, "_weight_step", lambda *args: calls.append("weight") or {})
+    monkeypatch.setattr(phase, "weight_step", lambda *args: calls.append("weight") or {})
     run(phase, 2)
     assert calls == ["alpha", "weight"] * 2
 

@@ -220,3 +220,31 @@ def test_a_step_of_slurm_makes_ranks_and_a_lone_allocation_does_not(zygote, plac
     said(ranks(zygote, [*SHORT, "-o", "run"], place, environs=environs), 0)
     assert "messages_per_step" in metrics_of(place / "run")[0]
     assert Path(place / "run" / "genotype.json").exists()
+
+
+FEDERATED = [
+    *[*SEARCH, "--epochs", "2", "-o", "run", "--set", "sync=round", "--set", "clients=3", "--set", "local_steps=3"],
+    *["--set", "clients_per_round=2"],
+]
+
+
+def test_clients_on_ranks_are_stopped_within_a_round_and_killed_and_the_rest_is_exact(zygote, world, place, tmp_path):
+    """Saved at every step; the clients' momenta lie on different ranks, and all are in the first one's checkpoint."""
+    (tmp_path / "data").symlink_to(world / "data")
+    said(ranks(zygote, FEDERATED, tmp_path), 0)
+    stopped = ranks(zygote, FEDERATED, place, faults={1: {"signal_at_step": [signal.SIGUSR1, "search", 0, 1, 0]}})
+    assert "stopped by SIGUSR1 at epoch 1, step 2" in said(stopped, 75)
+    killed = ranks(zygote, FEDERATED, place, faults={1: {"signal_at_step": [signal.SIGKILL, "search", 1, 2, 0]}})
+    assert [result.code for result in killed] == [5, -signal.SIGKILL]
+    said(ranks(zygote, FEDERATED, place), 0)
+    assert_same_end(place / "run", tmp_path / "run")
+    config = json.loads((place / "run" / "config.json").read_text())
+    assert config["environment"]["ranks"] == 2 and "batch_stats" not in config["environment"]
+
+
+def test_clients_go_on_with_another_number_of_ranks(zygote, place):
+    stop = {"signal_at_step": [signal.SIGTERM, "search", 0, 1, 0]}
+    said(ranks(zygote, FEDERATED, place, faults={0: stop}), 75)
+    err = said(ranks(zygote, FEDERATED, place, size=3), 0)
+    assert "ranks (2 then, 3 now)" in err and "batch_stats" not in err
+    assert len(metrics_of(place / "run")) == 2

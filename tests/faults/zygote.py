@@ -81,10 +81,11 @@ def apply(faults: dict) -> None:
 
 def _on_step(act) -> None:
     """Call `act(phase, number)` before every training step; numbers count over epochs and phases of this process."""
+    from ssfnas_cli.engine.federated import FederatedSearch
     from ssfnas_cli.engine.search_phase import SearchPhase
     from ssfnas_cli.engine.train_phase import TrainPhase
 
-    for phase_class in (SearchPhase, TrainPhase):
+    for phase_class in (SearchPhase, FederatedSearch, TrainPhase):
 
         def step(self, epoch, step, batch, _original=phase_class.step):
             act(self, epoch, step)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from federated_cases import clients_case, rounds_and_steps_case
 from torch import Tensor
 
 NUM = 11  # images of a batch, which divide by neither two nor three nor four
@@ -92,6 +93,8 @@ def cases(data) -> dict:
     named = {f"loss {name}": lambda name=name: loss_case(name) for name in LOSSES.names() if is_builtin(LOSSES, name)}
     named["loss barlow as Eq. 9"] = lambda: loss_case("barlow", centred=False)
     named |= {f"norm {kind}": lambda kind=kind: norm_case(*kind) for kind in NORMS}
+    named["federated clients"] = lambda: clients_case(data)
+    named["federated as steps"] = lambda: rounds_and_steps_case(data)
     named |= {f"search {name}": lambda given=given: search_case(data, **given) for name, given in SEARCHES.items()}
     return named | {f"train {name}": lambda given=given: train_case(data, **given) for name, given in TRAININGS.items()}
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 SIZES = [2, 3, 4]
 LOCAL = "train local statistics/"  # it has other statistics than one process
+AS_STEPS = "federated as steps/"  # as many clients as ranks, so other ones in every world
 ALL = 3  # so many ranks compute all cases, others some of them
 REFERENCE = "local on"
 
@@ -53,7 +54,7 @@ def test_every_rank_has_the_gradients_statistics_and_metrics_of_one_process(resu
         alone = {name for name in expected if not name.startswith(REFERENCE)}
         assert alone >= got.keys() and (alone == got.keys() or size != ALL)
         for name in got:
-            if not name.startswith(LOCAL) and (failure := difference(name, got[name], expected[name])):
+            if not name.startswith((LOCAL, AS_STEPS)) and (failure := difference(name, got[name], expected[name])):
                 failures.append(f"{failure} on rank {rank}")
     assert not failures, "\n".join(failures[:20])
 
@@ -91,6 +92,19 @@ def test_the_cases_cover_every_loss_and_see_gradients(results):
     for group in groups(results):
         gradients = [v for name, v in expected.items() if name.startswith(f"{group}/") and "gradient" in name]
         assert group == "norm (4, False)" or any(value.abs().max() > 1e-6 for value in gradients), group
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_rounds_of_one_step_of_equal_clients_are_data_parallel_steps(results, size):
+    """FedNAS with SGD on the alphas, no clip, cross-entropy and each rank's own BN statistics."""
+    for got in results[size]:
+        prefix = f"{AS_STEPS}rounds: "
+        names = [name.removeprefix(prefix) for name in got if name.startswith(prefix)]
+        assert {"alphas.normal", "alphas.reduce", "model.head.weight"} <= set(names)
+        for name in names:
+            rounds, steps = got[prefix + name], got[f"{AS_STEPS}steps: {name}"]
+            moved = got[f"{AS_STEPS}pseudo-gradient {name}"].abs().max()
+            assert (rounds - steps).abs().max() <= 1e-10 * moved + 1e-13, name
 
 
 def test_local_statistics_are_other_ones_but_the_ranks_agree_on_their_mean(results):

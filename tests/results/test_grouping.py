@@ -109,6 +109,20 @@ def test_two_thresholds_of_one_search_are_two_groups(tmp_path):
     assert set(grouped(*runs)) == {"threshold=0.5", "threshold=0.85"}
 
 
+def test_a_search_by_one_process_and_by_two_ranks_is_two_groups_and_seeds_on_any_ranks_are_one(tmp_path):
+    made = lambda name, **more: make_run(tmp_path / name, "search", **more)
+    on = lambda ranks: {"torch": "2", "kernels": "torch", "device": "cpu", "ranks": ranks}
+    one, two, federated = (
+        made("one"),
+        made("two", environment=on(2)),
+        make_run(tmp_path / "federated", "search", "sync=round", "clients=4"),
+    )
+    assert set(grouped(one, two)) == {"ranks=1", "ranks=2"}
+    labels = list(grouped(one, two, federated))
+    assert labels == ["ranks=1", "ranks=2", "clients=4, sync=round, ranks=1"]
+    assert len(grouped(one, made("other-seed", seed=1, environment=on(2)))) == 1
+
+
 def test_genotypes_whose_search_is_gone_are_not_grouped(tmp_path):
     runs = [
         make_run(tmp_path / f"net-{seed}", seed=seed, provenance={"run": "/gone", "seed": seed}, genotype=genotype)

@@ -267,6 +267,14 @@ def test_text_in_set_is_read_as_text(value):
     assert parse_set(f"key={toml_value([value, 1, 0.5, True], 'key')}") == {"key": [value, 1, 0.5, True]}
 
 
+@pytest.mark.parametrize("name", ["cifar", "retina"])
+def test_the_tour_compares_two_searches_and_a_plain_network(name):
+    cells = build_cells(read_plan(EXPERIMENTS / "tour" / f"{name}.toml", ["seeds=[0]"]))
+    names = [cell.name for cell in cells if cell.stage in ("search", "retrain", "adjust")]
+    assert {"search-darts-seed0", "search-ssf-nas-seed0", "resnet32-ce-seed0", "ssf-nas-ce+post-hoc-seed0"} < set(names)
+    assert len(names) == 2 + 3 + 3
+
+
 def test_the_example_of_the_documentation_is_a_sweep(cells_of):
     text = (EXPERIMENTS.parent / "docs" / "sweeps.md").read_text()
     cells = cells_of(text.partition("```toml\n")[2].partition("```")[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from faults_support import DATASET, RETRAIN, SEARCH, Zygote
-from ranks_support import ranks, said
+from ranks_support import SEARCH_ON_RANKS, ranks, said
 
 
 @pytest.fixture(scope="session")
@@ -69,5 +69,5 @@ def undisturbed(zygote: Zygote, world: Path, memory_folder: Path) -> Path:
     folder = memory_folder / "on-two-ranks"
     folder.mkdir()
     (folder / "data").symlink_to(world / "data")
-    said(ranks(zygote, [*SEARCH, "-o", "run"], folder), 0)
+    said(ranks(zygote, SEARCH_ON_RANKS, folder), 0)
     return folder / "run"

@@ -2,6 +2,10 @@
 
 import socket
 
+from faults_support import SEARCH
+
+SEARCH_ON_RANKS = [*SEARCH, "--epochs", "2", "-o", "run"]
+
 
 def free_port():
     with socket.socket() as probe:

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from faults_support import DATASET, ENVIRON, SEARCH, SHORT, SSFNAS, assert_same_end, metrics_of
+from faults_support import DATASET, SHORT, assert_same_end, metrics_of
 from PIL import Image
-from ranks_support import free_port, ranks, said, torchruns
+from ranks_support import SEARCH_ON_RANKS, free_port, ranks, said, torchruns
 
 from ssfnas_cli.artifacts.model import load_model
 
@@ -20,14 +19,14 @@ def test_the_first_rank_alone_writes_and_prints(zygote, world, undisturbed):
     config = json.loads((undisturbed / "config.json").read_text())
     assert (config["environment"]["ranks"], config["environment"]["batch_stats"]) == (2, "global")
     mine, theirs = metrics_of(undisturbed), metrics_of(world / "search")
-    assert [line["steps"] for line in mine] == [line["steps"] for line in theirs], "every image once an epoch"
+    assert {line["steps"] for line in mine} == {line["steps"] for line in theirs}, "every image once an epoch"
     assert all(line["messages_per_step"] > 10 and line["bytes_per_step"] > 1000 for line in mine)
     for name in ("weight_loss", "alpha_loss"):  # the same search, up to the last bits of float32
         assert mine[0][name] == pytest.approx(theirs[0][name], rel=0.02)
 
 
 def test_a_signal_to_any_rank_stops_all_of_them_at_one_step_and_the_rest_is_exact(zygote, undisturbed, place):
-    command = [*SEARCH, "-o", "run"]
+    command = SEARCH_ON_RANKS
     stopped = ranks(zygote, command, place, faults={1: {"signal_at_step": [signal.SIGUSR1, "search", 1, 2, 0]}})
     assert "stopped by SIGUSR1 at epoch 2, step 3" in said(stopped, 75)
     said(ranks(zygote, command, place), 0)
@@ -50,7 +49,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(zygote, world, place, size):
 
 
 def test_a_rank_that_is_killed_ends_all_within_a_minute_and_the_run_goes_on(zygote, undisturbed, place):
-    command = [*SEARCH, "-o", "run"]
+    command = SEARCH_ON_RANKS
     began = time.monotonic()
     first, second = ranks(zygote, command, place, faults={1: {"signal_at_step": [signal.SIGKILL, "search", 1, 2, 0]}})
     assert second.code == -signal.SIGKILL and first.code == 5
@@ -194,23 +193,18 @@ def test_an_evaluation_on_ranks_is_that_of_one_process(zygote, world, place):
         assert first.json["splits"][split]["confusion"] == facts["confusion"]
 
 
-def test_the_first_rank_reads_stdin_for_all(world, place):
+def test_the_first_rank_reads_stdin_for_all(zygote, world, place):
     shutil.copytree(world / "retrain", place / "retrain")
-    printed = json.dumps({"kind": "retrain-run", "path": "retrain"})
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": place}
-    first, second = (
-        subprocess.Popen(
-            [SSFNAS, "evaluate", "-", "--data", "data"],
-            stdin=subprocess.PIPE if environ["RANK"] == "0" else subprocess.DEVNULL,
-            env={**os.environ, **ENVIRON, **environ},
-            **streams,
-        )
-        for environ in torchruns(2)
-    )
-    out, err = first.communicate(printed)
-    assert first.returncode == 0, err
-    assert json.loads(out)["run"] == "retrain"
-    assert (*second.communicate(), second.returncode) == ("", "", 0)
+    printed = place / "printed.json"
+    printed.write_text(json.dumps({"kind": "retrain-run", "path": "retrain"}))
+    children = [
+        zygote.start(["evaluate", "-", "--data", "data"], place, stdin=stdin, environ=environ)
+        for stdin, environ in zip((printed, os.devnull), torchruns(2), strict=True)
+    ]
+    first, second = (zygote.wait(child) for child in children)
+    assert first.code == 0, first.err
+    assert first.json["run"] == "retrain"
+    assert (second.code, second.out, second.err) == (0, "", "")
 
 
 def test_a_step_of_slurm_makes_ranks_and_a_lone_allocation_does_not(zygote, place):

@@ -12,7 +12,8 @@ import sys
 import time
 
 import pytest
-from faults_support import ENVIRON, SEARCH, assert_same_end, metrics_of, wait_for, with_faults
+from faults_support import ENVIRON, assert_same_end, metrics_of, wait_for, with_faults
+from ranks_support import SEARCH_ON_RANKS
 
 HOSTS = {"one": "10.77.0.1", "two": "10.77.0.2"}
 NEW = ["--net", "--uts", "--mount"]
@@ -95,7 +96,7 @@ def ends(jobs):
 
 
 def test_a_host_that_is_cut_off_ends_the_run_on_both_and_it_goes_on_exactly(hosts, undisturbed, place):
-    command, pause = [*SEARCH, "-o", "run"], place / "paused"
+    command, pause = SEARCH_ON_RANKS, place / "paused"
     jobs = torchrun(hosts, command, place, {"pause_at_file_event": ["checkpoints/0000000003", str(pause)]})
     wait_for(lambda: pause.exists() or any(job.poll() is not None for job in jobs))
     assert pause.exists(), ends(jobs)

@@ -223,7 +223,7 @@ def test_a_step_of_slurm_makes_ranks_and_a_lone_allocation_does_not(zygote, plac
 
 
 FEDERATED = [
-    *[*SEARCH, "--epochs", "2", "-o", "run", "--set", "sync=round", "--set", "clients=3", "--set", "local_steps=3"],
+    *[*SEARCH_ON_RANKS, "--set", "sync=round", "--set", "clients=3", "--set", "local_steps=3"],
     *["--set", "clients_per_round=2"],
 ]
 

@@ -2,7 +2,9 @@
 
 A rank that fails leaves its error in the store in which the ranks found each other. The first rank prints it, and all
 end with its exit code. A thread of each rank looks there every second, so that this does not depend on what the rank
-is doing. It also counts a heartbeat: a rank that was killed leaves no error, and is known by its silence.
+is doing. It also counts a heartbeat: a rank that was killed leaves no error, and is known by its silence. If the
+network between two machines is cut, the store itself is silent for those on the other side, and each call waits for
+an answer: a second thread counts how long.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ssfnas_cli.errors import ResourceError
@@ -39,6 +41,8 @@ class Lifeline:
         self.store, self.rank, self.size = store, rank, size
         self._ended, self._failing, self._said = threading.Event(), threading.Event(), threading.Event()
         self._lock = threading.Lock()
+        self._answers = 0  # how often the store has answered the watching thread
+        self._error: tuple[str, int] | None = None  # this rank's own: message and exit code
 
     def wait_for_all(self, seconds: float) -> None:
         """Wait until all ranks have come, and watch over them from then on.
@@ -47,13 +51,25 @@ class Lifeline:
             ResourceError: some have not come in that time.
         """
         self.store.set(f"came/{self.rank}", "1")
-        threading.Thread(target=self._watch, daemon=True).start()
+        for watch in (self._watch, self._watch_the_store):
+            threading.Thread(target=watch, daemon=True).start()
         came = [f"came/{rank}" for rank in range(self.size)]
         if not _wait(lambda: self.store.check(came) or self.store.check(["error"]), seconds):
             missing = [str(rank) for rank, key in enumerate(came) if not self.store.check([key])]
             raise ResourceError(
                 f"only some of {self.size} ranks have come within {seconds:.0f} s: {_named(missing)} not"
             )
+
+    @contextlib.contextmanager
+    def ending_after(self, seconds: float, message: str) -> Iterator[None]:
+        """All ranks end with an error if one of them stays longer than so many seconds within this context."""
+        timer = threading.Timer(seconds, self._publish, (message, ResourceError.exit_code))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def end(self) -> None:
         """Watch no more: all ranks are done."""
@@ -73,6 +89,7 @@ class Lifeline:
             The line to print, or nothing if another rank prints it, and the exit code.
         """
         self._failing.set()
+        self._error = None if lost else (message, code)
         try:
             error = self._cause(message) if lost else self._publish(message, code, self.rank)
             if self.rank == 0 and not lost:
@@ -147,11 +164,27 @@ class Lifeline:
                     self._listen(heard)
                 elif time.monotonic() - since > 2 * BEAT_SECONDS and not self._failing.is_set():
                     self._end_from_outside(since)
+                self._answers += 1
             except Exception as reason:
                 if self._ended.wait(GRACE_SECONDS) or self._failing.is_set():
                     return
                 _print(_store_is_gone(reason))
                 os._exit(ResourceError.exit_code)
+
+    def _watch_the_store(self) -> None:
+        """End this process if the store has stopped answering, which no call to it notices by itself.
+
+        Counted are pauses, not time, so that a process that was stopped itself does not take its own for a silence.
+        """
+        answers, pauses = 0, 0
+        while not self._ended.wait(BEAT_SECONDS):
+            answers, pauses = self._answers, 0 if self._answers != answers else pauses + 1
+            if pauses * BEAT_SECONDS > SILENCE_SECONDS:
+                gone = _store_is_gone(TimeoutError(f"no answer for {SILENCE_SECONDS:.0f} s"))
+                text, code = self._error or (gone, ResourceError.exit_code)
+                if not self._said.is_set():
+                    _print(text)
+                os._exit(code)
 
     def _listen(self, heard: list[tuple[int, float]]) -> None:
         """Publish that ranks are silent. The first rank listens to all others, and they listen to it."""

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,11 +21,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssfnas_cli import __version__
+from ssfnas_cli import __version__, interface
 from ssfnas_cli.errors import InputError, ResourceError, UsageError
 from ssfnas_cli.lifeline import Lifeline
 
 COMMANDS = ("search", "retrain", "evaluate")  # those that all ranks compute together
+OF_ONE = ("adjust", "predict", "rank")  # those that compute much, and by one process: ranks would wait for nothing
 JOIN_SECONDS = 300.0  # how long ranks wait for each other at the start
 FIRST_PORT, NUM_PORTS = 20_000, 20_000  # from which a port is chosen by the number of a SLURM job
 
@@ -123,6 +125,11 @@ def enter(arguments: Sequence[str]) -> bool:
     if arguments and arguments[0] in COMMANDS and not {"-h", "--help"} & set(arguments):
         _join(place())
         return True
+    if place().rank == 0 and arguments and arguments[0] in OF_ONE:
+        told = f"{arguments[0]} is computed by one process: the other ranks ({place().size - 1}) end at once"
+        print(
+            f"ssfnas: {told}; leave {place().starter} away, or give each rank a part and WORLD_SIZE=1", file=sys.stderr
+        )
     return place().rank == 0
 
 
@@ -130,26 +137,43 @@ def _join(here: Place) -> None:
     global _lifeline
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch would warn of connections that a failed rank closes
     import torch
-    import torch.distributed as dist
 
     from registry import collective
 
     store = _connect(here)
+    own = interface.introduce(store, _address(here)[0])
     _lifeline = Lifeline(store, here.rank, here.size)
     _lifeline.wait_for_all(JOIN_SECONDS)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
-    try:
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore("group", store),
-            rank=here.rank,
-            world_size=here.size,
-            timeout=timedelta(days=1),  # the lifeline notices much earlier that a rank is gone
-        )
-    except RuntimeError as error:
-        raise ResourceError(f"the ranks cannot connect to each other ({_first_line(error)})") from error
+    interface.choose(store, own)
+    backend = _make_group(store, here, _lifeline)
     collective.use(here.rank, here.size)
     agree({"ssfnas": __version__, "code": _code_digest(), "torch": torch.__version__, "backend": backend})
+
+
+def _make_group(store: Any, here: Place, tie: Lifeline) -> str:
+    """Connect each rank with every other. Returns the backend.
+
+    Raises:
+        ResourceError: they cannot be connected.
+    """
+    import torch
+    import torch.distributed as dist
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    told = "the ranks cannot connect to each other"
+    mend = f"set {interface.VARIABLE} to the network interface that joins the machines ('ip addr' lists them)"
+    try:
+        with tie.ending_after(JOIN_SECONDS, f"{told} within {JOIN_SECONDS:.0f} s: {mend}"):
+            dist.init_process_group(
+                backend,
+                store=dist.PrefixStore("group", store),
+                rank=here.rank,
+                world_size=here.size,
+                timeout=timedelta(days=1),  # the lifeline notices much earlier that a rank is gone
+            )
+    except RuntimeError as error:
+        raise ResourceError(f"{told} ({_first_line(error)}): {mend}") from error
+    return backend
 
 
 def _connect(here: Place) -> Any:

@@ -21,9 +21,10 @@ RUN_FILES = {
     "metrics.jsonl": "one line for each epoch",
     "metrics.csv": "the same as a table, for spreadsheets",
     "log.txt": "everything that was said, with the time",
-    "alphas.safetensors": "of a search: the alphas of every epoch",
+    "alphas.safetensors": "of a search: the alphas of every epoch; of a derivation by perturbation: the mixing weights",
     "genotype.json": "of a search: the genotype of its last epoch; of a retraining: the one that it trained",
     "model.safetensors": "of a retraining: the trained network and its card",
+    "perturbation.json": "of a derivation by perturbation: every decision, with what was measured for it",
     "evaluation.json": "what evaluate measured on the run's own data set",
     "evaluation-confusion-SPLIT.csv": "the confusion matrix, if there are more than 100 classes",
     "checkpoints/": "what the run goes on from, the newest ones; see below",
@@ -32,7 +33,7 @@ RUN_FILES = {
 }
 CONFIG = {
     "schema": "the format and its version, ssfnas.run/1",
-    "kind": "search or retrain; a corrected network is a retrain run, too",
+    "kind": "search or retrain; a corrected network is a retrain run, and a derivation by perturbation a search run",
     "identity": "the settings that change results, flat, and the data set: what makes it the same run",
     "settings": "all settings, resolved",
     "changed": "those that differ from the defaults",
@@ -44,12 +45,14 @@ CONFIG = {
     "genotype": "[of a genotype's network] the genotype",
     "adjustment": "[of a corrected network] the method, its settings, the run that it corrects, and what was chosen",
     "clients": "[federated search] images of each client in the weight half and in the alpha half, and of each class",
+    "derivation": "[of a derivation by perturbation] the rule, its settings, and the search that it derives from",
+    "init": "[with --init-from] the search whose weights it began with, their sha256, and what was taken of them",
     "sha256": "of the rest: a file that was edited is refused",
 }
 STATUS = {
     "state": "running, stopped, done or diverged",
     "updated": "seconds since 1970",
-    "phase": "search, pretrain, train or adjust",
+    "phase": "search, pretrain, train, adjust or perturbation",
     "epoch": "epochs that are done in this phase",
     "epochs": "epochs that it has",
     "step": "[unfinished] steps that are done in this epoch",
@@ -60,7 +63,7 @@ STATUS = {
     "sha256": "of the rest",
 }
 METRICS = {
-    "phase": "search, pretrain, train or adjust",
+    "phase": "search, pretrain, train, adjust or perturbation",
     "epoch": "the number of the epoch in its phase, from 1",
     "steps": "steps of the epoch; losses and training accuracies are means over them",
     "loss": "[retrain] the loss that was minimised",
@@ -89,6 +92,11 @@ METRICS = {
     "best_fitness": "[rounds] the highest fitness of all candidates so far",
     "rounds": "[federated search] rounds of the epoch; a step is then one of all clients of a round",
     "round_bytes": "[federated search] what a round sends to its clients and back: weights, running statistics, alphas",
+    "measurements": "[rounds of a derivation by perturbation] how often the supernet was measured without something",
+    "decisions": "[rounds of a derivation by perturbation] edges and nodes that are decided so far",
+    "accuracy_without": "[rounds of a derivation by perturbation] mean top-1 on the alpha half of those, in percent",
+    "balanced_accuracy_without": "[rounds of a derivation by perturbation] mean of their balanced accuracies",
+    "loss_without": "[rounds of a derivation by perturbation] mean of their cross-entropies",
     "step_seconds": "median seconds of a step, data included",
     "peak_memory_bytes": "the most memory that the process had so far",
     "elapsed_seconds": "seconds that the run has computed, interruptions left out",

@@ -10,7 +10,15 @@ from generator.markdown import code, table, text
 from generator.schemas import Described, show_value
 from registry import REGISTRIES
 from ssfnas_cli.commands.plugins import describe_plugin
-from ssfnas_cli.settings import PRESETS, RECIPES, AdjustSettings, MakeDatasetSettings, RetrainSettings, SearchSettings
+from ssfnas_cli.settings import (
+    PRESETS,
+    RECIPES,
+    AdjustSettings,
+    MakeDatasetSettings,
+    PerturbationSettings,
+    RetrainSettings,
+    SearchSettings,
+)
 from ssfnas_cli.settings.base import Settings, flatten
 from ssfnas_cli.settings.federated import Federated
 from ssfnas_cli.settings.models import Execution, SelfSupervised, Training, Views
@@ -34,7 +42,8 @@ GROUPS = (
     Group("Self-supervised views", Views, (), "views."),
     Group("A self-supervised loss beside the supervised one", SelfSupervised, (), "ssl."),
     Group("adjust", AdjustSettings, ("adjust",)),
-    Group("How a run is executed", Execution, ("search", "retrain", "adjust")),
+    Group("derive --rule perturbation", PerturbationSettings, ("derive",)),
+    Group("How a run is executed", Execution, ("search", "retrain", "adjust", "derive")),
 )
 
 

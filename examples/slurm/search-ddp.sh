@@ -20,6 +20,7 @@
 #
 # MASTER_ADDR  where the ranks meet (default: the first node of the job)
 # MASTER_PORT  the port there (default: 20000 and the last digits of the job's number)
+# GLOO_SOCKET_IFNAME  the network interface between the nodes, such as ib0 (default: the one that leads to the first node)
 # REQUEUE      requeue.sh (default examples/slurm/requeue.sh)
 set -euo pipefail
 

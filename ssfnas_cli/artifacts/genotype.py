@@ -108,6 +108,8 @@ class Provenance(BaseModel):
     data: str | None = Field(None, description="folder of the data set of the search")
     data_sha256: str | None = Field(None, description="its identity")
     seed: int | None = Field(None, description="of the search")
+    init_from: str | None = Field(None, description="folder of the search whose supernet that search began with")
+    init_sha256: str | None = Field(None, description="of the weights that it began with")
     versions: dict[str, str] | None = Field(None, description="of ssfnas, torch and Python")
 
 

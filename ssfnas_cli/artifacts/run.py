@@ -44,11 +44,16 @@ SCHEMA = "ssfnas.run/1"
 ALPHAS, METRICS, EVALUATION = "alphas.safetensors", "metrics.jsonl", "evaluation.json"
 METRICS_CSV = "metrics.csv"  # the same for spreadsheets; nothing reads it back
 ADJUSTMENT = "adjustment."  # how the keys of an identity begin that only a corrected run has
+DERIVATION = "derivation."  # and those that only a derivation by perturbation has
+INIT = "init."  # and those of a run that begins with another run's weights
+BESIDE_SETTINGS = (ADJUSTMENT, DERIVATION, INIT)
+PERTURBATION = "perturbation.json"  # what a derivation by perturbation has measured and decided
 TRAINING_VERSION = "recipe"  # the key in config.json of a number: runs of another one were trained differently
 STATES = ("running", "stopped", "done", "diverged")
 FILES = (  # the files that a run writes
     *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),
-    *(ALPHAS, METRICS, METRICS_CSV, EVALUATION, *(table_path(Path(EVALUATION), split).name for split in EVALUATED)),
+    *(ALPHAS, PERTURBATION, METRICS, METRICS_CSV, EVALUATION),
+    *(table_path(Path(EVALUATION), split).name for split in EVALUATED),
 )
 _MISSING = object()
 
@@ -134,6 +139,19 @@ class RunFolder:
             return model.model_validate(recorded | self.config["settings"])
         except ValidationError as error:
             raise validation_error(str(self.path / "config.json"), error, within="settings") from None
+
+    def refuse_unfinished(self) -> None:
+        """Check that the run is done.
+
+        Raises:
+            InputError: it is not. The message says how to go on with it.
+        """
+        state = self.status()["state"]
+        if state == "done":
+            return
+        command = self.config.get("command")
+        mend = f"run its command again to go on{f': {command}' if isinstance(command, str) else ''}"
+        raise InputError(f"{self.path}: is {state}, not done: {mend}")
 
     def check_lock(self) -> None:
         """Check before a write that this process still holds the lock.
@@ -375,15 +393,3 @@ def _refuse_other_run(run: RunFolder, kind: str, identity: Mapping[str, Any], id
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:40]}…"
-
-
-def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Warn once if a resumed run may not be bit-equal to an uninterrupted one."""
-    recorded, now = {"ranks": 1, **recorded}, {"ranks": 1, **now}  # one process records none
-    changed = [
-        f"{key} ({recorded.get(key)} then, {now.get(key)} now)"
-        for key in ("processor", "torch", "threads", "kernels", "device", "ranks")
-        if recorded.get(key) != now.get(key)
-    ]
-    if changed:
-        log.warning("the run goes on, but its last bits may differ from an undisturbed one's: %s", ", ".join(changed))

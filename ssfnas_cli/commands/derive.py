@@ -2,50 +2,134 @@
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from registry import OPS
+from ssfnas_cli import stop
 from ssfnas_cli.artifacts.genotype import Genotype
-from ssfnas_cli.commands import common, inputs, outputs
-from ssfnas_cli.console import is_stream, log, set_verbosity
+from ssfnas_cli.commands import closing, common, inputs, outputs
+from ssfnas_cli.console import is_stream, log, set_verbosity, write_bytes
 from ssfnas_cli.errors import UsageError
+from ssfnas_cli.settings import PERTURBATION_RULE, PerturbationSettings, load_settings
+
+OF_PERTURBATION = "With --rule perturbation"
+
+
+def _flag(text: str, default: str | bool = False, **more: Any) -> Any:
+    """A flag of the rule that is a run of its own."""
+    return typer.Option(help=text, show_default=default, rich_help_panel=OF_PERTURBATION, **more)
 
 
 def command(
     run: Annotated[str, typer.Argument(help="Search run folder, or - for what search printed.")],
     rule: Annotated[
         str | None,
-        typer.Option(help="darts, argmax, fairdarts, fairdarts-edge.", show_default="the relaxation's"),
+        typer.Option(
+            help="darts, argmax, fairdarts, fairdarts-edge; or perturbation (DARTS-PT), which leaves ops out of the "
+            "supernet, keeps those that are missed most, and tunes it in between: a run of its own.",
+            show_default="the relaxation's",
+        ),
     ] = None,
     threshold: Annotated[str, typer.Option(help="A number, or auto: 0.85, lowered where a node needs it.")] = "auto",
     epoch: Annotated[
         int | None, typer.Option(help="Which epoch's alphas; 0: the initial.", show_default="last")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Genotype file; default: stdout.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Genotype file; default: stdout. With --rule perturbation the run folder; default: named after the "
+            "settings, in runs/.",
+        ),
+    ] = None,
     force: common.Force = False,
+    epochs_between: Annotated[
+        int | None, _flag("Epochs in which the supernet is tuned after each decision.", "5")
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        _flag(
+            "What an op is judged by on the alpha half: accuracy, balanced_accuracy or loss.",
+            "accuracy",
+            autocompletion=common.one_of(("accuracy", "balanced_accuracy", "loss")),
+        ),
+    ] = None,
+    data: Annotated[str | None, _flag("Data set folder, if it moved.", "the run's")] = None,
+    config: common.Config = None,
+    sets: common.Set = None,
+    show_settings: common.ShowSettings = False,
+    device: common.DeviceName = None,
+    threads: common.Threads = None,
+    workers: common.Workers = None,
+    max_time: common.MaxTime = None,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
 ) -> None:
-    """Derive the genotype of a search run, from any of its epochs."""
+    """Derive the genotype of a search run, from any of its epochs.
+
+    All rules but perturbation read it off the alphas, in no time.
+    """
     set_verbosity(quiet, verbose)
     value = _parse_threshold(threshold)
+    flags = common.flags_of(PerturbationSettings, locals())
+    if rule == PERTURBATION_RULE:
+        _refuse_given({"threshold": threshold != "auto", "epoch": epoch is not None}, "is for the other rules")
+        _perturb(run, load_settings(PerturbationSettings, config=config, sets=sets or (), flags=flags), locals())
+        return
+    given = {name: value is not None for name, value in flags.items()}
+    given |= {"config": config is not None, "set": bool(sets), "show-settings": show_settings}
+    _refuse_given(given, "is for --rule perturbation")
     outputs.refuse_existing(output, force)
     folder = inputs.open_run(run, "search", ["ssfnas_cli.engine.derive_run"])
     from ssfnas_cli.engine.derive_run import derive_run
 
     genotype = derive_run(folder, rule, value, epoch)
+    _say_what_it_is(genotype)
+    outputs.write_output(output, genotype.to_json(), force)
+    if output is not None and not is_stream(output):
+        closing.say_next("retrain", str(output))
+
+
+def _refuse_given(given: Mapping[str, bool], why: str) -> None:
+    """Refuse a flag that the rule has no use for."""
+    for name, is_given in given.items():
+        if is_given:
+            raise UsageError(f"--{name.replace('_', '-')}: {why}: leave it out")
+
+
+def _perturb(run: str, settings: PerturbationSettings, given: Mapping[str, Any]) -> None:
+    """Derive by perturbation: a run folder, and the genotype on stdout."""
+    stop.install_handlers()
+    output: Path | None = given["output"]
+    if given["show_settings"]:
+        common.show_settings(settings)
+        return
+    if output is not None and is_stream(output):
+        raise UsageError(
+            "--output -: with --rule perturbation it is a run folder, and stdout gets the genotype in any case"
+        )
+    common.warn_of_busy_cores(settings.threads)
+    with stop.interruptible():
+        folder = inputs.open_run(run, "search", ["ssfnas_cli.engine.derive_perturbation"])
+        from ssfnas_cli.engine.derive_perturbation import derive_by_perturbation
+    path, genotype = derive_by_perturbation(folder, settings, output, given["force"])
+    _say_what_it_is(genotype)
+    write_bytes(genotype.to_json())
+    closing.say_next("retrain", str(path / "genotype.json"))
+
+
+def _say_what_it_is(genotype: Genotype) -> None:
+    """What of the genotype cannot be built, and whether the search may have collapsed."""
     for kind, cell in genotype.cells().items():
         live = cell.pruned()
         if live.dead_edges or live.dead_nodes:
             log.info("%s cell: %d edges from nodes without input will be pruned", kind, len(live.dead_edges))
     _warn_of_collapse(genotype)
-    outputs.write_output(output, genotype.to_json(), force)
-    if output is not None and not is_stream(output):
-        log.info("next: %s", shlex.join(["ssfnas", "retrain", str(output)]))
 
 
 def _warn_of_collapse(genotype: Genotype) -> None:

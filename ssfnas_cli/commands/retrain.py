@@ -45,6 +45,14 @@ def command(
     pretrain_epochs: Annotated[
         int | None, common.by_preset(RetrainSettings, "pretrain_epochs", "Passes of the pretraining.")
     ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="A finished search, whose supernet's weights the network begins with where their shapes fit.",
+            show_default=False,
+        ),
+    ] = None,
     *,
     flags: Flags,
 ) -> None:
@@ -59,6 +67,7 @@ def command(
     recorded = None if genotype is None else genotype.provenance.data
     fixed = {} if name is None else {key: f"'{name}' has its own; leave it out" for key in RetrainSettings.OF_CELLS}
     own = {"data": data, "network": name, "loss": loss, "pretrain": pretrain, "pretrain_epochs": pretrain_epochs}
+    own["init_from"] = init_from
     settings, preset = flags.load(
         RetrainSettings, own, lambda named: "quick" if is_embedded(named, recorded) else "standard", fixed=fixed
     )

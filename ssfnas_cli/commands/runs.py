@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,11 +52,17 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
         entry["command"] = str(command)
     if isinstance(adjustment := run.config.get("adjustment"), dict):
         entry |= {"adjusted": str(adjustment.get("method")), "source": str(adjustment.get("source"))}
+    derivation = run.config.get("derivation")
+    if isinstance(derivation, dict):
+        entry |= {"derived": str(derivation.get("rule")), "source": str(derivation.get("source"))}
     try:
         status = run.status()
     except InputError as error:
         return entry | {"state": "damaged", "next": str(error)}
     state = shown_state(run, status)
+    following = next_step(run.kind, run.path, state, entry.get("command", ""))
+    if derivation is not None and state == "done":
+        following = shlex.join(["ssfnas", "retrain", str(run.path / "genotype.json")])
     last = status.get("last", {})
     figures = {k: v for k, v in last.items() if ("loss" in k or "accuracy" in k) and isinstance(v, int | float)}
     return entry | {
@@ -65,7 +72,7 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
         "epochs": status.get("epochs"),
         "figures": figures,
         **({"reason": str(status["reason"])} if "reason" in status else {}),
-        "next": next_step(run.kind, run.path, state, entry.get("command", "")),
+        "next": following,
     }
 
 
@@ -81,7 +88,7 @@ def _show(console: Console, entries: Sequence[dict[str, Any]], damaged: Sequence
         minutes = entry["age_seconds"] // 60
         told = [entry["state"], progress, f"{minutes // 60}:{minutes % 60:02d} h ago"]
         if "source" in entry:
-            told.append(f"{entry['adjusted']} of {entry['source']}")
+            told.append(f"{entry.get('adjusted') or entry['derived']} of {entry['source']}")
         console.print(printable(entry["path"]), style="bold", soft_wrap=True)
         console.print(Padding(", ".join(told), (0, 0, 0, 4)))
         if figures:

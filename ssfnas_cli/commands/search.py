@@ -48,6 +48,23 @@ def command(
         ),
     ] = None,
     order: Annotated[int | None, typer.Option(help="1, or 2 for DARTS's second order.", show_default="1")] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="A finished search, on balanced images perhaps, whose supernet this one begins with.",
+            show_default=False,
+        ),
+    ] = None,
+    adapt: Annotated[
+        str | None,
+        typer.Option(
+            help="With --init-from, what learns beside the architecture: all weights, head (a new head on the frozen "
+            "backbone) or none.",
+            autocompletion=common.one_of(("all", "head", "none")),
+            show_default="all",
+        ),
+    ] = None,
     *,
     flags: Flags,
 ) -> None:
@@ -56,6 +73,7 @@ def command(
     With --data the preset is 'standard', without it 'quick'. 'ssfnas --help' explains the words.
     """
     own = {"data": data, "strategy": strategy, "relax": relax, "loss": loss, "order": order}
+    own |= {"init_from": init_from, "adapt": adapt}
     settings, preset = flags.load(SearchSettings, own, lambda named: "standard" if named else "quick")
 
     def search() -> dict[str, Any]:

@@ -18,7 +18,6 @@ from ssfnas_cli.artifacts.run import (
     finished_result,
     open_for_writing,
     set_run_aside,
-    warn_of_differences,
 )
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.engine.adjust_methods import CORRECT, Outcome, Work
@@ -27,7 +26,13 @@ from ssfnas_cli.engine.head_phase import HeadPhase
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.network import count_card, load_finished
 from ssfnas_cli.engine.priors import find_prior
-from ssfnas_cli.engine.session import CURRENT_TRAINING, extra_identity, identity_of, usual_stem
+from ssfnas_cli.engine.session import (
+    CURRENT_TRAINING,
+    extra_identity,
+    identity_of,
+    usual_stem,
+    warn_of_differences,
+)
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.machine import environment
 from ssfnas_cli.nets.count import count_params

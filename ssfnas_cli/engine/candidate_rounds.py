@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from registry.strategies.base import CANDIDATES_A_ROUND, Mixing
-from ssfnas_cli.engine.predict import accuracy
+from ssfnas_cli.engine.predict import accuracy, balanced_accuracy
 from ssfnas_cli.engine.search_phase import SearchPhase
 
 
@@ -74,6 +73,4 @@ def candidate_accuracies(phase: SearchPhase, mixing: Mixing) -> dict[str, float]
     """Accuracy, and its mean over classes, in percent on the alpha half, with BN statistics for these weights."""
     with phase.estimated_statistics(mixing):
         scores, labels = phase.scores(phase.split, phase.halves[1], mixing)
-    right = scores.argmax(1) == labels
-    by_class = [float(right[labels == label].mean()) for label in np.unique(labels)]
-    return {"accuracy": accuracy(scores, labels), "balanced_accuracy": 100 * float(np.mean(by_class))}
+    return {"accuracy": accuracy(scores, labels), "balanced_accuracy": balanced_accuracy(scores, labels)}

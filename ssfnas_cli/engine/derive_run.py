@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from registry.space import edge_list
+from registry.space import CELL_TYPES, edge_list
 from registry.strategies.base import Strategy
 from ssfnas_cli.artifacts.files import sha256_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, Provenance, read_genotype
@@ -18,7 +18,7 @@ from ssfnas_cli.console import log
 from ssfnas_cli.engine.rules import derive
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.errors import InputError, UsageError
-from ssfnas_cli.settings import SearchSettings
+from ssfnas_cli.settings import PERTURBATION_RULE, SearchSettings
 
 
 def derive_run(
@@ -34,6 +34,8 @@ def derive_run(
     Raises:
         InputError: the run diverged, has no alphas yet, or has not reached that epoch.
     """
+    if "derivation" in run.config:
+        return _of_derivation(run, rule, threshold, epoch)
     status = run.status()
     if status["state"] == "diverged":
         raise InputError(f"{run.path}: the search diverged ({status.get('reason')}): nothing is derived from it")
@@ -54,12 +56,30 @@ def derive_run(
     used = {edge.op for cell in derived.genotype.cells().values() for edge in cell.edges}
     options = {name: values for name, values in settings.op_options.items() if name in used}
     sources = [record[name][epoch].double() for name in strategy.record_names]
-    provenance = _provenance(run, settings, epoch, rule, derived.threshold, sources)
+    provenance = provenance_of(run, settings, epoch, rule, derived.threshold, sources)
     genotype = derived.genotype.model_copy(update={"op_options": options, "provenance": provenance})
     said_before = _recorded_provenance(run) == provenance
     for note in derived.notes:
         log.log(logging.DEBUG if said_before else logging.WARNING, "%s: %s", run.path, note)
     return genotype
+
+
+def _of_derivation(run: RunFolder, rule: str | None, threshold: float | str, epoch: int | None) -> Genotype:
+    """The genotype of a derivation by perturbation, which is decided when the run is done.
+
+    Raises:
+        InputError: it is not done.
+        UsageError: another rule, a threshold or an epoch would make another genotype of it.
+    """
+    given = {"--rule": rule not in (None, PERTURBATION_RULE), "--threshold": threshold != "auto"}
+    given["--epoch"] = epoch is not None
+    for flag, is_given in given.items():
+        if is_given:
+            raise UsageError(
+                f"{flag}: {run.path} is a derivation by perturbation, which has one genotype: leave it out"
+            )
+    run.refuse_unfinished()
+    return read_genotype(run.path / "genotype.json")
 
 
 def _check_choice(
@@ -88,8 +108,11 @@ def weights_of_run(run: RunFolder) -> dict[str, np.ndarray]:
         InputError: the run has no alphas yet, or they do not fit its settings.
     """
     settings = run.settings(SearchSettings)
-    strategy = build_strategy(settings)
     record = run.alphas()
+    if "derivation" in run.config:  # its record holds mixing weights
+        _check_record(run, record, CELL_TYPES, len(settings.ops))
+        return {kind: weights.double().numpy() for kind, weights in record.items()}
+    strategy = build_strategy(settings)
     reached = _check_record(run, record, strategy.record_names, len(settings.ops))
     epochs = [strategy.weights_at(record, epoch) for epoch in range(reached + 1)]
     return {kind: np.stack([weights[kind] for weights in epochs]) for kind in epochs[0]}
@@ -103,7 +126,7 @@ def _recorded_provenance(run: RunFolder) -> Provenance | None:
         return None
 
 
-def _provenance(
+def provenance_of(
     run: RunFolder,
     settings: SearchSettings,
     epoch: int,
@@ -111,7 +134,8 @@ def _provenance(
     threshold: float | None,
     sources: list[Tensor],
 ) -> Provenance:
-    recorded = run.config["environment"]
+    """The provenance of a genotype that was derived in a run from some tensors, of which the hash is recorded."""
+    recorded, init = run.config["environment"], run.config.get("init", {})
     versions = {key: str(recorded[key]) for key in ("ssfnas", "torch", "python") if key in recorded}
     return Provenance(
         run=str(run.path.resolve()),
@@ -122,6 +146,8 @@ def _provenance(
         data=run.config["data"]["path"],
         data_sha256=run.config["data"]["sha256"],
         seed=settings.seed,
+        init_from=init.get("source"),
+        init_sha256=init.get("sha256"),
         versions=versions,
     )
 

@@ -88,7 +88,7 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
         rounds = phase.rounds
         chosen |= {"clients": rounds.num_clients, "clients_per_round": rounds.num_drawn}
         chosen |= {"local_steps": rounds.local_steps, "round_bytes": phase.round_bytes}
-    num_params = sum(weight.numel() for weight in phase.weights)
+    num_params = sum(w.numel() for name, w in phase.model.named_parameters() if not name.startswith("probe."))
     return _facts(plan, device, phase, num_params, chosen) | figures
 
 

@@ -214,11 +214,7 @@ def load_finished(run: RunFolder) -> tuple[Classifier, ModelCard]:
     Raises:
         InputError: the run is unfinished, or its model file is missing or damaged.
     """
-    state = run.status()["state"]
-    if state != "done":
-        command = run.config.get("command")
-        mend = f"run its command again to go on{f': {command}' if isinstance(command, str) else ''}"
-        raise InputError(f"{run.path}: is {state}, not done: {mend}")
+    run.refuse_unfinished()
     tensors, card = load_model(run.path / MODEL)
     return load_classifier(tensors, card, run.path / MODEL), card
 

@@ -64,3 +64,9 @@ def predict(
 def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
     """Top-1 accuracy in percent."""
     return 100 * int((scores.argmax(1) == labels).sum()) / len(labels)
+
+
+def balanced_accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the accuracies of the classes that occur, in percent."""
+    right = scores.argmax(1) == labels
+    return 100 * float(np.mean([float(right[labels == label].mean()) for label in np.unique(labels)]))

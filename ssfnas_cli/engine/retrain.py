@@ -16,12 +16,14 @@ from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.closing import say_training_figure
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.inherit import Inherited, find_supernet, inherit
 from ssfnas_cli.engine.mix import build_mix
 from ssfnas_cli.engine.network import build_model, build_objective, count_card, make_card
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.engine.train_phase import PretrainingModel, Schedule, TrainPhase
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.nets.count import count_params
+from ssfnas_cli.nets.derived import DerivedEncoder
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import RetrainSettings
 
@@ -51,6 +53,9 @@ def run_retrain(
     with open_run(plan, device, force, phases[-1].tracking) as (run, loop):
         weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
         log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
+        if "init" in plan.config:
+            init = plan.config["init"]
+            log.info("taken from %s: %s; the others are new", init["source"], Inherited(**init["taken"]))
         if card.holdout:
             total = sum(plan.data.counts("train"))
             aside = total - sum(card.train_counts)
@@ -81,15 +86,20 @@ def plan_retrain(
     settings = settings.resolve_plugins()
     names = [settings.loss.name, settings.pretrain.name]
     if genotype is None:
+        if settings.init_from:
+            raise UsageError(f"--init-from: a search has no weights for '{settings.network.name}': leave it out")
         data = find_data(settings.data, None, None, "network", other_data)
         plan = plan_run("retrain", settings, data, {}, [settings.network.name, *names], output, force=force)
     else:
         origin = genotype.provenance
         data = find_data(settings.data, origin.data, origin.data_sha256, "genotype", other_data)
-        document = genotype.model_dump(by_alias=True, mode="json", exclude_none=True)
-        plan = plan_run(
-            "retrain", settings, data, {"genotype": genotype.shape()}, names, output, {"genotype": document}, force
-        )
+        config = {"genotype": genotype.model_dump(by_alias=True, mode="json", exclude_none=True)}
+        extra = {"genotype": genotype.shape()}
+        if (start := find_supernet(settings.init_from)) is not None:
+            extra, config, names = extra | start.identity(), config | {"init": start.config()}, [*names, "init"]
+        plan = plan_run("retrain", settings, data, extra, names, output, config, force)
+        if start is not None:
+            start.refuse_as_output(plan.path)
     assert isinstance(plan.settings, RetrainSettings)
     return plan, make_card(genotype, plan.settings, data)
 
@@ -103,7 +113,11 @@ def build_retrain(plan: RunPlan, card: ModelCard) -> tuple[Device, list[TrainPha
     assert isinstance(plan.settings, RetrainSettings)
     plan.data.verify()
     device = Device.from_settings(plan.settings)
-    return device, *build_phases(card, plan.settings, plan.data, device)
+    phases, model = build_phases(card, plan.settings, plan.data, device)
+    if (start := find_supernet(plan.settings.init_from)) is not None:
+        assert isinstance(model.encoder, DerivedEncoder)
+        plan.config["init"]["taken"] = inherit(model.encoder, start)._asdict()
+    return device, phases, model
 
 
 def build_phases(

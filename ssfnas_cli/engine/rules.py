@@ -67,7 +67,7 @@ def derive(
         InputError: a cell would be empty. The message names a threshold at which it would not be.
     """
     if rule_name not in RULES:
-        raise UsageError(f"--rule: unknown rule '{rule_name}'. Available: {', '.join(RULES)}")
+        raise UsageError(f"--rule: unknown rule '{rule_name}'. Available: {', '.join(RULES)}, perturbation")
     rule = RULES[rule_name]
     weights = {kind: np.asarray(values, dtype=np.float64) for kind, values in weights.items()}
     if not all(np.isfinite(values).all() for values in weights.values()):

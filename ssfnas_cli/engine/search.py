@@ -21,6 +21,7 @@ from ssfnas_cli.engine.federated import FederatedSearch
 from ssfnas_cli.engine.loop import never
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
+from ssfnas_cli.engine.start import begin_with, find_start, say_start
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.results.health import collapsed_since
 from ssfnas_cli.settings import PluginSection, SearchSettings
@@ -48,6 +49,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
     if isinstance(phase, FederatedSearch):
         plan = dataclasses.replace(plan, config={**plan.config, **phase.facts()})
     with open_run(plan, device, force, phase.tracking) as (run, loop):
+        if "init" in plan.config:
+            say_start(phase, plan.config["init"])
         weight_half, alpha_half = phase.halves
         log.info(
             "split of 'train' (seed %d, per class): %d images for the weights, %d for the alphas",
@@ -68,10 +71,15 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
 
 
 def _choices(settings: SearchSettings) -> dict[str, str]:
-    """The plugins that name a run and its result: an unusual strategy, the relaxation of one with alphas, the loss."""
+    """What names a run and its result: an unusual strategy, the relaxation of one with alphas, the loss, a start."""
     strategy = {} if settings.strategy.name == "gradient" else {"strategy": settings.strategy.name}
     relax = {} if settings.strategy.name in settings.WITHOUT_ALPHAS else {"relax": settings.relax.name}
-    return {**strategy, **relax, "loss": settings.loss.name}
+    return {
+        **strategy,
+        **relax,
+        "loss": settings.loss.name,
+        **({"adapt": settings.adapt} if settings.init_from else {}),
+    }
 
 
 def collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
@@ -89,7 +97,12 @@ def plan_search(settings: SearchSettings, output: Path | None, force: bool = Fal
     """Resolve the settings, open the data set (the embedded one is created on first use) and choose the run folder."""
     settings = settings.resolve_plugins()
     data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
-    return plan_run("search", settings, data, {}, list(_choices(settings).values()), output, force=force)
+    start = find_start(settings, data)
+    extra, config = ({}, {}) if start is None else (start.identity(), {"init": start.config()})
+    plan = plan_run("search", settings, data, extra, list(_choices(settings).values()), output, config, force)
+    if start is not None:
+        start.refuse_as_output(plan.path)
+    return plan
 
 
 def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
@@ -99,6 +112,8 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     plan.data.verify()
     device = Device.from_settings(settings)
     phase = (FederatedSearch if settings.is_federated else SearchPhase)(settings, plan.data, device)
+    if (start := find_start(settings, plan.data)) is not None:
+        plan.config["init"]["taken"] = begin_with(phase, start)
     _warn_of_idle_settings(settings)
     return device, phase
 

@@ -122,6 +122,11 @@ class SearchPhase:
             None if self.mix is None else self.mix.objective.build_head,
         )
         self.model = self.device.place(model)
+        self.frozen: list[nn.Module] = []  # what a start from another search keeps as it is
+        if settings.init_from and settings.adapt != "all":
+            self.frozen = [encoder] if settings.adapt == "head" else [model]
+        for part in self.frozen:
+            part.requires_grad_(False)
 
     def _head_sections(self) -> tuple[PluginSection, PluginSection | None]:
         """The heads of the weights' loss and of the alphas' loss; None for the latter if both share one.
@@ -138,11 +143,12 @@ class SearchPhase:
         settings = self.settings
         self.weight_groups = self.model.weight_groups()
         self.weights = [weight for group in self.weight_groups for weight in group]
+        weights = [{"params": self.weights}]  # a group may be empty, if all weights are frozen
         self.optimizer = torch.optim.SGD(
-            self.weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+            weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
         )
         self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": self.optimizer}
-        if self.model.probe is not None:
+        if self.model.probe is not None and self.weights:
             self.optimizers["probe"] = torch.optim.Adam(self.model.probe.parameters(), lr=settings.probe_lr)
         parameters = {name: optimizer.param_groups[0]["params"] for name, optimizer in self.optimizers.items()}
         self.gradient_sums = {name: collective.GradientSums(of_one) for name, of_one in parameters.items()}
@@ -153,7 +159,8 @@ class SearchPhase:
         """The batches of an epoch, which are made when they are asked for."""
         weight_half, alpha_half = self.halves
         weights = self._subset(weight_half, "search weights", self.weight_loss, self.mix)
-        order = self.sampler.order(self.split.labels[weight_half], weights.seed, epoch, epoch / self.epochs)
+        progress = self._progress(epoch)
+        order = self.sampler.order(self.split.labels[weight_half], weights.seed, epoch, progress)
         size = self.settings.batch_size
         head_views = None
         if self.model.alpha_head is not None:  # the weight step trains it on the views of its own loss
@@ -162,7 +169,7 @@ class SearchPhase:
         alpha_order = None
         if not isinstance(self.alpha_sampler, Instance):
             labels = self.split.labels[alpha_half]
-            alpha_order = self.alpha_sampler.order(labels, alphas.seed, epoch, epoch / self.epochs)
+            alpha_order = self.alpha_sampler.order(labels, alphas.seed, epoch, progress)
         return BilevelBatches(TrainingBatches(weights, order, size, epoch), alphas, size, head_views, alpha_order)
 
     def _subset(self, rows: np.ndarray, stream: str, loss: Objective, mix: Mix | None = None) -> Subset:
@@ -171,8 +178,12 @@ class SearchPhase:
         beside = None if mix is None else make(stream=f"{stream} beside", num_views=mix.objective.num_views)
         return make(stream=stream, num_views=loss.num_views, beside=beside)
 
+    def _progress(self, epoch: int) -> float:
+        """Of samplers: from 0 to 1, and 1 in epochs that follow a search."""
+        return min(1.0, epoch / self.epochs)
+
     def num_steps(self, epoch: int) -> int:
-        return num_batches(self.sampler.length(epoch / self.epochs), self.settings.batch_size)
+        return num_batches(self.sampler.length(self._progress(epoch)), self.settings.batch_size)
 
     def batches(self, epoch: int, start: int) -> Iterator[SearchBatch]:
         """Yield the batches of the epoch's steps from `start` on."""
@@ -194,12 +205,22 @@ class SearchPhase:
 
     def architecture_step(self, batch: SearchBatch, epoch: int, progress: float) -> dict[str, float]:
         """Let the strategy learn from the batches, as the first half of a step."""
-        set_lr(self.optimizer, cosine(self.settings.lr, self.settings.lr_min, progress))
-        self.model.train()
+        self.begin_step(progress)
         return self.strategy.update(CurrentStep(self, batch, epoch, progress))
 
+    def begin_step(self, progress: float) -> None:
+        """Set the learning rate, and let batch normalisation take its statistics of the batch."""
+        set_lr(self.optimizer, self.learning_rate(progress))
+        self.model.train()
+
+    def learning_rate(self, progress: float) -> float:
+        """The learning rate of the weights, which falls along a cosine."""
+        return cosine(self.settings.lr, self.settings.lr_min, progress)
+
     def weight_step(self, batch: SearchBatch, progress: float) -> dict[str, float]:
-        """Train the weights by the strategy's mixing weights, as the second half of a step."""
+        """Train the weights by the strategy's mixing weights, as the second half of a step; none if all are frozen."""
+        if not self.weights:
+            return {}
         with torch.no_grad():
             mixing = self.strategy.mixing(progress, step_generator())
         loss, features = self.weight_objective(batch, mixing, progress)
@@ -212,7 +233,8 @@ class SearchPhase:
         values = {"weight_loss": loss.item(), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.model.probe is not None:
             values["probe_loss"] = self._probe_step(features.detach(), batch.weights)
-        average_running_statistics(self.model, batch.weights.share)
+        for part in self._learning_parts():
+            average_running_statistics(part, batch.weights.share)
         return values
 
     def _probe_step(self, features: Tensor, batch: Batch) -> float:
@@ -237,7 +259,8 @@ class SearchPhase:
         model, weights, head_views = self.model, batch.weights, batch.alpha_head
         mixing = collective.replicated(mixing)
         with self._precision(full_precision), collective.sharing(weights.share):
-            features = [model.encoder(view, mixing) for view in weights.views]
+            with self._kept_statistics():
+                features = [model.encoder(view, mixing) for view in weights.views]
             loss = self.weight_loss([model.head(feature) for feature in features], weights.labels, progress)
             loss = loss + self._mixed(self.mix, weights, mixing, progress)
             if model.alpha_head is not None and head_views is not None:
@@ -247,6 +270,16 @@ class SearchPhase:
                 loss = loss + self.alpha_loss(outputs, head_views.labels, progress)
         first = features[0].to(torch.promote_types(features[0].dtype, torch.float32))
         return collective.global_loss(loss, weights.share), first
+
+    def _kept_statistics(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which a frozen backbone normalises by its batch and keeps its running averages."""
+        return held_statistics(self.model.encoder) if self.frozen else contextlib.nullcontext()
+
+    def _learning_parts(self) -> list[nn.Module]:
+        """The model, or those of its parts that are not frozen."""
+        if not self.frozen:
+            return [self.model]
+        return [part for part in self.model.children() if part not in self.frozen]
 
     def alpha_objective(
         self, batch: SearchBatch, mixing: Mixing, progress: float, full_precision: bool = False

@@ -12,13 +12,12 @@ from typing import Any
 from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.run import (
-    ADJUSTMENT,
+    BESIDE_SETTINGS,
     TRAINING_VERSION,
     RunFolder,
     finished_result,
     open_for_writing,
     set_run_aside,
-    warn_of_differences,
 )
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.data.batches import mirroring
@@ -93,7 +92,7 @@ def extra_identity(run: RunFolder) -> dict[str, Any]:
     return {
         key: value
         for key, value in run.config["identity"].items()
-        if key in ("data_sha256", "genotype") or key.startswith(ADJUSTMENT)
+        if key in ("data_sha256", "genotype") or key.startswith(BESIDE_SETTINGS)
     }
 
 
@@ -211,6 +210,18 @@ def _check_ranks(plan: RunPlan) -> None:
     names = {"data_sha256": "data set (sha256)"}
     facts = {names.get(name, name): str(value) for name, value in plan.identity.items()}
     world.agree({**facts, "run folder": str(plan.path)})
+
+
+def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Warn once if a resumed run may not be bit-equal to an uninterrupted one."""
+    recorded, now = {"ranks": 1, **recorded}, {"ranks": 1, **now}  # one process records none
+    changed = [
+        f"{key} ({recorded.get(key)} then, {now.get(key)} now)"
+        for key in ("processor", "torch", "threads", "kernels", "device", "ranks")
+        if recorded.get(key) != now.get(key)
+    ]
+    if changed:
+        log.warning("the run goes on, but its last bits may differ from an undisturbed one's: %s", ", ".join(changed))
 
 
 def _warn_of_another_training(run: RunFolder) -> None:

@@ -91,7 +91,7 @@ class DerivedCell(AnyCell):
         live = (genotype.reduce if spec.reduction else genotype.normal).pruned()
         self.reduction = spec.reduction
         self.drop_node = genotype.drop_path == "node"
-        self.nodes, self.concat = live.nodes, live.concat
+        self.edges, self.nodes, self.concat = live.edges, live.nodes, live.concat
         self.out_channels = len(live.concat) * spec.channels
         self.inputs = CellInputs(spec, affine=True)
         self.edges_into = {node: [k for k, edge in enumerate(live.edges) if edge.target == node] for node in live.nodes}

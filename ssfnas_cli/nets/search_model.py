@@ -52,10 +52,12 @@ class SearchModel(nn.Module):
     def weight_groups(self) -> list[list[nn.Parameter]]:
         """The lower level's parameters, projector included, in groups whose gradients are clipped apart.
 
-        A head that is trained on detached features must not use up the encoder's share of the norm.
+        A head that is trained on detached features must not use up the encoder's share of the norm. Frozen parameters
+        are left out.
         """
         parts = [[self.encoder, self.head, self.ssl_head], [self.alpha_head]]
         groups = [[value for part in group if part is not None for value in part.parameters()] for group in parts]
+        groups = [[value for value in group if value.requires_grad] for group in groups]
         return [group for group in groups if group]
 
     def classifier(self) -> nn.Module:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssfnas_cli.artifacts.files import sha256_bytes
-from ssfnas_cli.artifacts.run import ADJUSTMENT, RunFolder
+from ssfnas_cli.artifacts.run import ADJUSTMENT, DERIVATION, INIT, RunFolder
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.json_text import layout_json
 from ssfnas_cli.settings import RetrainSettings, SearchSettings, Training
@@ -17,8 +17,9 @@ from ssfnas_cli.settings import RetrainSettings, SearchSettings, Training
 MODELS: dict[str, type[Training]] = {"search": SearchSettings, "retrain": RetrainSettings}
 SEARCH = "search."  # how the settings of the search begin that a retraining's genotype comes from
 # Parts of an identity that do not belong to an arm of a comparison: what is held apart, what changes no result, and
-# the network that a correction began with, which is another one for each seed
-NO_ARM = ("seed", "track_test", "track_every", "data_sha256", "genotype", f"{ADJUSTMENT}source")
+# the weights that a run began with, which are others for each seed
+BEGAN_WITH = (f"{ADJUSTMENT}source", f"{DERIVATION}source", f"{INIT}sha256")
+NO_ARM = ("seed", "track_test", "track_every", "data_sha256", "genotype", *BEGAN_WITH)
 
 
 @dataclass(frozen=True)
@@ -115,11 +116,14 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
         elif search is None:
             settings["genotype"] = _genotype_name(genotype)
         else:
-            settings |= {SEARCH + key: value for key, value in own_settings(search, resolve).items()}
-            settings |= {SEARCH + "rule": origin.get("rule"), SEARCH + "epoch": origin.get("epoch")}
+            theirs = own_settings(search, resolve)
+            told = {"rule": origin.get("rule"), "epoch": origin.get("epoch")}
+            if f"{DERIVATION}rule" in theirs:  # it says that rule itself, with its settings
+                del told["rule"]
+            settings |= {SEARCH + key: value for key, value in (theirs | told).items()}
             seeds = (int(search.config["settings"]["seed"]), *seeds)
-            theirs = _changed(search)
-            changed = None if None in (changed, theirs) else changed | {SEARCH + key for key in theirs}  # type: ignore
+            also = _changed(search)
+            changed = None if None in (changed, also) else changed | {SEARCH + key for key in also}  # type: ignore
     evaluation = run.evaluation() if run.kind == "retrain" else None
     metrics = run.metrics()
     lineage = _lineage(run)
@@ -162,6 +166,11 @@ def search_of(facts: RunFacts) -> RunFolder | None:
     if not isinstance(genotype, dict):
         return None
     return _find_beside(facts.run, (genotype.get("provenance") or {}).get("run"), "search")
+
+
+def searched_by(derivation: RunFolder) -> RunFolder | None:
+    """The search that a derivation by perturbation goes on from, if it is still there."""
+    return _find_beside(derivation, derivation.config["derivation"].get("source"), "search")
 
 
 def _is_correction(run: RunFolder) -> bool:
@@ -219,9 +228,16 @@ def _cost(
 
 
 def _seconds(search: RunFolder | None) -> float | None:
+    """What a search took; a derivation by perturbation with its search. None if that is not known."""
     if search is None:
         return None
+    before = 0.0
+    if isinstance(search.config.get("derivation"), dict):
+        source = _seconds(searched_by(search))
+        if source is None:
+            return None
+        before = source
     with contextlib.suppress(InputError):
         lines = search.metrics()
-        return lines[-1].get("elapsed_seconds") if lines else None
+        return before + lines[-1]["elapsed_seconds"] if lines and "elapsed_seconds" in lines[-1] else None
     return None

@@ -15,7 +15,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ssfnas_cli.artifacts.run import ADJUSTMENT
+from ssfnas_cli.artifacts.run import ADJUSTMENT, BESIDE_SETTINGS, DERIVATION, INIT
 from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_facts, search_of
 
 BARE = ("loss", "network", "strategy", "relax", "genotype")  # sections whose plugin's name speaks for itself
@@ -126,8 +126,13 @@ def _is_option_of(key: str, differing: Sequence[str], firsts: Sequence[RunFacts]
 
 
 def _has(run: RunFacts, key: str) -> bool:
-    """Whether a run has a setting, or lacking it says something: no correction, or no genotype but one of a search."""
-    return key in ("data", "threshold", "ranks", "genotype") or key.startswith(ADJUSTMENT) or key in run.settings
+    """Whether a run has a setting, or lacking it says something: no correction, no start, or no genotype of its own."""
+    return key in ("data", "threshold", "ranks", "genotype") or _is_beside_settings(key) or key in run.settings
+
+
+def _is_beside_settings(key: str) -> bool:
+    """Whether a key is of a correction, a derivation or a start, which most runs do not have."""
+    return key.removeprefix(SEARCH).startswith(BESIDE_SETTINGS)
 
 
 def _differing(firsts: Sequence[RunFacts]) -> list[str]:
@@ -197,6 +202,7 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
             continue
         name = (key if short in both else short).removesuffix(".name")
         name = name.replace(f"{ADJUSTMENT}method", "adjust").replace(ADJUSTMENT, "adjust.")
+        name = name.replace(f"{DERIVATION}rule", "rule").replace(f"{INIT}kind", "init")
         is_bare = short.removesuffix(".name") in BARE and short not in both
         if value == "none" and is_bare:
             continue
@@ -206,7 +212,7 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
 
 def _is_default(run: RunFacts, key: str) -> bool:
     """Whether a setting has its default, so that a label need not say it."""
-    if key in NOT_SETTINGS or key.startswith(ADJUSTMENT) or key.removeprefix(SEARCH) in MEANT:
+    if key in NOT_SETTINGS or _is_beside_settings(key) or key.removeprefix(SEARCH) in MEANT:
         return False
     return key not in _changed(run)
 

@@ -22,15 +22,18 @@ from ssfnas_cli.settings.models import (
     Training,
     Views,
 )
+from ssfnas_cli.settings.perturbation import PERTURBATION_RULE, PerturbationSettings
 
 __all__ = [
     "ADJUST_METHODS",
     "PAPER_OPS",
+    "PERTURBATION_RULE",
     "PRESETS",
     "RECIPES",
     "AdjustSettings",
     "Execution",
     "MakeDatasetSettings",
+    "PerturbationSettings",
     "PluginSection",
     "RetrainSettings",
     "SearchSettings",

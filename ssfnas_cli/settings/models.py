@@ -218,7 +218,17 @@ class SearchSettings(Federated, Training):
         False, description="stop (exit 3, resumable) when the normal cell has had only skips and pools for 3 epochs"
     )
 
-    NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed"}  # a search that stops early can go on
+    init_from: str = Field(
+        "", description="a finished search, whose supernet this one begins with; empty: with weights drawn by the seed"
+    )
+    adapt: Literal["all", "head", "none"] = Field(
+        "all",
+        description="with init_from, what learns beside the architecture: all weights, a new head on the frozen "
+        "backbone, or nothing",
+    )
+
+    # A search that stops early can go on. Where the first weights lay changes nothing, and they are hashed (INIT).
+    NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed", "init_from"}
     WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution"})  # strategies that have none
     OF_ALPHAS: ClassVar[tuple[str, ...]] = (
         *("relax", "alpha_sampler", "order", "warmup_epochs"),
@@ -235,10 +245,18 @@ class SearchSettings(Federated, Training):
     }
 
     def unused(self) -> frozenset[str]:
-        """As for every command; and what is said of alphas to a strategy that has none."""
+        """As for every command; what is said of alphas to a strategy that has none; and `adapt` without `init_from`."""
+        idle = super().unused() | (set() if self.init_from else {"adapt"})
         if self.strategy.name not in self.WITHOUT_ALPHAS:
-            return super().unused()
-        return super().unused() | flatten(self.model_dump(mode="json", include=set(self.OF_ALPHAS))).keys()
+            return idle
+        return idle | flatten(self.model_dump(mode="json", include=set(self.OF_ALPHAS))).keys()
+
+    @field_validator("adapt")
+    @classmethod
+    def _has_a_supernet(cls, adapt: str, info: ValidationInfo) -> str:
+        if adapt != "all" and not info.data.get("init_from", True):
+            raise ValueError("says what learns of the supernet of another search: name one with --init-from")
+        return adapt
 
     @field_validator("alpha_betas")
     @classmethod
@@ -287,6 +305,7 @@ class RetrainSettings(Training):
     """
 
     OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "layers", "stem"})
+    NO_RESULT = Training.NO_RESULT | {"init_from"}  # where the first weights lay changes nothing, and they are hashed
 
     network: Section = Field(PluginSection(name="none"), description="none: the network of the genotype")
     loss: Section = Field(PluginSection(name="ce"), description="what the network is trained for")
@@ -318,6 +337,9 @@ class RetrainSettings(Training):
     decay_bn: bool = Field(True, description="let biases and the weights of batch normalisation decay, too")
     holdout: float = Field(
         0.0, ge=0, lt=1, description="share of each class of train that is set aside, for 'adjust' to choose on"
+    )
+    init_from: str = Field(
+        "", description="a finished search, whose supernet's weights the network begins with where their shapes fit"
     )
 
     PLUGIN_KINDS: ClassVar = {

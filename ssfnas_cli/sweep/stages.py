@@ -16,6 +16,7 @@ from pydantic import Field
 from registry import NETWORKS
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.settings import (
+    PERTURBATION_RULE,
     PRESETS,
     AdjustSettings,
     MakeDatasetSettings,
@@ -181,6 +182,8 @@ def _as_list(value: Any) -> list[Any]:
 def _check_rule(rule: str) -> None:
     from ssfnas_cli.engine.rules import RULES
 
+    if rule == PERTURBATION_RULE:
+        raise UsageError(f"rule: '{rule}' is a run of its own, which no sweep makes: derive by it with 'ssfnas derive'")
     if rule not in RULES:
         raise UsageError(f"rule: unknown rule '{rule}'. Known: {', '.join(RULES)}")
 

@@ -8,10 +8,10 @@ from ssfnas_cli.artifacts.run import (
     finished_result,
     open_for_writing,
     set_run_aside,
-    warn_of_differences,
 )
 from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_update
 from ssfnas_cli.console import log
+from ssfnas_cli.engine.session import warn_of_differences
 from ssfnas_cli.errors import InputError, OutputExistsError
 
 IDENTITY = {"seed": 0, "ops": ["none", "skip_connect"], "data_sha256": "ab"}

@@ -71,6 +71,23 @@ def test_a_shared_machine_is_measured_on_one_thread_and_on_two(tmp_path):
 
 
 @pytest.mark.slow
+def test_ranks_are_measured_beside_one_process_and_more_are_projected(tmp_path):
+    table = run("ranks.py", "--only", "retrain-global", "--pairs", 1, "--out", tmp_path / "rounds.jsonl")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ret")]
+    sides, projected = rows[:3], rows[3:]
+    assert [row[3] for row in sides] == [
+        "one process, one thread",
+        "one process, two threads",
+        "two ranks, one thread each",
+    ]
+    assert int(sides[2][7]) > 20, "messages for the statistics of batch normalisation"
+    for row in projected:  # more ranks wait longer for each other
+        efficiencies = [float(cell.split()[0]) for cell in row[3:]]
+        assert efficiencies == sorted(efficiencies, reverse=True) and 0 <= efficiencies[-1] < efficiencies[0] < 1
+    assert len(projected) == 2
+
+
+@pytest.mark.slow
 def test_every_part_of_a_recipe_is_measured():
     page = (ROOT / "docs" / "performance.md").read_bytes()
     rows = [line.split("|")[1:3] for line in run("recipe.py").splitlines() if line.startswith("| ")][2:]

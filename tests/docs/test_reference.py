@@ -10,7 +10,13 @@ from generator.schemas import Described
 from pydantic import BaseModel, Field
 
 from registry import REGISTRIES
-from ssfnas_cli.settings import AdjustSettings, MakeDatasetSettings, RetrainSettings, SearchSettings
+from ssfnas_cli.settings import (
+    AdjustSettings,
+    MakeDatasetSettings,
+    PerturbationSettings,
+    RetrainSettings,
+    SearchSettings,
+)
 from ssfnas_cli.settings.base import Settings, flatten
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +57,7 @@ def test_every_setting_of_every_command_is_described_once_where_its_command_find
         SearchSettings: ["search", "A federated search", *shared, execution],
         RetrainSettings: ["retrain", *shared, execution],
         AdjustSettings: ["adjust", execution],
+        PerturbationSettings: ["derive --rule perturbation", execution],
     }
     by_title = {section.partition("\n")[0]: rows(section)[2:] for section in sections}
     assert set(by_title) == {title for titles in readers.values() for title in titles}

@@ -41,6 +41,11 @@ def runs(ssfnas, world, tmp_path_factory):
     ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *clients, "-o", "runs/federated", cwd=folder)
     ssfnas.ok("retrain", world / "genotype.json", *data, "-o", "runs/tracked", cwd=folder)
     ssfnas.ok("evaluate", "runs/net", "--data", "data/lt", "-o", "printed.json", cwd=folder)
+    small = [*ssfnas.tiny, "--set", "ops=max_pool_3x3,skip_connect", "--set", "statistics_batches=1"]
+    ssfnas.ok("search", "--data", "data/lt", *small, "-o", "runs/small", cwd=folder)
+    ssfnas.ok("search", "--data", "data/lt", *small, "--init-from", "runs/small", "-o", "runs/started", cwd=folder)
+    perturb = ["--rule", "perturbation", "--epochs-between", "0", "--set", "kernels=torch", "--threads", "1"]
+    ssfnas.ok("derive", "runs/started", *perturb, "-o", "runs/derived", cwd=folder)
     ssfnas.ok("adjust", "runs/net", "--data", "data/lt", "-o", "runs/adjusted", cwd=folder)
     return folder
 
@@ -58,7 +63,7 @@ def test_the_files_of_a_run_folder(described, runs):
 
 def test_the_keys_of_metrics_are_all_described_and_all_exist(described, runs):
     lines = []
-    for run in ("search", "net", "barlow", "judged", "federated", "tracked"):
+    for run in ("search", "net", "barlow", "judged", "federated", "tracked", "derived"):
         folder = runs / "runs" / run
         lines += [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         with (folder / "metrics.csv").open() as stream:

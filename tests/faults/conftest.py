@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from faults_support import DATASET, RETRAIN, SEARCH, Zygote
+from ranks_support import SEARCH_ON_RANKS, ranks, said
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +61,13 @@ def stopped(zygote: Zygote, world: Path, memory_folder: Path) -> Path:
 def run(stopped: Path, place: Path) -> Path:
     """A copy of the stopped search in the folder of a test."""
     return shutil.copytree(stopped, place / "run")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(zygote: Zygote, world: Path, memory_folder: Path) -> Path:
+    """An undisturbed search on two ranks."""
+    folder = memory_folder / "on-two-ranks"
+    folder.mkdir()
+    (folder / "data").symlink_to(world / "data")
+    said(ranks(zygote, SEARCH_ON_RANKS, folder), 0)
+    return folder / "run"

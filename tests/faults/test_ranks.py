@@ -4,74 +4,29 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
-from faults_support import DATASET, ENVIRON, SEARCH, SHORT, SSFNAS, assert_same_end, metrics_of
+from faults_support import DATASET, SHORT, assert_same_end, metrics_of
+from PIL import Image
+from ranks_support import SEARCH_ON_RANKS, free_port, ranks, said, torchruns
 
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def torchruns(size):
-    """The environments that torchrun gives, one for each rank."""
-    port = free_port()
-    return [
-        {"RANK": str(r), "WORLD_SIZE": str(size), "LOCAL_RANK": str(r), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for r in range(size)
-    ]
-
-
-def start(zygote, argv, folders, faults=None, environs=None):
-    """A rank in every folder; `faults` by rank."""
-    environs = environs or torchruns(len(folders))
-    return [
-        zygote.start(argv, folder, (faults or {}).get(rank), environ=environ)
-        for rank, (folder, environ) in enumerate(zip(folders, environs, strict=True))
-    ]
-
-
-def ranks(zygote, argv, folder, size=2, faults=None, environs=None):
-    """How the ranks ended that computed a command in one folder, or each in its own."""
-    folders = folder if isinstance(folder, list) else [folder] * size
-    return [zygote.wait(child) for child in start(zygote, argv, folders, faults, environs)]
-
-
-def said(results, code):
-    """What the ranks said, which the first one alone did; all of them ended with that code."""
-    assert [result.code for result in results] == [code] * len(results), results
-    assert not any(result.err or result.out for result in results[1:]), results
-    return results[0].err
-
-
-@pytest.fixture(scope="module")
-def undisturbed(zygote, world, memory_folder):
-    """A search on two ranks."""
-    folder = memory_folder / "on-two-ranks"
-    folder.mkdir()
-    (folder / "data").symlink_to(world / "data")
-    said(ranks(zygote, [*SEARCH, "-o", "run"], folder), 0)
-    return folder / "run"
+from ssfnas_cli.artifacts.model import load_model
 
 
 def test_the_first_rank_alone_writes_and_prints(zygote, world, undisturbed):
     config = json.loads((undisturbed / "config.json").read_text())
     assert (config["environment"]["ranks"], config["environment"]["batch_stats"]) == (2, "global")
     mine, theirs = metrics_of(undisturbed), metrics_of(world / "search")
-    assert [line["steps"] for line in mine] == [line["steps"] for line in theirs], "every image once an epoch"
+    assert {line["steps"] for line in mine} == {line["steps"] for line in theirs}, "every image once an epoch"
     assert all(line["messages_per_step"] > 10 and line["bytes_per_step"] > 1000 for line in mine)
     for name in ("weight_loss", "alpha_loss"):  # the same search, up to the last bits of float32
         assert mine[0][name] == pytest.approx(theirs[0][name], rel=0.02)
 
 
 def test_a_signal_to_any_rank_stops_all_of_them_at_one_step_and_the_rest_is_exact(zygote, undisturbed, place):
-    command = [*SEARCH, "-o", "run"]
+    command = SEARCH_ON_RANKS
     stopped = ranks(zygote, command, place, faults={1: {"signal_at_step": [signal.SIGUSR1, "search", 1, 2, 0]}})
     assert "stopped by SIGUSR1 at epoch 2, step 3" in said(stopped, 75)
     said(ranks(zygote, command, place), 0)
@@ -94,7 +49,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(zygote, world, place, size):
 
 
 def test_a_rank_that_is_killed_ends_all_within_a_minute_and_the_run_goes_on(zygote, undisturbed, place):
-    command = [*SEARCH, "-o", "run"]
+    command = SEARCH_ON_RANKS
     began = time.monotonic()
     first, second = ranks(zygote, command, place, faults={1: {"signal_at_step": [signal.SIGKILL, "search", 1, 2, 0]}})
     assert second.code == -signal.SIGKILL and first.code == 5
@@ -186,6 +141,14 @@ def test_a_wrong_environment_is_one_line_and_all_ranks_end(zygote, place, name, 
     assert words in results[0].err and len(results[0].err.splitlines()) == 1
 
 
+def test_an_interface_that_is_not_there_is_named(zygote, place):
+    environs = [{**environ, "GLOO_SOCKET_IFNAME": "nowhere0"} for environ in torchruns(2)]
+    results = ranks(zygote, [*SHORT, "-o", "run"], place, environs=environs)
+    assert [result.code for result in results] == [5, 5]
+    assert "cannot connect to each other" in results[0].err and "set GLOO_SOCKET_IFNAME" in results[0].err
+    assert not (place / "run").exists()
+
+
 def test_local_statistics_on_two_ranks(zygote, place):
     command = [*SHORT, "-o", "run", "--set", "batch_stats=local"]
     said(ranks(zygote, command, place), 0)
@@ -200,6 +163,27 @@ def test_other_commands_are_those_of_the_first_rank(zygote, world, place):
     assert (second.code, second.out, second.err) == (0, "", "")
 
 
+def test_a_command_of_one_process_gives_what_it_gives_alone_and_says_that_the_others_end(zygote, world, place):
+    shutil.copytree(world / "retrain", place / "retrain")
+    argv = ["adjust", "retrain", "--data", "data", "--method", "logit", "-o"]
+    one = zygote.run([*argv, "alone"], place)
+    first, second = ranks(zygote, [*argv, "on-ranks"], place)
+    assert (one.code, first.code, second.code, second.out, second.err) == (0, 0, 0, "", "")
+    assert first.err.splitlines()[0].startswith("ssfnas: adjust is computed by one process: the other ranks (1) end")
+    assert first.err.splitlines()[0].count("torchrun") == 1 and "one process" not in one.err
+    (mine, card), (theirs, other) = (load_model(place / name / "model.safetensors") for name in ("on-ranks", "alone"))
+    assert card == other and all(value.equal(theirs[name]) for name, value in mine.items())
+
+
+def test_a_prediction_on_ranks_is_that_of_one_process(zygote, world, place):
+    shutil.copytree(world / "retrain", place / "retrain")
+    Image.new("L", (8, 8), 200).save(place / "image.png")
+    one = zygote.run(["predict", "retrain", "image.png"], place)
+    first, second = ranks(zygote, ["predict", "retrain", "image.png"], place)
+    assert one.out and (first.code, first.out) == (0, one.out)
+    assert (second.code, second.out, second.err) == (0, "", "")
+
+
 def test_an_evaluation_on_ranks_is_that_of_one_process(zygote, world, place):
     shutil.copytree(world / "retrain", place / "retrain")
     one = zygote.run(["evaluate", "retrain", "--data", "data"], place)
@@ -209,23 +193,18 @@ def test_an_evaluation_on_ranks_is_that_of_one_process(zygote, world, place):
         assert first.json["splits"][split]["confusion"] == facts["confusion"]
 
 
-def test_the_first_rank_reads_stdin_for_all(world, place):
+def test_the_first_rank_reads_stdin_for_all(zygote, world, place):
     shutil.copytree(world / "retrain", place / "retrain")
-    printed = json.dumps({"kind": "retrain-run", "path": "retrain"})
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": place}
-    first, second = (
-        subprocess.Popen(
-            [SSFNAS, "evaluate", "-", "--data", "data"],
-            stdin=subprocess.PIPE if environ["RANK"] == "0" else subprocess.DEVNULL,
-            env={**os.environ, **ENVIRON, **environ},
-            **streams,
-        )
-        for environ in torchruns(2)
-    )
-    out, err = first.communicate(printed)
-    assert first.returncode == 0, err
-    assert json.loads(out)["run"] == "retrain"
-    assert (*second.communicate(), second.returncode) == ("", "", 0)
+    printed = place / "printed.json"
+    printed.write_text(json.dumps({"kind": "retrain-run", "path": "retrain"}))
+    children = [
+        zygote.start(["evaluate", "-", "--data", "data"], place, stdin=stdin, environ=environ)
+        for stdin, environ in zip((printed, os.devnull), torchruns(2), strict=True)
+    ]
+    first, second = (zygote.wait(child) for child in children)
+    assert first.code == 0, first.err
+    assert first.json["run"] == "retrain"
+    assert (second.code, second.out, second.err) == (0, "", "")
 
 
 def test_a_step_of_slurm_makes_ranks_and_a_lone_allocation_does_not(zygote, place):
@@ -244,7 +223,7 @@ def test_a_step_of_slurm_makes_ranks_and_a_lone_allocation_does_not(zygote, plac
 
 
 FEDERATED = [
-    *[*SEARCH, "--epochs", "2", "-o", "run", "--set", "sync=round", "--set", "clients=3", "--set", "local_steps=3"],
+    *[*SEARCH_ON_RANKS, "--set", "sync=round", "--set", "clients=3", "--set", "local_steps=3"],
     *["--set", "clients_per_round=2"],
 ]
 

@@ -82,10 +82,11 @@ def apply(faults: dict) -> None:
 def _on_step(act) -> None:
     """Call `act(phase, number)` before every training step; numbers count over epochs and phases of this process."""
     from ssfnas_cli.engine.federated import FederatedSearch
+    from ssfnas_cli.engine.perturbation_phase import PerturbationPhase
     from ssfnas_cli.engine.search_phase import SearchPhase
     from ssfnas_cli.engine.train_phase import TrainPhase
 
-    for phase_class in (SearchPhase, FederatedSearch, TrainPhase):
+    for phase_class in (SearchPhase, FederatedSearch, TrainPhase, PerturbationPhase):
 
         def step(self, epoch, step, batch, _original=phase_class.step):
             act(self, epoch, step)
@@ -291,6 +292,21 @@ def fault_pause_at_step(value) -> None:
                 time.sleep(0.01)
 
     _on_step(act)
+
+
+def fault_pause_at_file_event(value) -> None:
+    """[word, file]: at the first operation on a file with that word in its name, make `file`, wait till it is gone."""
+    word, file = value
+    armed = []
+
+    def hook(event, arguments) -> None:
+        if event in AUDITED and not armed and any(word in str(argument) for argument in arguments[:2]):
+            armed.append(True)
+            Path(file).touch()
+            while Path(file).exists():
+                time.sleep(0.01)
+
+    sys.addaudithook(hook)
 
 
 def fault_memory_limit_mb(value) -> None:

@@ -1,19 +1,23 @@
 """What the ranks compute for test_same_mathematics.py. Run as a program, it forks ranks, which save their results.
 
 Everything is in float64 and by torch. Each case is a function that returns tensors by name. They are called in worlds
-of one process, of two ranks and of three; the tests compare what they gave.
+of one process and of two ranks, three and four; the tests compare what they gave.
 """
 
 import os
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
 from federated_cases import clients_case, rounds_and_steps_case
 from torch import Tensor
 
-NUM = 11  # images of a batch, which divide by neither two nor three
+NUM = 11  # images of a batch, which divide by neither two nor three nor four
+# Three ranks, whose shares are the least even, compute all cases; other numbers those with these words in their names.
+SOME = ("loss", "norm", "softmax, order 2", "gumbel", "drop path", "local statistics")
+CHOSEN = {2: (*SOME, "federated"), 4: SOME}
 
 
 def main(data: str, out: str, worlds: list[int], port: int) -> None:
@@ -57,7 +61,12 @@ def _compute(data: str, out: Path) -> None:
     _use_float64_images()
     opened = DataSet.open(Path(data))
     results: dict[str, Tensor] = {}
-    for name, case in cases(opened).items():
+    named = cases(opened)
+    if world.size() == 1:
+        named |= {f"local on {n} ranks": partial(local_reference, opened, n) for n in (2, 3, 4)}
+    for name, case in named.items():
+        if not any(word in name for word in CHOSEN.get(world.size(), [""])):
+            continue
         for key, value in case().items():
             results[f"{name}/{key}"] = value.detach().clone().contiguous()
     save_file(results, out)
@@ -163,10 +172,15 @@ SEARCHES = {
     "sigmoid, order 2, barlow": {"relax": "sigmoid", "order": 2, "loss": "barlow"},
     "vicreg, alphas by ldam": {"relax": "sigmoid", "loss": "vicreg", "alpha_loss": {"name": "ldam"}, "ends": True},
     "ssl beside, balanced sampler": {"sets": ["ssl.loss=barlow", "sampler=class_balanced"]},
+    "gumbel": {"relax": "gumbel", "ends": True},
+    "dirichlet": {"relax": "dirichlet"},
+    "random": {"strategy": "random", "judged": 2},
+    "evolution": {"strategy": "evolution", "sets": ["strategy.population=2", "strategy.sample=2"], "judged": 4},
 }
 
 
-def search_case(data, sets=(), ends: bool = False, steps: int = 1, **given) -> dict[str, Tensor]:
+def search_case(data, sets=(), ends: bool = False, steps: int = 1, judged: int = 0, **given) -> dict[str, Tensor]:
+    from ssfnas_cli.engine.candidate_rounds import CandidateRounds
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.search_phase import SearchPhase
     from ssfnas_cli.settings import SearchSettings, load_settings
@@ -174,10 +188,16 @@ def search_case(data, sets=(), ends: bool = False, steps: int = 1, **given) -> d
     flags = {**SEARCH, **given}
     settings = load_settings(SearchSettings, sets=[*sets, "statistics_batches=2"], flags=flags).resolve_plugins()
     phase = SearchPhase(settings, data, Device("cpu", 0))
-    for kind, alphas in phase.strategy.alphas.items():  # somewhere, so that no gradient is 0 by symmetry
+    all_alphas = {} if judged else phase.strategy.alphas  # strategies that judge candidates have none
+    for kind, alphas in all_alphas.items():  # somewhere, so that no gradient is 0 by symmetry
         alphas.data.add_(0.3 * torch.randn(alphas.shape, generator=torch.Generator().manual_seed(len(kind))))
     results = run(phase, steps, 0)
-    results |= {f"alpha gradient {kind}": alphas.grad for kind, alphas in phase.strategy.alphas.items()}
+    results |= {f"alpha gradient {kind}": alphas.grad for kind, alphas in all_alphas.items()}
+    for number in range(judged):
+        results |= numbers(
+            {f"candidate {number}": CandidateRounds(phase).step(phase.epochs, number, None)["candidate_fitness"]}
+        )
+    results |= phase.tensors()
     if ends:
         results |= numbers(phase.end_epoch(0))
     return results
@@ -208,11 +228,22 @@ TRAININGS = {
     "mixup and cutmix": {"mixup": 0.5, "cutmix": 1.0},
     "ssl beside": {"sets": ["ssl.loss=vicreg"]},
     "pretraining": {"pretrain": "barlow"},
-    "local statistics": {"sets": ["batch_stats=local"]},
+    "local statistics": {"sets": ["batch_stats=local"], "drop_path": 0.0, "steps": 1},
 }
 
 
-def train_case(data, sets=(), ends: bool = False, **given) -> dict[str, Tensor]:
+def train_case(data, sets=(), ends: bool = False, steps: int = 2, **given) -> dict[str, Tensor]:
+    from ssfnas_cli.engine.device import Device
+
+    phase, settings = train_phase(data, [*sets, "track_test=true"], given)
+    try:
+        return run(phase, steps, 2) | (numbers(phase.end_epoch(3)) if ends else {})
+    finally:
+        Device.from_settings(settings.model_copy(update={"batch_stats": "global"}))
+
+
+def train_phase(data, sets, given):
+    """A small training, or the pretraining before it, and its settings."""
     from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.network import make_card
@@ -223,15 +254,41 @@ def train_case(data, sets=(), ends: bool = False, **given) -> dict[str, Tensor]:
     cell = Cell(edges=tuple(Edge(op=op, source=source, target=target) for op, source, target in ops), concat=(2,))
     genotype = Genotype(normal=cell, reduce=cell)
     flags = {"channels": 4, "layers": 3, "batch_size": 16, "epochs": 4, "pretrain_epochs": 4, **given}
-    sets = [*sets, "track_test=true", "kernels=torch"]
-    settings = load_settings(RetrainSettings, sets=sets, flags=flags).resolve_plugins()
-    try:
-        card = make_card(genotype, settings, data)
-        (phase, *_), _ = build_phases(card, settings, data, Device.from_settings(settings))
-        return run(phase, 2, 2) | (numbers(phase.end_epoch(3)) if ends else {})
-    finally:
-        Device.from_settings(settings.model_copy(update={"batch_stats": "global"}))
+    settings = load_settings(RetrainSettings, sets=[*sets, "kernels=torch"], flags=flags).resolve_plugins()
+    card = make_card(genotype, settings, data)
+    (phase, *_), _ = build_phases(card, settings, data, Device.from_settings(settings))
+    return phase, settings
+
+
+def local_reference(data, size: int) -> dict[str, Tensor]:
+    """What `size` ranks with local statistics should compute in the case of that name, by plain torch in one process.
+
+    Each share of the batch passes through the network by itself; the loss is the mean over all images, and the running
+    statistics are the mean of what each share makes of the old ones.
+    """
+    import torch.nn.functional as F
+
+    from ssfnas_cli.engine.loop import seed_for_step
+
+    phase, settings = train_phase(data, [], {"drop_path": 0.0})
+    model = phase.model.train()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    after = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in before.items()}
+    batch, total = next(iter(phase.batches(2, 0))), 0.0
+    seed_for_step(phase.seed, 2, 0)
+    for images, labels in zip(batch.views[0].tensor_split(size), batch.labels.tensor_split(size), strict=True):
+        model.load_state_dict(before, strict=False)
+        encoded, weight = model.encoder(images), len(images) / len(batch.labels)
+        loss = F.cross_entropy(model.head(encoded.features), labels)
+        loss = loss + settings.aux_weight * F.cross_entropy(model.aux(encoded.aux_map), labels)
+        (weight * loss).backward()
+        total += weight * loss.item()
+        for name, value in model.named_buffers():
+            after[name] += weight * value
+    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+    gradients = {f"gradient {name}": weight.grad for name, weight in model.named_parameters()}
+    return {"loss 0": torch.tensor(total)} | gradients | {f"model.{name}": value for name, value in after.items()}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], [1, 2, 3], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], [1, 2, 3, 4], int(sys.argv[3]))

@@ -198,6 +198,7 @@ def test_only_takes_what_a_cell_needs_and_its_evaluation(cells_of):
             "[search]\n[retrain]\n[networks]\nresnet20 = { channels = 8 }",
             "[retrain] of [networks.resnet20]: setting 'channels': 'resnet20' has its own",
         ),
+        ('[search]\n[derive]\nrule = "perturbation"', "[derive]: rule: 'perturbation' is a run of its own"),
         ('[search]\n[derive]\nrule = "drats"', "[derive]: rule: unknown rule 'drats'. Known: darts"),
         ("[search]\n[derive]\nepochs = 3", "[derive]: unknown setting 'epochs'"),
         ("[search]\n[adjust]", "[adjust]: there is no [retrain]"),
@@ -265,6 +266,14 @@ def test_text_in_set_is_read_as_text(value):
 
     assert parse_set(f"key={toml_value(value, 'key')}") == {"key": value}
     assert parse_set(f"key={toml_value([value, 1, 0.5, True], 'key')}") == {"key": [value, 1, 0.5, True]}
+
+
+@pytest.mark.parametrize("name", ["cifar", "retina"])
+def test_the_tour_compares_two_searches_and_a_plain_network(name):
+    cells = build_cells(read_plan(EXPERIMENTS / "tour" / f"{name}.toml", ["seeds=[0]"]))
+    names = [cell.name for cell in cells if cell.stage in ("search", "retrain", "adjust")]
+    assert {"search-darts-seed0", "search-ssf-nas-seed0", "resnet32-ce-seed0", "ssf-nas-ce+post-hoc-seed0"} < set(names)
+    assert len(names) == 2 + 3 + 3
 
 
 def test_the_example_of_the_documentation_is_a_sweep(cells_of):

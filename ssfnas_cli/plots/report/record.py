@@ -15,7 +15,7 @@ from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots.report.blocks import Block, Details, Part, Section, Steps, Table, Text, turned_if_wide
 from ssfnas_cli.plots.report.data import open_data
 from ssfnas_cli.plots.report.material import Material
-from ssfnas_cli.results.facts import RunFacts, changed_settings, search_of
+from ssfnas_cli.results.facts import RunFacts, changed_settings, search_of, searched_by
 from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.settings.base import flatten
 
@@ -48,10 +48,10 @@ def _settings(run: RunFacts) -> list[Block]:
     blocks: list[Block] = [Text("All settings have their defaults.")]
     if rows:
         blocks = [Table("Settings that differ from the defaults", ["setting", "value"], rows, numbers=False)]
-    adjustment = run.run.config.get("adjustment")
-    if isinstance(adjustment, dict):
-        of_it = [[name, _shown(value)] for name, value in flatten(adjustment.get("settings") or {}).items()]
-        blocks.append(Details("Settings of the correction", [_all(of_it)]))
+    for part, what in (("adjustment", "correction"), ("derivation", "derivation")):
+        if isinstance(own := run.run.config.get(part), dict):
+            of_it = [[name, _shown(value)] for name, value in flatten(own.get("settings") or {}).items()]
+            blocks.append(Details(f"Settings of the {what}", [_all(of_it)]))
     return [*blocks, Details(f"All {len(every)} settings", [_all([[name, value] for name, value in every.items()])])]
 
 
@@ -108,17 +108,25 @@ def _steps(run: RunFacts) -> list[tuple[str, str]]:
     """Commands and what they do, in their order."""
     steps = [_of_data(run)]
     if (search := search_of(run)) is not None:
-        steps += _of_run(search, "The search")
+        steps += _of_search(search)
     origin = (run.run.config.get("genotype") or {}).get("provenance") or {}
-    if origin.get("run") and origin.get("rule"):
+    if origin.get("run") and origin.get("rule") and not (search and "derivation" in search.config):
         words = ["ssfnas", "derive", origin["run"], "--rule", origin["rule"], "--epoch", str(origin.get("epoch"))]
         steps.append((shlex.join(words), "The genotype"))
     for source in run.lineage[1:2]:
         steps += _of_run(source, "The network before its correction")
-    steps += _of_run(run.run, {"search": "The search", "retrain": "The network"}[run.run.kind])
+    steps += _of_search(run.run) if run.run.kind == "search" else _of_run(run.run, "The network")
     if run.run.kind == "retrain":
         steps.append((shlex.join(["ssfnas", "evaluate", str(run.path)]), "Its figures"))
     return steps
+
+
+def _of_search(run: RunFolder) -> list[tuple[str, str]]:
+    """The command of a search, or those of a derivation by perturbation and of the search before it."""
+    if "derivation" not in run.config:
+        return _of_run(run, "The search")
+    source = searched_by(run)
+    return [*(_of_search(source) if source is not None else []), *_of_run(run, "The genotype")]
 
 
 def _of_run(run: RunFolder, what: str) -> list[tuple[str, str]]:

@@ -27,10 +27,13 @@ def _row(run: RunFacts, split: str) -> list[str]:
 
 
 def what_it_is(run: RunFacts) -> str:
-    """A search, a retraining, or a retraining that was corrected."""
+    """A search, a derivation by perturbation, a retraining, or a retraining that was corrected."""
     adjustment = run.run.config.get("adjustment")
     if isinstance(adjustment, dict):
         return f"correction ({adjustment.get('method')})"
+    derivation = run.run.config.get("derivation")
+    if isinstance(derivation, dict):
+        return f"derivation ({derivation.get('rule')})"
     return "search" if run.run.kind == "search" else "retraining"
 
 

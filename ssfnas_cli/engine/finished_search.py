@@ -1,0 +1,76 @@
+"""What a finished search leaves to those that go on from it: its settings and the supernet of its last checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from registry.state import under
+from ssfnas_cli.artifacts.checkpoint import load_newest
+from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.settings import SearchSettings
+
+
+class FinishedSearch(NamedTuple):
+    """A search that is done, its resolved settings, and all tensors of its last checkpoint, by name."""
+
+    run: RunFolder
+    settings: SearchSettings
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def open(cls, path: Path) -> FinishedSearch:
+        """Open a search for reading.
+
+        Raises:
+            InputError: it is no search, is not done, or has no checkpoint.
+        """
+        return cls.of(RunFolder.open(path, "search"))
+
+    @classmethod
+    def of(cls, run: RunFolder) -> FinishedSearch:
+        """As `open`, of a folder that is open."""
+        run.refuse_unfinished()
+        checkpoint = load_newest(run.checkpoints)
+        if checkpoint is None:
+            raise InputError(f"{run.path}: has no checkpoint, so its supernet is gone: search again, with --force")
+        return cls(run, run.settings(SearchSettings).resolve_plugins(), checkpoint.tensors)
+
+    @property
+    def supernet(self) -> dict[str, Tensor]:
+        """The weights and buffers of the supernet and its heads, under the names of `SearchModel`."""
+        return under("model", self.tensors)
+
+
+class Start(NamedTuple):
+    """The search that a run begins with, and the identity of the weights that are taken from it."""
+
+    source: FinishedSearch
+    sha256: str
+
+    def identity(self) -> dict[str, Any]:
+        """The part of the identity of a run that begins with these weights."""
+        return {"init.kind": "supernet", "init.sha256": self.sha256}
+
+    def config(self) -> dict[str, Any]:
+        """What config.json records of them."""
+        return {"source": str(self.source.run.path.resolve()), "sha256": self.sha256}
+
+    def refuse_as_output(self, path: Path) -> None:
+        """Refuse to write a run into the folder of the search that it begins with."""
+        if path.resolve() == self.source.run.path.resolve():
+            raise UsageError(f"--output {path}: is the search that --init-from names: name another folder")
+
+
+def sha256_of(tensors: Mapping[str, Tensor]) -> str:
+    """The identity of named tensors: their names, types, shapes and values, whatever file holds them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -19,7 +19,7 @@ demo: $(READY) ## run the whole pipeline on the embedded digits; metrics and a p
 	@PATH="$(CURDIR)/$(BIN):$$PATH" examples/quickstart.sh demo
 
 test: check ## run the checks and all tests
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## check style, types, imports and scripts, as CI does before the tests
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """A search on tiny digits, and what the tests look at in it."""
 
+import contextlib
+
 import pytest
 import torch
 
@@ -38,6 +40,21 @@ def run(phase, steps, epoch=0, start=0):
         seed_for_step(phase.seed, epoch, step)
         values.append(phase.step(epoch, step, batch))
     return values
+
+
+@contextlib.contextmanager
+def dying_at(phase_class, epoch, step):
+    """What is run within this context dies of Ctrl-C at the beginning of that step."""
+    original = phase_class.step
+
+    def die(self, at_epoch, at_step, batch):
+        if (at_epoch, at_step) == (epoch, step):
+            raise KeyboardInterrupt
+        return original(self, at_epoch, at_step, batch)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(phase_class, "step", die)
+        yield
 
 
 def alphas_of(phase):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from search_support import TINY, run, same, state
+from search_support import TINY, dying_at, run, same, state
 
 from registry.strategies.candidates import mixing_of
 from ssfnas_cli.artifacts.checkpoint import load_newest
@@ -79,19 +79,10 @@ def test_a_candidates_fitness_is_the_accuracy_of_its_path_on_the_alpha_half(roun
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_search_that_dies_between_candidates_ends_bit_equal(tiny_digits, tmp_path, monkeypatch, name):
+def test_a_search_that_dies_between_candidates_ends_bit_equal(tiny_digits, tmp_path, name):
     whole_search(tiny_digits, tmp_path / "whole", name)
-    judged = CandidateRounds.step
-
-    def die(self, epoch, step, batch):
-        if epoch == 1 and step == 6:
-            raise KeyboardInterrupt
-        return judged(self, epoch, step, batch)
-
-    monkeypatch.setattr(CandidateRounds, "step", die)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_at(CandidateRounds, 1, 6):
         whole_search(tiny_digits, tmp_path / "run", name, "save_minutes=1e-9")
-    monkeypatch.setattr(CandidateRounds, "step", judged)
     checkpoint = load_newest(tmp_path / "run" / "checkpoints")
     assert len(checkpoint.tensors["candidates.fitness"]) == 6, "every candidate was saved"
     whole_search(tiny_digits, tmp_path / "run", name, "save_minutes=1e-9")

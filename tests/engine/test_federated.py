@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from search_support import TINY, run
+from search_support import TINY, dying_at, run
 
 from registry.state import under
 from ssfnas_cli.artifacts.checkpoint import load_newest
@@ -182,20 +182,11 @@ def test_clients_draw_random_numbers_of_their_own(federated):
 # A whole run
 
 
-def test_a_search_that_dies_within_a_round_ends_bit_equal(tiny_digits, tmp_path, monkeypatch):
+def test_a_search_that_dies_within_a_round_ends_bit_equal(tiny_digits, tmp_path):
     sets = (*UNEQUAL, "local_steps=3", "clients_per_round=2")
     whole_search(tiny_digits, tmp_path / "whole", *sets)
-    step_of_clients = FederatedSearch.step
-
-    def die(self, epoch, step, batch):
-        if epoch == 1 and step == 2:
-            raise KeyboardInterrupt
-        return step_of_clients(self, epoch, step, batch)
-
-    monkeypatch.setattr(FederatedSearch, "step", die)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_at(FederatedSearch, 1, 2):
         whole_search(tiny_digits, tmp_path / "run", *sets, "save_minutes=1e-9")
-    monkeypatch.setattr(FederatedSearch, "step", step_of_clients)
     checkpoint = load_newest(tmp_path / "run" / "checkpoints")
     held = [number for number in range(3) if "alphas.normal" in under(f"clients.{number}", checkpoint.tensors)]
     assert len(held) == 2 and checkpoint.state["step"] == 2, "the round's clients, in the midst of it"

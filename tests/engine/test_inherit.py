@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from search_support import TINY
+from search_support import TINY, dying_at
 
 from registry.space import edge_list
 from ssfnas_cli.artifacts.checkpoint import load_newest
@@ -100,21 +100,12 @@ def test_a_network_of_another_width_is_refused_with_the_width_that_fits(base, ge
 
 
 def test_a_retraining_from_a_supernet_is_another_run_that_records_it_and_resumes_bit_equal(
-    base, genotype, tmp_path, monkeypatch, caplog
+    base, genotype, tmp_path, caplog
 ):
     with caplog.at_level("INFO", "ssfnas"):
         run_retrain(genotype, settings_of(base), tmp_path / "whole", False)
-    step = TrainPhase.step
-
-    def die(self, epoch, number, batch):
-        if number == 1:
-            raise KeyboardInterrupt
-        return step(self, epoch, number, batch)
-
-    monkeypatch.setattr(TrainPhase, "step", die)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_at(TrainPhase, 0, 1):
         run_retrain(genotype, settings_of(base, save_minutes=1e-9), tmp_path / "run", False)
-    monkeypatch.setattr(TrainPhase, "step", step)
     run_retrain(genotype, settings_of(base), tmp_path / "run", False)
     ours, theirs = (load_newest(tmp_path / one / "checkpoints").tensors for one in ("run", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)

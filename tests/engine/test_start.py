@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from search_support import TINY, Relabelled, run, same, state
+from search_support import TINY, Relabelled, dying_at, run, same, state
 
 from ssfnas_cli.artifacts.checkpoint import load_newest
 from ssfnas_cli.artifacts.genotype import read_genotype
@@ -165,20 +165,11 @@ def test_the_compiled_kernels_search_over_a_frozen_backbone(started, base):
 
 
 @pytest.mark.parametrize("adapt", ["head", "none"])
-def test_a_stopped_search_goes_on_bit_equal_and_its_start_is_recorded(base, tiny_digits, tmp_path, monkeypatch, adapt):
+def test_a_stopped_search_goes_on_bit_equal_and_its_start_is_recorded(base, tiny_digits, tmp_path, adapt):
     flags = {"init_from": str(base), "adapt": adapt}
     result = run_search(settings_of(tiny_digits, **flags), tmp_path / "whole", False)
-    step = SearchPhase.step
-
-    def die(self, epoch, number, batch):
-        if number == 1:
-            raise KeyboardInterrupt
-        return step(self, epoch, number, batch)
-
-    monkeypatch.setattr(SearchPhase, "step", die)
-    with pytest.raises(KeyboardInterrupt):
+    with dying_at(SearchPhase, 0, 1):
         run_search(settings_of(tiny_digits, "save_minutes=1e-9", **flags), tmp_path / "run", False)
-    monkeypatch.setattr(SearchPhase, "step", step)
     run_search(settings_of(tiny_digits, **flags), tmp_path / "run", False)
     ours, theirs = (load_newest(tmp_path / one / "checkpoints").tensors for one in ("run", "whole"))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -176,16 +176,25 @@ def fault_signal_at_import(value) -> None:
 def fault_wait_for_a_request_at_file_event(value) -> None:
     """[word, file]: at the first operation on a file with that word in its name, make `file` and wait for a signal."""
     word, file = value
+
+    def act() -> None:
+        from ssfnas_cli import stop
+
+        Path(file).touch()
+        while stop.requested_by(None) is None:
+            time.sleep(0.01)
+
+    _at_file_event(word, act)
+
+
+def _at_file_event(word, act) -> None:
+    """Call `act` at the first operation on a file with that word in its name."""
     armed = []
 
     def hook(event, arguments) -> None:
         if event in AUDITED and not armed and any(word in str(argument) for argument in arguments[:2]):
             armed.append(True)
-            from ssfnas_cli import stop
-
-            Path(file).touch()
-            while stop.requested_by(None) is None:
-                time.sleep(0.01)
+            act()
 
     sys.addaudithook(hook)
 
@@ -287,9 +296,7 @@ def fault_pause_at_step(value) -> None:
 
     def act(phase, at_epoch, at_step) -> None:
         if (at_epoch, at_step) == (epoch, step):
-            Path(file).touch()
-            while Path(file).exists():
-                time.sleep(0.01)
+            _pause(file)
 
     _on_step(act)
 
@@ -297,16 +304,13 @@ def fault_pause_at_step(value) -> None:
 def fault_pause_at_file_event(value) -> None:
     """[word, file]: at the first operation on a file with that word in its name, make `file`, wait till it is gone."""
     word, file = value
-    armed = []
+    _at_file_event(word, lambda: _pause(file))
 
-    def hook(event, arguments) -> None:
-        if event in AUDITED and not armed and any(word in str(argument) for argument in arguments[:2]):
-            armed.append(True)
-            Path(file).touch()
-            while Path(file).exists():
-                time.sleep(0.01)
 
-    sys.addaudithook(hook)
+def _pause(file) -> None:
+    Path(file).touch()
+    while Path(file).exists():
+        time.sleep(0.01)
 
 
 def fault_memory_limit_mb(value) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from registry.core import Options
+from registry.cost import SearchCost
 from registry.relaxations import Relaxation
 
 Mixing = Mapping[str, Tensor]
@@ -39,6 +40,7 @@ class SearchContext:
         warmup_epochs: number of epochs at the start in which the alphas do not change.
         alpha_lr, alpha_betas, alpha_weight_decay: settings of the alphas' optimizer.
         alpha_optimizer: `adam`, or `sgd`, which has neither momentum nor betas.
+        cost: the cost that the search minds, or None. A strategy that does something about it has `minds_cost`.
     """
 
     ops: Sequence[str]
@@ -52,6 +54,7 @@ class SearchContext:
     alpha_betas: tuple[float, float]
     alpha_weight_decay: float
     alpha_optimizer: Literal["adam", "sgd"] = "adam"
+    cost: SearchCost | None = None
 
 
 class WeightStep(NamedTuple):
@@ -105,6 +108,7 @@ class Strategy(abc.ABC):
 
     default_rule: str = "darts"  # the derivation rule unless `derive --rule` names another one
     record_names: ClassVar[tuple[str, ...]] = ("normal", "reduce")  # the names in `record`
+    minds_cost: ClassVar[bool] = False  # whether it does something about the context's `cost`
     num_candidates: int = 0  # how many architectures are judged, one by one, when the weights have been trained
 
     def __init__(self, options: Options, context: SearchContext):
@@ -170,6 +174,10 @@ class Strategy(abc.ABC):
             Values whose means enter the round's metrics.
         """
         raise NotImplementedError
+
+    def judged(self) -> dict[str, Tensor]:
+        """What is published of the candidates judged so far, by name; `CandidateStrategy` has the names."""
+        return {}
 
     @property
     def num_rounds(self) -> int:

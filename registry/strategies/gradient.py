@@ -46,6 +46,7 @@ class Gradient(Strategy):
     """
 
     options: GradientOptions
+    minds_cost = True
 
     def __init__(self, options: Options, context: SearchContext):
         super().__init__(options, context)
@@ -88,12 +89,20 @@ class Gradient(Strategy):
         return {"alpha_loss": loss, "regulariser": regulariser.item()}
 
     def _regulariser(self, progress: float) -> Tensor:
-        """The relaxation's regulariser, and the decay of beta-DARTS."""
+        """The relaxation's regulariser, the penalty of the expected cost, and the decay of beta-DARTS."""
         regulariser = self.relaxation.regulariser(self.alphas, progress)
+        if self.context.cost is not None:
+            regulariser = regulariser + self.context.cost.penalty(self._expected_cost(progress))
         if not self.options.beta_decay:
             return regulariser
         edges = torch.cat(list(self.alphas.values()))
         return regulariser + self.options.beta_decay * progress * torch.logsumexp(edges, dim=-1).mean()
+
+    def _expected_cost(self, progress: float) -> Tensor:
+        """The mean cost of architectures that are drawn by the relaxation's probabilities."""
+        assert self.context.cost is not None
+        chosen = {kind: self.relaxation.probabilities(alphas, progress) for kind, alphas in self.alphas.items()}
+        return self.context.cost.expected(chosen)
 
     def _gradients(self, step: SearchStep, alphas: list[Tensor]) -> tuple[list[Tensor], float]:
         """The gradient of L_val with respect to the alphas, and L_val."""
@@ -116,7 +125,11 @@ class Gradient(Strategy):
         """Add the alphas to the history."""
         for kind, alphas in self.alphas.items():
             self.history[kind] = torch.cat([self.history[kind], alphas.detach().cpu()[None]])
-        return {"alpha_lr": self.optimizer.param_groups[0]["lr"]}
+        facts = {"alpha_lr": self.optimizer.param_groups[0]["lr"]}
+        if self.context.cost is not None:
+            num_epochs = len(self.history[CELL_TYPES[0]]) - 1
+            facts["expected_cost"] = self._expected_cost(num_epochs / self.context.epochs).item()
+        return facts
 
     def record(self) -> dict[str, Tensor]:
         """The alphas of all epochs."""

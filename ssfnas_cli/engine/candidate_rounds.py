@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from registry.strategies.base import CANDIDATES_A_ROUND, Mixing
+from ssfnas_cli.artifacts.run import CANDIDATES
+from ssfnas_cli.artifacts.tensors import save_tensors
 from ssfnas_cli.engine.predict import accuracy, balanced_accuracy
 from ssfnas_cli.engine.search_phase import SearchPhase
 
@@ -65,8 +67,10 @@ class CandidateRounds:
         self.training.load(tensors)
 
     def publish(self, folder: Path) -> None:
-        """Write the strategy's record."""
+        """Write the strategy's record, and the candidates that it has judged."""
         self.training.publish(folder)
+        if judged := self.strategy.judged():
+            save_tensors(folder / CANDIDATES, judged)
 
 
 def candidate_accuracies(phase: SearchPhase, mixing: Mixing) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,18 +12,26 @@ from torch import Tensor
 
 from registry.space import CELL_TYPES, edge_list
 from registry.strategies.base import Strategy
+from registry.strategies.candidates import mixing_of
 from ssfnas_cli.artifacts.files import sha256_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, Provenance, read_genotype
 from ssfnas_cli.artifacts.run import ALPHAS, RunFolder
 from ssfnas_cli.console import log
-from ssfnas_cli.engine.rules import derive
+from ssfnas_cli.engine.fit import Limits, fit
+from ssfnas_cli.engine.judged import Judged
+from ssfnas_cli.engine.rules import RULES, derive
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import PERTURBATION_RULE, SearchSettings
 
 
 def derive_run(
-    run: RunFolder, rule: str | None = None, threshold: float | str = "auto", epoch: int | None = None
+    run: RunFolder,
+    rule: str | None = None,
+    threshold: float | str = "auto",
+    epoch: int | None = None,
+    candidate: int | None = None,
+    limits: Limits | None = None,
 ) -> Genotype:
     """Derive the genotype of a search run.
 
@@ -30,12 +39,16 @@ def derive_run(
         rule: the derivation rule; None means the strategy's default.
         threshold: see `engine.rules.derive`.
         epoch: the epoch whose record is used; 0 is the initial state, None the last epoch.
+        candidate: of a search that judged candidates, the number of the one to derive; None means the fittest.
+        limits: what the network must fit into. Of candidates the fittest that fits is derived; other genotypes are
+            changed so that they fit (`engine.fit`).
 
     Raises:
-        InputError: the run diverged, has no alphas yet, or has not reached that epoch.
+        InputError: the run diverged, has no alphas yet, or has not reached that epoch, or nothing fits.
     """
     if "derivation" in run.config:
-        return _of_derivation(run, rule, threshold, epoch)
+        given = {"--candidate": candidate is not None, "--max-params, --max-macs": limits is not None}
+        return _of_derivation(run, rule, threshold, epoch, given)
     status = run.status()
     if status["state"] == "diverged":
         raise InputError(f"{run.path}: the search diverged ({status.get('reason')}): nothing is derived from it")
@@ -51,20 +64,34 @@ def derive_run(
         raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
     weights = strategy.weights_at(record, epoch)
     _check_choice(strategy, settings.strategy.name, rule, weights, epoch)
-    rule = rule or strategy.default_rule
-    derived = derive(weights, settings.ops, rule, threshold)
-    used = {edge.op for cell in derived.genotype.cells().values() for edge in cell.edges}
-    options = {name: values for name, values in settings.op_options.items() if name in used}
     sources = [record[name][epoch].double() for name in strategy.record_names]
-    provenance = provenance_of(run, settings, epoch, rule, derived.threshold, sources)
-    genotype = derived.genotype.model_copy(update={"op_options": options, "provenance": provenance})
+    rule = rule or strategy.default_rule
+    space, more = limits.of(run, settings) if limits else None, dict[str, Any]()
+    if strategy.num_candidates and (candidate is not None or space):
+        judged = Judged.of(run, epoch - settings.epochs)
+        more["candidate"] = judged.choose(candidate, space)
+        weights = mixing_of(judged.genes[more["candidate"]], len(settings.ops))
+        sources = [torch.from_numpy(weights[kind]).double() for kind in CELL_TYPES]
+    elif candidate is not None:
+        raise UsageError(f"--candidate: the strategy '{settings.strategy.name}' judges none: leave it out")
+    derived = derive(weights, settings.ops, rule, threshold)
+    genotype = derived.genotype
+    if space is not None:
+        more["limits"] = space.provenance()
+        genotype = fit(genotype.model_copy(update={"op_options": settings.op_options}), weights, RULES[rule], space)
+    used = {edge.op for cell in genotype.cells().values() for edge in cell.edges}
+    options = {name: values for name, values in settings.op_options.items() if name in used}
+    provenance = provenance_of(run, settings, epoch, rule, derived.threshold, sources).model_copy(update=more)
+    genotype = genotype.model_copy(update={"op_options": options, "provenance": provenance})
     said_before = _recorded_provenance(run) == provenance
     for note in derived.notes:
         log.log(logging.DEBUG if said_before else logging.WARNING, "%s: %s", run.path, note)
     return genotype
 
 
-def _of_derivation(run: RunFolder, rule: str | None, threshold: float | str, epoch: int | None) -> Genotype:
+def _of_derivation(
+    run: RunFolder, rule: str | None, threshold: float | str, epoch: int | None, more: Mapping[str, bool]
+) -> Genotype:
     """The genotype of a derivation by perturbation, which is decided when the run is done.
 
     Raises:
@@ -72,7 +99,7 @@ def _of_derivation(run: RunFolder, rule: str | None, threshold: float | str, epo
         UsageError: another rule, a threshold or an epoch would make another genotype of it.
     """
     given = {"--rule": rule not in (None, PERTURBATION_RULE), "--threshold": threshold != "auto"}
-    given["--epoch"] = epoch is not None
+    given |= {"--epoch": epoch is not None, **more}
     for flag, is_given in given.items():
         if is_given:
             raise UsageError(

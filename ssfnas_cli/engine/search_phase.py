@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry import LOSSES, SAMPLERS, collective
+from registry.cost import SearchCost
 from registry.losses import Objective
 from registry.norm import average_running_statistics, estimated_statistics, held_statistics
 from registry.samplers import Instance, Sampler
@@ -61,6 +62,7 @@ class SearchPhase:
         device: where to compute.
         halves: the rows of the training split for the weights and for the alphas; by default stratified halves that
             depend on the seed.
+        cost: the cost that the strategy minds, or None.
     """
 
     name = "search"
@@ -72,8 +74,9 @@ class SearchPhase:
         data: DataSet,
         device: Device,
         halves: tuple[np.ndarray, np.ndarray] | None = None,
+        cost: SearchCost | None = None,
     ):
-        self.settings, self.data, self.device = settings, data, device
+        self.settings, self.data, self.device, self.cost = settings, data, device, cost
         self.epochs, self.seed = settings.epochs, settings.seed
         self.split = data.split("train")
         self.halves = halves or stratified_halves(self.split.labels, data.class_names, settings.seed)
@@ -88,7 +91,7 @@ class SearchPhase:
         )
         self._check_shares()
         self._build_model()
-        self.strategy = build_strategy(settings, device.torch)
+        self.strategy = build_strategy(settings, device.torch, cost)
         self._build_optimizers()
 
     def _counts(self, half: np.ndarray) -> list[int]:
@@ -322,7 +325,7 @@ class SearchPhase:
             accuracies |= {f"{name}_{split}": value for split, value in tracked.items()}
         if epoch + 1 == self.epochs and (pruned := self._pruned_accuracy()) is not None:
             accuracies[f"pruned_{name}_alpha_half"] = pruned
-        return accuracies | facts | epoch_health(self.strategy, self.settings.ops)
+        return accuracies | facts | epoch_health(self.strategy, self.settings.ops, self.cost)
 
     def _pruned_accuracy(self) -> float | None:
         """Accuracy on the alpha half of the supernet that is left with the derived genotype's ops, each of weight 1."""

@@ -21,6 +21,8 @@ PANELS = (  # name in the metrics, title, label of the axis
     ("genotype_skips", "Skips in the genotype", "share of its ops"),
     ("genotype_pools", "Pools in the genotype", "share of its ops"),
     ("genotype_changes", "New edges in the genotype", "since the epoch before"),
+    ("expected_cost", "Expected cost", "weights, multiply-adds or ms"),
+    ("genotype_cost", "Cost of the genotype", "weights, multiply-adds or ms"),
     ("accuracy", "Accuracy, alpha half", "percent"),
 )
 LEAST_SPAN = 0.1  # of an axis of shares

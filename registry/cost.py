@@ -8,7 +8,7 @@ et al., Direct Neural Architecture Search on Target Task and Hardware, 2019).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,8 @@ class SearchCost:
         kept: how many inputs of each node a derivation keeps; None means all of them.
         target: the cost to reach, or None.
         weight: the factor of the loss.
+        derived: the cost of the network that is derived from mixing weights float64 [num_edges, num_ops], or None if
+            none is; without it the target is one of the expected cost.
     """
 
     ops: Mapping[str, NDArray[np.float64]]
@@ -41,6 +43,7 @@ class SearchCost:
     kept: int | None
     target: float | None = None
     weight: float = 1.0
+    derived: Callable[[Mapping[str, NDArray[np.float64]]], float | None] | None = None
 
     def expected(self, probabilities: Mapping[str, Tensor]) -> Tensor:
         """The mean cost, a scalar; `probabilities` are [num_edges, num_ops] by cell type, each row summing to 1."""
@@ -52,15 +55,27 @@ class SearchCost:
             total = total + (chosen * torch.from_numpy(costs).to(chosen)).sum()
         return total
 
-    def penalty(self, expected: Tensor) -> Tensor:
-        """What is added to the loss of the alphas: weight * |log(expected / target)|.
+    def penalty(self, expected: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """What is added to the loss of the alphas: weight * |log(cost / target)|.
 
-        Its gradient pulls towards the target from both sides, and is as large far from it as near it (as that of the
+        The cost is that of the network which would be derived now. It has no gradient, so that of the expected cost
+        takes its place (as in a straight-through estimator): while no edge is decided, the op of the largest
+        probability says little about the mean, and a search whose mean has the target derives another network.
+
+        The gradient pulls towards the target from both sides, and is as large far from it as near it (as that of the
         absolute reward of TuNAS: Bender et al., 2020), so that a search that can reach the target does. Without a
-        target it is weight * log(expected / mean), which pulls towards cheaper networks all the time.
+        target the penalty is weight * log(expected / mean), which pulls towards cheaper networks all the time.
+
+        Args:
+            expected: a scalar of `expected`.
+            weights: the mixing weights without noise.
         """
-        ratio = torch.log(expected / (self.mean if self.target is None else self.target))
-        return self.weight * (ratio if self.target is None else ratio.abs())
+        if self.target is None:
+            return self.weight * torch.log(expected / self.mean)
+        if self.derived is not None:
+            found = self.derived({kind: values.detach().double().cpu().numpy() for kind, values in weights.items()})
+            expected = expected if found is None else expected + (found - expected).detach()
+        return self.weight * torch.log(expected / self.target).abs()
 
     def of(self, mixing: Mapping[str, NDArray]) -> float:
         """The cost of an architecture, all nodes of which have an input; its ops have the weight 1, others 0."""

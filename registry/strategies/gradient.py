@@ -92,7 +92,8 @@ class Gradient(Strategy):
         """The relaxation's regulariser, the penalty of the expected cost, and the decay of beta-DARTS."""
         regulariser = self.relaxation.regulariser(self.alphas, progress)
         if self.context.cost is not None:
-            regulariser = regulariser + self.context.cost.penalty(self._expected_cost(progress))
+            weights = {kind: self.relaxation.weights(alphas, progress) for kind, alphas in self.alphas.items()}
+            regulariser = regulariser + self.context.cost.penalty(self._expected_cost(progress), weights)
         if not self.options.beta_decay:
             return regulariser
         edges = torch.cat(list(self.alphas.values()))

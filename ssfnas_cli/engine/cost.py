@@ -5,6 +5,7 @@ What is recorded is what counts when a search goes on, also where the table of l
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ssfnas_cli.artifacts.run import COST_TABLE
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.latency import LatencyTable
 from ssfnas_cli.engine.rules import RULES
+from ssfnas_cli.engine.search_health import derived, genotype_weights
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.nets.parts import NetworkShape, Space, part_macs, part_params
@@ -76,11 +78,20 @@ def find_cost(
 
 def cost_of(settings: SearchSettings, facts: Mapping[str, Any]) -> SearchCost:
     """The cost that config.json records."""
-    rule = RULES.get(build_strategy(settings).default_rule, RULES["darts"])
+    name = build_strategy(settings).default_rule
+    rule = RULES.get(name, RULES["darts"])
     choices = [k for k, op in enumerate(settings.ops) if op != "none" or rule.none_competes]
     target = None if settings.cost_target == "none" else settings.cost_target
     ops = {kind: _by_edge(by_op, settings) for kind, by_op in facts["ops"].items()}
-    return SearchCost(ops, facts["fixed"], choices, rule.edges_per_node, target, settings.cost_weight)
+    cost = SearchCost(ops, facts["fixed"], choices, rule.edges_per_node, target, settings.weight_of_cost)
+    if settings.cost_at == "expected":
+        return cost
+
+    def of_derived(weights: Mapping[str, np.ndarray]) -> float | None:
+        genotype = derived(weights, settings.ops, name)
+        return None if genotype is None else cost.of(genotype_weights(genotype, settings.ops))
+
+    return dataclasses.replace(cost, derived=of_derived)
 
 
 def _by_edge(by_op: Mapping[str, Mapping[str, float]], settings: SearchSettings) -> np.ndarray:

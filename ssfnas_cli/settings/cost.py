@@ -57,8 +57,15 @@ class CostAware(Settings):
         description="with cost: what gradient pulls the expected cost towards, and the most that a candidate may cost; "
         "300M, 0.3G and 3e8 are the same; a latency is in ms. none: the cheaper the better",
     )
-    cost_weight: float = Field(
-        1.0, ge=0, description="with cost: factor of |log(expected cost / cost_target)| in the alphas' loss"
+    cost_at: Literal["derived", "expected"] = Field(
+        "derived",
+        description="with cost_target, by gradient: what is compared with it: the cost of the network that would be "
+        "derived now, with the expected cost's gradient, or the expected cost itself (ProxylessNAS)",
+    )
+    cost_weight: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        "auto",
+        description="with cost, by gradient: factor of |log(cost / cost_target)| in the alphas' loss, or of "
+        "log(cost / mean) without a target; auto: 3 or 0.1",
     )
     cost_channels: Channels = Field(36, description="with cost: width of the derived network's first cells")
     cost_layers: int = Field(20, ge=1, le=MAX_LAYERS, description="with cost: number of its cells")
@@ -67,7 +74,7 @@ class CostAware(Settings):
         description="with cost=latency: a table that 'ssfnas latency' made, elsewhere perhaps; empty: this machine's",
     )
 
-    @field_validator("cost_target", "cost_weight", "cost_channels", "cost_layers", "cost_table")
+    @field_validator("cost_target", "cost_at", "cost_weight", "cost_channels", "cost_layers", "cost_table")
     @classmethod
     def _is_of_a_cost(cls, value: Any, info: ValidationInfo) -> Any:
         if value != cls.model_fields[str(info.field_name)].default and info.data.get("cost", "params") == "none":
@@ -82,7 +89,16 @@ class CostAware(Settings):
             raise ValueError(f"is of latencies, and cost is '{cost}': set cost=latency")
         return table
 
+    @property
+    def weight_of_cost(self) -> float:
+        """What `cost_weight` means."""
+        if self.cost_weight != "auto":
+            return float(self.cost_weight)
+        return 0.1 if self.cost_target == "none" else 3.0
+
     def unused(self) -> frozenset[str]:
         """As for every command; and what is said of a cost where none is minded."""
-        idle = {"cost_target", "cost_weight", "cost_channels", "cost_layers"} if self.cost == "none" else set()
+        idle = (
+            {"cost_target", "cost_at", "cost_weight", "cost_channels", "cost_layers"} if self.cost == "none" else set()
+        )
         return super().unused() | idle

@@ -232,7 +232,7 @@ class SearchSettings(CostAware, Federated, Training):
     WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution"})  # strategies that have none
     OF_ALPHAS: ClassVar[tuple[str, ...]] = (
         *("relax", "alpha_sampler", "order", "warmup_epochs"),
-        *("alpha_optimizer", "alpha_lr", "alpha_betas", "alpha_weight_decay", "cost_weight"),
+        *("alpha_optimizer", "alpha_lr", "alpha_betas", "alpha_weight_decay", "cost_at", "cost_weight"),
     )
     PLUGIN_KINDS: ClassVar = {
         "strategy": "strategy",

@@ -87,14 +87,30 @@ def test_none_is_no_way_to_seem_cheap_where_it_cannot_be_chosen():
 def test_the_penalty_pulls_towards_the_target_from_both_sides_and_equally_far_away_alike():
     cost = SearchCost(OPS, FIXED, **AS_DARTS, target=50.0, weight=2.0)
     values = torch.tensor([25.0, 49.0, 50.0, 100.0, 200.0], dtype=torch.float64, requires_grad=True)
-    penalties = cost.penalty(values)
+    penalties = cost.penalty(values, {})
     wanted = 2 * np.abs(np.log(np.array([25, 49, 50, 100, 200]) / 50))
     np.testing.assert_allclose(penalties.detach().numpy(), wanted, atol=1e-12)
     (slopes,) = torch.autograd.grad(penalties.sum(), values)
     np.testing.assert_allclose((slopes * values.detach()).numpy(), [-2, -2, 0, 2, 2], atol=1e-12)
     free = SearchCost(OPS, FIXED, **AS_DARTS)
-    assert free.penalty(torch.tensor(free.mean, dtype=torch.float64)).item() == pytest.approx(0, abs=1e-12)
-    assert free.penalty(torch.tensor(free.smallest)) < 0 < free.penalty(torch.tensor(free.largest))
+    assert free.penalty(torch.tensor(free.mean, dtype=torch.float64), {}).item() == pytest.approx(0, abs=1e-12)
+    smallest, largest = (free.penalty(torch.tensor(value), {}) for value in (free.smallest, free.largest))
+    assert smallest < 0 < largest
+
+
+def test_the_derived_network_decides_the_direction_and_the_expected_cost_gives_the_gradient():
+    given = {kind: torch.full((5, 3), 0.5) for kind in CELL_TYPES}
+    asked = []
+    for found, target in ((80.0, 50.0), (20.0, 50.0), (None, 50.0)):
+        derived = lambda weights, found=found: (asked.append(weights), found)[1]
+        cost = SearchCost(OPS, FIXED, **AS_DARTS, target=target, weight=3.0, derived=derived)
+        expected = torch.tensor(40.0, dtype=torch.float64, requires_grad=True)
+        penalty = cost.penalty(expected, given)
+        value = 40.0 if found is None else found
+        assert penalty.item() == pytest.approx(3 * abs(np.log(value / target)))
+        penalty.backward()
+        assert expected.grad.item() == pytest.approx(3 * np.sign(value - target) / value)
+    assert all(weights["normal"].dtype == np.float64 for weights in asked) and len(asked) == 3
 
 
 def test_the_cost_of_an_architecture_by_weights_and_by_genes():

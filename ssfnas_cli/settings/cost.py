@@ -65,7 +65,7 @@ class CostAware(Settings):
     cost_weight: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         "auto",
         description="with cost, by gradient: factor of |log(cost / cost_target)| in the alphas' loss, or of "
-        "log(cost / mean) without a target; auto: 3 or 0.1",
+        "log(cost / mean) without a target; auto: 10 or 0.1",
     )
     cost_channels: Channels = Field(36, description="with cost: width of the derived network's first cells")
     cost_layers: int = Field(20, ge=1, le=MAX_LAYERS, description="with cost: number of its cells")
@@ -94,7 +94,7 @@ class CostAware(Settings):
         """What `cost_weight` means."""
         if self.cost_weight != "auto":
             return float(self.cost_weight)
-        return 0.1 if self.cost_target == "none" else 3.0
+        return 0.1 if self.cost_target == "none" else 10.0
 
     def unused(self) -> frozenset[str]:
         """As for every command; and what is said of a cost where none is minded."""

@@ -43,4 +43,4 @@ def test_a_cost_is_identity_and_where_its_table_lies_is_not():
 
 def test_the_usual_factor_depends_on_whether_there_is_a_target():
     factor = lambda *sets: load(*sets, cost="macs").weight_of_cost
-    assert (factor("cost_target=3M"), factor(), factor("cost_weight=0")) == (3.0, 0.1, 0.0)
+    assert (factor("cost_target=3M"), factor(), factor("cost_weight=0")) == (10.0, 0.1, 0.0)

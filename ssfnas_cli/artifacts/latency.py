@@ -44,7 +44,7 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
-    kind: Literal["stem", "projection", "reduction", "op", "classifier"] = Field(
+    kind: Literal["stem", "projection", "reduction", "op", "concatenation", "classifier"] = Field(
         description="projection and reduction bring the two inputs of a cell to its width and side"
     )
     name: str = Field("", description="of the op or the stem")

@@ -1,8 +1,8 @@
 """Measures latencies: of the parts of networks, for a table of them, and of whole networks.
 
 What is measured is the form in which a finished network is used by torch: in evaluation, with its batch normalisations
-folded into the convolutions. The latency of a network is predicted as the sum of those of its parts; additions and
-concatenations of maps are left out of it.
+folded into the convolutions. The latency of a network is predicted as the sum of those of its parts. Additions of maps
+are left out of it, and a part that is measured again and again finds its input in the processor's caches.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ class LatencyTable:
     def _measure(self, parts: Sequence[Part], device: torch.device, repeats: int) -> None:
         saved = time.monotonic()
         for part in parts:
-            self._found[part] = part_latency(part, device, self.file.conditions.batch, repeats)
+            ms = part_latency(part, device, self.file.conditions.batch, repeats)
+            self._found[part] = round(ms, 6)
             if time.monotonic() - saved > SAVE_EVERY:
                 self._save()
                 saved = time.monotonic()

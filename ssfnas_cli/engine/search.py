@@ -124,8 +124,9 @@ def plan_search(settings: SearchSettings, output: Path | None, force: bool = Fal
     extra, config = ({}, {}) if start is None else (start.identity(), {"init": start.config()})
     extra |= cost_identity(settings)
     plan = plan_run("search", settings, data, extra, list(_choices(settings).values()), output, config, force)
-    if settings.cost != "none" and not force and plan.is_in_folder():
-        plan.config[RECORDED] = RunFolder.open(plan.path).config[RECORDED]
+    if settings.cost != "none" and not force:
+        begun = lambda: RunFolder.open(plan.path).config.get(RECORDED) if plan.is_in_folder() else None
+        plan.config.update({RECORDED: recorded} if (recorded := world.from_first(begun)) else {})
     if start is not None:
         start.refuse_as_output(plan.path)
     return plan

@@ -1,7 +1,7 @@
 """The parts of a derived network, each with the shape of its input, and what a network costs as the sum of its parts.
 
-The parts are the stem, the two projections of each cell's inputs, the ops of the edges, and the classifier. Their
-weights and multiply-adds add up exactly to those of the network.
+The parts are the stem, the two projections of each cell's inputs, the ops of the edges, the concatenation of each
+cell's nodes, and the classifier. Their weights and multiply-adds add up exactly to those of the network.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ class NetworkShape(NamedTuple):
     in_channels: int
 
 
+PartKind = Literal["stem", "projection", "reduction", "op", "concatenation", "classifier"]
+
+
 class Part(NamedTuple):
     """A part of a network, for an input [N, in_channels, side, side].
 
@@ -43,7 +46,7 @@ class Part(NamedTuple):
     width of the first cells.
     """
 
-    kind: Literal["stem", "projection", "reduction", "op", "classifier"]
+    kind: PartKind
     name: str
     options: str
     in_channels: int
@@ -61,6 +64,8 @@ class Part(NamedTuple):
             return STEMS[self.name](self.in_channels, self.out_channels)  # type: ignore[index]
         if self.kind == "classifier":
             return _Classifier(self.in_channels, self.out_channels)
+        if self.kind == "concatenation":
+            return _Concatenation(self.out_channels // self.in_channels)
         return (FactorizedReduce if self.kind == "reduction" else ReLUConvBN)(
             self.in_channels, self.out_channels, affine=True
         )
@@ -75,6 +80,17 @@ class _Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(pool(x))
+
+
+class _Concatenation(nn.Module):
+    """As many nodes as a cell concatenates, which are all the same map here."""
+
+    def __init__(self, num_nodes: int):
+        super().__init__()
+        self.num_nodes = num_nodes
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x] * self.num_nodes, dim=1)
 
 
 PartCost = Callable[[Part], float]
@@ -112,14 +128,17 @@ class CellPlace(NamedTuple):
         side = -(-self.side // 2) if reduces and source >= NUM_INPUTS else self.side
         return Part("op", name, options, self.spec.channels, self.spec.channels, side, stride)
 
-    def projections(self) -> tuple[Part, Part]:
-        """What brings both inputs to the cell's width, and the older one to the newer one's side."""
-        spec, older = self.spec, "reduction" if self.spec.reduction_prev else "projection"
-        stride = 2 if spec.reduction_prev else 1
-        return (
-            Part(older, "", "{}", spec.prev_prev_channels, spec.channels, self.older_side, stride),  # type: ignore
-            Part("projection", "", "{}", spec.prev_channels, spec.channels, self.side, 1),
+    def fixed_parts(self, width: int) -> tuple[Part, ...]:
+        """What brings both inputs to the cell's width and side, and what concatenates `width` nodes."""
+        spec, older = (
+            self.spec,
+            Part("projection", "", "{}", self.spec.prev_prev_channels, self.spec.channels, self.older_side, 1),
         )
+        if spec.reduction_prev:
+            older = older._replace(kind="reduction", stride=2)
+        newer = Part("projection", "", "{}", spec.prev_channels, spec.channels, self.side, 1)
+        side = -(-self.side // 2) if spec.reduction else self.side
+        return older, newer, Part("concatenation", "", "{}", spec.channels, width * spec.channels, side, 1)
 
 
 class _Outline(AnyCell):
@@ -158,7 +177,7 @@ def _fixed_parts(shape: NetworkShape, widths: tuple[int, int]) -> Iterator[Part]
     places, num_features, side = _outline(shape, widths)
     yield Part("stem", shape.stem, "{}", shape.in_channels, shape.channels, shape.image_size, 1)
     for place in places:
-        yield from place.projections()
+        yield from place.fixed_parts(widths[place.spec.reduction])
     yield Part("classifier", "", "{}", num_features, shape.num_classes, side, 1)
 
 

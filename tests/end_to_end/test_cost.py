@@ -77,11 +77,11 @@ def test_latencies_are_measured_once_kept_and_predicted_from(ssfnas, world, tmp_
     (tmp_path / "mine.json").write_text(json.dumps(table))
     named = ["--latency", "--table", "mine.json", "--threads", "1"]
     told = ssfnas.ok("describe", world / "genotype.json", *NETWORK, *named, cwd=tmp_path).json
-    assert told["predicted_ms"] == 2.0 * (2 + 2 * 5 + 5 * 8) and told["predicted_by"] == "mine.json"
+    assert told["predicted_ms"] == 2.0 * (2 + 3 * 5 + 5 * 8) and told["predicted_by"] == "mine.json"
     words = ["mine.json: lacks", "ssfnas latency --channels 36"]
     ssfnas.refuses(3, words, "describe", world / "genotype.json", *named, cwd=tmp_path)
     ssfnas.refuses(2, ["--batch", "--latency"], "describe", world / "genotype.json", "--batch", "2", cwd=tmp_path)
     by_table = ["--cost", "latency", "--cost-table", "mine.json", *SIZE, "--cost-target", "200ms", *ssfnas.ops]
     data = ["search", "--data", world / "data", *ssfnas.tiny]
-    refused = ssfnas.refuses(2, ["--cost-target 200 ms", "cost 104 to 104 ms"], *data, *by_table, cwd=tmp_path)
+    refused = ssfnas.refuses(2, ["--cost-target 200 ms", "cost 114 to 114 ms"], *data, *by_table, cwd=tmp_path)
     assert "--cost-channels" in refused

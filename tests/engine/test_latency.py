@@ -103,7 +103,7 @@ def test_a_prediction_is_the_sum_of_the_parts(asked):
     by_hand = {part: number for number, part in enumerate(dict.fromkeys(parts), 1)}
     assert sum(map(table, parts)) == sum(by_hand[part] for part in parts)
     costs = Space(shape, ("none", "skip_connect"), {}).costs(lambda part: 0.5)
-    assert costs.fixed == 0.5 * (2 + 2 * 5) and (costs.ops["normal"][:, 1] == 0.5 * 3).all()
+    assert costs.fixed == 0.5 * (2 + 3 * 5) and (costs.ops["normal"][:, 1] == 0.5 * 3).all()
 
 
 def test_what_is_measured_has_its_norms_folded_and_computes_in_evaluation(monkeypatch):

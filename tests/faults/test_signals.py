@@ -78,6 +78,13 @@ def read(path):
         return ""
 
 
+def test_an_interrupt_during_the_first_imports_is_one_line(tmp_path):
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    command = [SSFNAS, "--help"]
+    result = subprocess.run(command, env={**ENVIRON, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "ssfnas: interrupted\n")
+
+
 def test_a_second_interrupt_leaves_at_once(zygote, place):
     flag = place / "paused"
     child = zygote.start([*SHORT, "-o", "run"], place, {"pause_at_step": [0, 2, str(flag)]})

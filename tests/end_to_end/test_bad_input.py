@@ -37,7 +37,7 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
         (["--batch-size", "2", "got 1"], ["search", "--loss", "barlow", "--batch-size", "1"]),
         (["--channels", "multiple of 2"], ["search", "--channels", "3"]),
         (
-            ["'partial_channels'", "channels=8: take one of 1, 2, 4, 8, or channels=12"],
+            ["'partial_channels'", "channels=16: take one of 1, 2, 4, 8, 16, or channels=18"],
             ["search", "--set", "partial_channels=3"],
         ),
         (["--channels", "65536", "got 1000000000"], ["search", "--channels", "1000000000"]),

@@ -221,8 +221,11 @@ class Registry(Generic[T]):
 
 
 @functools.lru_cache(maxsize=1)
-def _all_entry_points(path: tuple[str, ...]) -> importlib.metadata.EntryPoints:
-    """The entry points of all distributions on `path`, which is `sys.path`. To read them takes some 20 ms."""
+def _all_entry_points(path: tuple[str, ...]) -> Any:
+    """The entry points of all distributions on `path`, which is `sys.path`. To read them takes some 20 ms.
+
+    Python 3.12 has another type for them than 3.11, with the same `select`.
+    """
     return importlib.metadata.entry_points()
 
 

@@ -22,7 +22,8 @@ RUN_FILES = {
     "metrics.jsonl": "one line for each epoch",
     "metrics.csv": "the same as a table, for spreadsheets",
     "log.txt": "everything that was said, with the time",
-    "alphas.safetensors": "of a search: the alphas of every epoch; of a derivation by perturbation: the mixing weights",
+    "alphas.safetensors": "of a search: the alphas of every epoch, and with edge_weights what the weights of edges are "
+    "a softmax of; of a derivation by perturbation: the mixing weights",
     "genotype.json": "of a search: the genotype of its last epoch; of a retraining: the one that it trained",
     "model.safetensors": "of a retraining: the trained network and its card",
     "candidates.safetensors": "of random and evolution: every candidate judged: the column of the op of each edge, or "
@@ -87,6 +88,7 @@ METRICS = {
     "weights_moved": "[search] the largest distance that a mixing weight has from its start",
     "weights_entropy": "[search, softmax, gumbel, dirichlet] mean entropy of an edge over that of equal weights",
     "weights_decided": "[search, sigmoid] share of the weights within 0.1 of 0 or 1",
+    "edges_entropy": "[edge_weights] mean entropy of the weights of a node's inputs over that of equal weights",
     "genotype_changes": "[search] edges of the derived genotype that the epoch before did not have",
     "genotype_skips": "[search] share of its ops that are skip connections",
     "genotype_pools": "[search] share of its ops that are poolings",

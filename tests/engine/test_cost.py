@@ -122,6 +122,16 @@ def test_the_derived_network_comes_to_the_target_though_no_edge_is_decided(mindi
     assert off[-20:].mean() < 0.12 and abs(np.log(phase.cost.mean / phase.cost.target)) > 0.3
 
 
+def test_weights_of_edges_take_part_in_what_would_be_derived(minding, tiny_digits):
+    phase = minding("partial_channels=2", channels=4, cost_target="80k")
+    for number, values in enumerate(phase.strategy.edges.values()):
+        values.data.copy_(torch.linspace(-1, 1, 14).roll(number))
+    phase.strategy.end_epoch()
+    wanted = size_of(newest_genotype(phase.strategy, phase.settings.ops), tiny_digits)[1]
+    (values,) = run(phase, 1)
+    assert values["regulariser"] == pytest.approx(10 * abs(np.log(wanted / 80_000)), rel=1e-5)
+
+
 def test_a_run_records_the_cost_and_its_genotype_costs_what_the_last_line_says(tiny_digits, tmp_path, caplog):
     with caplog.at_level("INFO", "ssfnas"):
         result = whole_search(tiny_digits, tmp_path / "run", cost="params", cost_target="7k")
@@ -281,7 +291,8 @@ def test_the_front_is_in_the_result_and_any_of_its_points_can_be_derived(tiny_di
 
 def test_a_federated_search_minds_the_cost_of_its_clients(tiny_digits):
     settings = settings_of(
-        "sync=round", "clients=2", "cost_weight=3", data=str(tiny_digits.path), cost="params", **SMALL
+        *("sync=round", "clients=2", "cost_weight=3", "kernels=torch"),
+        **{"data": str(tiny_digits.path), "cost": "params", **SMALL},
     )
     _, phase = build_search(plan_search(settings, None))
     (values,) = run(phase, 1)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssfnas_cli.artifacts.files import cache_folder
 
-pytestmark = pytest.mark.timeout(900)  # on a busy machine; some 60 s of processor time
+pytestmark = pytest.mark.timeout(900)  # on a busy machine; some 30 s of processor time
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 PHOTOS = {"airplane": 7, "automobile": 6, "bird": 6, "cat": 5, "deer": 5, "dog": 5}
 
@@ -36,7 +36,7 @@ def walked(ssfnas, tmp_path_factory):
     compiled = cache_folder() / "kernels"
     if compiled.is_dir():  # as any user has them after the first command; otherwise the first search compiles them
         shutil.copytree(compiled, Path(ssfnas.environ["XDG_CACHE_HOME"]) / "ssfnas" / "kernels", dirs_exist_ok=True)
-    results = {line: ssfnas.installed.ok(*shlex.split(line)[1:], cwd=folder) for line in commands()}
+    results = {line: ssfnas.ok(*shlex.split(line)[1:], cwd=folder) for line in commands()}
     return folder, results
 
 

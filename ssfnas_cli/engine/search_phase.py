@@ -326,7 +326,7 @@ class SearchPhase:
             accuracies |= {f"{name}_{split}": value for split, value in tracked.items()}
         if epoch + 1 == self.epochs and (pruned := self._pruned_accuracy()) is not None:
             accuracies[f"pruned_{name}_alpha_half"] = pruned
-        return accuracies | facts | epoch_health(self.strategy, self.settings.ops, self.cost)
+        return accuracies | facts | epoch_health(self.strategy, self.settings.ops)
 
     def _pruned_accuracy(self) -> float | None:
         """Accuracy on the alpha half of the supernet that is left with the derived genotype's ops, each of weight 1."""

@@ -33,7 +33,7 @@ def runs(ssfnas, world, tmp_path_factory):
     shutil.copytree(world / "search", folder / "runs" / "search")
     shutil.copytree(world / "retrain", folder / "runs" / "net")
     data = ["--data", "data/lt", *ssfnas.tiny, "--set", "track_test=true"]
-    barlow = ["--relax", "sigmoid", "--loss", "barlow"]
+    barlow = ["--relax", "sigmoid", "--loss", "barlow", "--set", "partial_channels=2"]
     ssfnas.ok("search", *data, *ssfnas.ops, *barlow, "-o", "runs/barlow", cwd=folder)
     judged = ["--strategy", "random", "--set", "strategy.candidates=1"]
     ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *judged, "-o", "runs/judged", cwd=folder)

@@ -303,6 +303,7 @@ STRATEGIES: Registry[Any] = Registry(
         "registry.strategies.gradient": ("gradient",),
         "registry.strategies.random_search": ("random",),
         "registry.strategies.evolution": ("evolution",),
+        "registry.strategies.reinforce": ("reinforce",),
     },
 )
 # The modules of the built-in sources belong to the application. They are only named here, and imported on first use.

@@ -64,7 +64,7 @@ STATUS = {
 }
 METRICS = {
     "phase": "search, pretrain, train, adjust or perturbation",
-    "epoch": "the number of the epoch in its phase, from 1",
+    "epoch": "the number of the epoch in its phase, from 1; of the candidate with strategy.judge=train",
     "steps": "steps of the epoch; losses and training accuracies are means over them",
     "loss": "[retrain] the loss that was minimised",
     "train_accuracy": "[retrain] top-1 on the batches that it trained on, in percent",
@@ -87,9 +87,11 @@ METRICS = {
     "genotype_skips": "[search] share of its ops that are skip connections",
     "genotype_pools": "[search] share of its ops that are poolings",
     "normal_ops_with_weights": "[search] ops of its normal cell that learn anything",
-    "candidates": "[rounds of random and evolution] candidates that were judged; such an epoch has no weight steps",
-    "candidate_fitness": "[rounds] the mean of their fitness, in percent",
-    "best_fitness": "[rounds] the highest fitness of all candidates so far",
+    "candidates": "[rounds of random, evolution and reinforce] how many were judged; such an epoch has no weight steps "
+    "unless it is a training",
+    "candidate_fitness": "[with candidates] the mean of their fitness, in percent",
+    "best_fitness": "[with candidates] the highest fitness of all candidates so far",
+    "policy_entropy": "[candidates of reinforce] the mean entropy of the policy's choices, in nats",
     "rounds": "[federated search] rounds of the epoch; a step is then one of all clients of a round",
     "round_bytes": "[federated search] what a round sends to its clients and back: weights, running statistics, alphas",
     "measurements": "[rounds of a derivation by perturbation] how often the supernet was measured without something",

@@ -106,13 +106,17 @@ class Strategy(abc.ABC):
     default_rule: str = "darts"  # the derivation rule unless `derive --rule` names another one
     record_names: ClassVar[tuple[str, ...]] = ("normal", "reduce")  # the names in `record`
     num_candidates: int = 0  # how many architectures are judged, one by one, when the weights have been trained
+    trains_candidates: bool = False  # whether each of them is trained by itself, so that there is no supernet to train
 
     def __init__(self, options: Options, context: SearchContext):
         self.options, self.context = options, context
 
     @abc.abstractmethod
     def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The mixing weights of the next weight step or, without a generator, those to evaluate (without noise)."""
+        """The mixing weights of the next weight step or, without a generator, those to evaluate (without noise).
+
+        If candidates are trained, those of a weight step are the candidate's.
+        """
 
     @abc.abstractmethod
     def update(self, step: SearchStep) -> dict[str, float]:
@@ -156,7 +160,10 @@ class Strategy(abc.ABC):
         return {}
 
     def candidate(self) -> dict[str, Tensor]:
-        """The mixing weights of the next architecture to judge, of a strategy that has `num_candidates`."""
+        """The mixing weights of the next architecture to judge, of a strategy that has `num_candidates`.
+
+        They stay the same until it is judged.
+        """
         raise NotImplementedError
 
     def judge(self, accuracies: Mapping[str, float]) -> dict[str, float]:
@@ -172,6 +179,14 @@ class Strategy(abc.ABC):
         raise NotImplementedError
 
     @property
+    def supernet_epochs(self) -> int:
+        """The number of epochs in which a supernet is trained. If candidates are trained, each takes the epochs."""
+        return 0 if self.trains_candidates else self.context.epochs
+
+    @property
     def num_rounds(self) -> int:
-        """The number of rounds of CANDIDATES_A_ROUND candidates that follow the epochs; the last may be shorter."""
-        return -(-self.num_candidates // CANDIDATES_A_ROUND)
+        """The number of rounds of candidates that follow those epochs.
+
+        A round has CANDIDATES_A_ROUND candidates, the last one perhaps less; one if each of them is trained.
+        """
+        return self.num_candidates if self.trains_candidates else -(-self.num_candidates // CANDIDATES_A_ROUND)

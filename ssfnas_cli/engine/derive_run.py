@@ -44,7 +44,7 @@ def derive_run(
     record = run.alphas()
     reached = _check_record(run, record, strategy.record_names, len(settings.ops))
     if epoch is None:
-        epoch, all_of_it = reached, settings.epochs + strategy.num_rounds
+        epoch, all_of_it = reached, strategy.supernet_epochs + strategy.num_rounds
         if reached < all_of_it:
             log.warning("%s is at epoch %d of %d: deriving from there", run.path, reached, all_of_it)
     if not 0 <= epoch <= reached:
@@ -96,7 +96,7 @@ def _check_choice(
     if rule not in (None, strategy.default_rule):
         raise UsageError(f"--rule {rule}: the strategy '{name}' has chosen a whole architecture: leave --rule out")
     if not any(values.any() for values in weights.values()):
-        first = strategy.context.epochs + 1
+        first = strategy.supernet_epochs + 1
         when = f"chooses in the rounds after the epochs, from --epoch {first} on"
         raise InputError(f"nothing is chosen in epoch {epoch}: '{name}' {when}")
 

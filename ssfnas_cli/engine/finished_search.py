@@ -36,15 +36,26 @@ class FinishedSearch(NamedTuple):
     def of(cls, run: RunFolder) -> FinishedSearch:
         """As `open`, of a folder that is open."""
         run.refuse_unfinished()
+        settings = run.settings(SearchSettings).resolve_plugins()
+        refuse_without_supernet(run, settings)
         checkpoint = load_newest(run.checkpoints)
         if checkpoint is None:
             raise InputError(f"{run.path}: has no checkpoint, so its supernet is gone: search again, with --force")
-        return cls(run, run.settings(SearchSettings).resolve_plugins(), checkpoint.tensors)
+        return cls(run, settings, checkpoint.tensors)
 
     @property
     def supernet(self) -> dict[str, Tensor]:
         """The weights and buffers of the supernet and its heads, under the names of `SearchModel`."""
         return under("model", self.tensors)
+
+
+def refuse_without_supernet(run: RunFolder, settings: SearchSettings) -> None:
+    """Refuse a search that has none: its last checkpoint holds the network of its last candidate."""
+    if settings.trains_candidates:
+        raise InputError(
+            f"{run.path}: has trained each candidate by itself (strategy.judge=train), so there is no supernet: name a "
+            "search that has one"
+        )
 
 
 class Start(NamedTuple):

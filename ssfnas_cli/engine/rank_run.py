@@ -13,6 +13,7 @@ from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.candidate_rounds import candidate_accuracies
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.finished_search import refuse_without_supernet
 from ssfnas_cli.engine.search_health import pruned_mixing
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.errors import InputError
@@ -38,6 +39,7 @@ def supernet_accuracies(
         InputError: a genotype is not in the search's space, or the run has no checkpoint.
     """
     settings = run.settings(SearchSettings).model_copy(update=dict(execution or {})).resolve_plugins()
+    refuse_without_supernet(run, settings)
     for name, genotype in genotypes.items():
         _refuse_outside(name, genotype, run, settings)
     recorded = run.config["data"]

@@ -87,7 +87,7 @@ class SearchPhase:
             for section, half in zip((settings.sampler, settings.alpha_sampler), self.halves, strict=True)
         )
         self._check_shares()
-        self._build_model()
+        self._build_model(settings.seed)
         self.strategy = build_strategy(settings, device.torch)
         self._build_optimizers()
 
@@ -107,9 +107,16 @@ class SearchPhase:
     def _objective(self, section: PluginSection, half: np.ndarray) -> Objective:
         return build_plugin(LOSSES, section, num_classes=self.data.num_classes, class_counts=self._counts(half))
 
-    def _build_model(self) -> None:
+    def begin_anew(self, number: int) -> None:
+        """Draw all weights anew, by the seed and a number, and forget the state of their optimizers."""
+        seeds = np.random.SeedSequence([self.settings.seed, number]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            self._build_model(int(seeds[0] >> np.uint64(1)))
+        self._build_optimizers()
+
+    def _build_model(self, seed: int) -> None:
         settings, data = self.settings, self.data
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         stem, _ = choose_stem(settings.stem, data.image_size)
         encoder = Supernet(data.channels, settings.channels, settings.layers, settings.ops, settings.op_options, stem)
         head, alpha_head = self._head_sections()

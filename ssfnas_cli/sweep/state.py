@@ -95,7 +95,8 @@ def _genotype_is_derived(cell: Cell) -> bool:
 
 
 def _last_epoch(search: Path) -> int:
-    return int(RunFolder.open(search, "search").config["settings"]["epochs"])
+    """The last epoch of a finished search; rounds of candidates count as epochs."""
+    return int(RunFolder.open(search, "search").metrics()[-1]["epoch"])
 
 
 def _is_evaluated(cell: Cell) -> bool:

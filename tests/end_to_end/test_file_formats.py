@@ -35,7 +35,7 @@ def runs(ssfnas, world, tmp_path_factory):
     data = ["--data", "data/lt", *ssfnas.tiny, "--set", "track_test=true"]
     barlow = ["--relax", "sigmoid", "--loss", "barlow"]
     ssfnas.ok("search", *data, *ssfnas.ops, *barlow, "-o", "runs/barlow", cwd=folder)
-    judged = ["--strategy", "random", "--set", "strategy.candidates=1"]
+    judged = ["--strategy", "reinforce", "--set", "strategy.candidates=1"]
     ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *judged, "-o", "runs/judged", cwd=folder)
     clients = ["--set", "sync=round", "--set", "clients=2"]
     ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *clients, "-o", "runs/federated", cwd=folder)

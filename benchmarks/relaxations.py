@@ -10,9 +10,7 @@ all of them. A path that is drawn anew at every step also has costs of its own, 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import paired
 import report
@@ -22,24 +20,14 @@ RELAXATIONS = ("softmax", "dirichlet", "gumbel")
 CASES = {kernels: search_step.Case("softmax", "ce", 1, 64, kernels) for kernels in ("compiled", "torch")}
 
 
-def build(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
-    """Build the step of a relaxation. It returns no losses, since those of different relaxations differ."""
-    step = search_step.build_product(folder, flags)
-
-    def without_losses(number: int) -> dict[str, float]:
-        step(number)
-        return {}
-
-    return without_losses
-
-
 def measure(name: str, options: argparse.Namespace, results: paired.Results) -> None:
     """Time the relaxations alternately."""
     flags = search_step.flags_of(CASES[name], options.quick)
     with paired.scratch() as scratch:
         folder = Path(scratch)
         search_step.prepare(folder, flags, search_step.shape_of(options.quick)["image_size"])
-        sides = {relax: paired.Side(build, (folder, flags | {"relax": relax}), paired.OURS) for relax in RELAXATIONS}
+        given = {relax: (folder, flags | {"relax": relax}) for relax in RELAXATIONS}
+        sides = {relax: paired.Side(search_step.build_alone, given[relax], paired.OURS) for relax in RELAXATIONS}
         paired.compare(name, search_step.facts_of(CASES[name], options.quick), sides, options.pairs, results)
 
 

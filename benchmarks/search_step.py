@@ -7,7 +7,8 @@
 A step consists of an alpha step and a weight step (DARTS, Algorithm 1) on prepared batches. Both sides have the same
 weights, alphas and batches. The direct step (tests/oracle) computes edge by edge in the default memory layout and calls
 `backward` on everything. The product's step is `SearchPhase.step`, which `ssfnas search` calls. Cases that end in
-`-torch` do not use its compiled kernels.
+`-torch` do not use its compiled kernels. Cases with `-partial` compare the product's step with partial channels (and
+weights of edges) with its step on all channels.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Case(NamedTuple):
     order: int
     batch_size: int
     kernels: str = "compiled"
+    partial_channels: int = 1
 
 
 CASES = {  # Barlow Twins has batches of 32, because the direct step needs 20 GB for two views of 64 images
@@ -50,6 +52,7 @@ CASES = {  # Barlow Twins has batches of 32, because the direct step needs 20 GB
     "softmax-barlow-1": Case("softmax", "barlow", 1, 32),
     "sigmoid-barlow-1": Case("sigmoid", "barlow", 1, 32),
     "softmax-ce-2": Case("softmax", "ce", 2, 64),
+    "softmax-ce-1-partial": Case("softmax", "ce", 1, 64, partial_channels=4),
 }
 # These cases time the direct step again, because three processes at once may need too much memory.
 CASES |= {f"{name}-torch": case._replace(kernels="torch") for name, case in CASES.items() if case.relax == "softmax"}
@@ -107,6 +110,17 @@ def build_product(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
     return step
 
 
+def build_alone(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
+    """Build the product's step where it is compared with that of another search, which has other losses."""
+    step = build_product(folder, flags)
+
+    def without_losses(number: int) -> dict[str, float]:
+        step(number)
+        return {}
+
+    return without_losses
+
+
 def build_direct(folder: Path, flags: Mapping[str, Any], num_steps: int) -> paired.Step:
     """Build the direct step. The learning rate depends on `num_steps`, the number of steps of an epoch."""
     settings = load_settings(SearchSettings, flags=flags)
@@ -135,6 +149,8 @@ def shape_of(quick: bool) -> dict[str, int]:
 def flags_of(case: Case, quick: bool) -> dict[str, Any]:
     """The settings of a search as command-line flags. Others have the paper's values."""
     flags = {name: value for name, value in shape_of(quick).items() if name != "image_size"} | case._asdict()
+    if case.partial_channels == 1:
+        del flags["partial_channels"]
     return flags | ({"batch_size": min(8, case.batch_size)} if quick else {})
 
 
@@ -146,15 +162,31 @@ def facts_of(case: Case, quick: bool) -> dict[str, Any]:
 def measure(name: str, options: argparse.Namespace, results: paired.Results) -> None:
     """Time a case."""
     case = CASES[name]
-    flags = flags_of(case, options.quick)
+    flags, image_size = flags_of(case, options.quick), shape_of(options.quick)["image_size"]
     with paired.scratch() as scratch:
-        folder = Path(scratch)
-        num_steps = prepare(folder, flags, shape_of(options.quick)["image_size"])
-        sides = {
-            "direct": paired.Side(build_direct, (folder, flags, num_steps)),
-            "ssfnas": paired.Side(build_product, (folder, flags), paired.OURS),
-        }
+        make_sides = with_the_direct_step if case.partial_channels == 1 else with_all_channels
+        sides = make_sides(Path(scratch), flags, image_size)
         paired.compare(name, facts_of(case, options.quick), sides, options.pairs, results)
+
+
+def with_the_direct_step(folder: Path, flags: Mapping[str, Any], image_size: int) -> dict[str, paired.Side]:
+    """The direct step and the product's, from the same weights."""
+    num_steps = prepare(folder, flags, image_size)
+    return {
+        "direct": paired.Side(build_direct, (folder, flags, num_steps)),
+        "ssfnas": paired.Side(build_product, (folder, flags), paired.OURS),
+    }
+
+
+def with_all_channels(folder: Path, flags: Mapping[str, Any], image_size: int) -> dict[str, paired.Side]:
+    """The product's step on all channels and on a part of them."""
+    sides = {}
+    for label, k in (("all channels", 1), ("partial channels", flags["partial_channels"])):
+        place, given = folder / str(k), {**flags, "partial_channels": k}
+        place.mkdir()
+        prepare(place, given, image_size)
+        sides[label] = paired.Side(build_alone, (place, given), paired.OURS)
+    return sides
 
 
 def measure_start_up(options: argparse.Namespace, results: paired.Results) -> None:
@@ -187,8 +219,9 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
         timed.append(rounds)
         title = [case.relax, case.loss, str(case.order), str(flags_of(case, options.quick)["batch_size"])]
         for side in rounds[0] if rounds else ():
-            label = side if case.kernels == "compiled" or side == "direct" else f"{side}, no compiled kernels"
-            lines.append([*title, label, *paired.row(rounds, side, "direct")])
+            label = f"ssfnas, {side}" if side.endswith("channels") else side
+            label += "" if case.kernels == "compiled" or side == "direct" else ", no compiled kernels"
+            lines.append([*title, label, *paired.row(rounds, side, next(iter(rounds[0])))])
     shape = shape_of(options.quick)
     text = [
         f"`python benchmarks/search_step.py`, {report.machine()}. C={shape['channels']}, {shape['layers']} cells, "

@@ -2,7 +2,7 @@
 
 Alphas and mixing weights are [num_edges, num_ops]. Their rows are the edges in the order of `edge_list`. Nodes 0 and 1
 are the cell's inputs, the outputs of the two cells before it. The intermediate nodes follow: 2, 3, ... (DARTS,
-section 2.1).
+section 2.1). Where edges have weights of their own, those are [num_edges] and named by `EDGE_WEIGHTS`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CELL_TYPES = ("normal", "reduce")
+EDGE_WEIGHTS = {kind: f"{kind}_edges" for kind in CELL_TYPES}  # the names of the edges' own weights, beside the ops'
 NUM_INPUTS = 2
 NUM_NODES = 4  # the intermediate nodes
 

@@ -83,6 +83,7 @@ METRICS = {
     "weights_moved": "[search] the largest distance that a mixing weight has from its start",
     "weights_entropy": "[search, softmax, gumbel, dirichlet] mean entropy of an edge over that of equal weights",
     "weights_decided": "[search, sigmoid] share of the weights within 0.1 of 0 or 1",
+    "edges_entropy": "[edge_weights] mean entropy of the weights of a node's inputs over that of equal weights",
     "genotype_changes": "[search] edges of the derived genotype that the epoch before did not have",
     "genotype_skips": "[search] share of its ops that are skip connections",
     "genotype_pools": "[search] share of its ops that are poolings",

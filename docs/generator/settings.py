@@ -22,6 +22,7 @@ from ssfnas_cli.settings import (
 from ssfnas_cli.settings.base import Settings, flatten
 from ssfnas_cli.settings.federated import Federated
 from ssfnas_cli.settings.models import Execution, SelfSupervised, Training, Views
+from ssfnas_cli.settings.partial import Partial
 
 
 class Group(NamedTuple):
@@ -37,6 +38,7 @@ GROUPS = (
     Group("make-dataset", MakeDatasetSettings, ("make-dataset",)),
     Group("search", SearchSettings, ("search",)),
     Group("A federated search", Federated, ("search",)),
+    Group("Partial channels", Partial, ("search",)),
     Group("retrain", RetrainSettings, ("retrain",)),
     Group("search and retrain", Training, ("search", "retrain")),
     Group("Self-supervised views", Views, (), "views."),

@@ -3,6 +3,10 @@
 They communicate by mixing weights: `{cell type: [num_edges, num_ops]}`, with the edges in the order of
 `registry.space`. A candidate op whose weight is exactly zero is not computed. A strategy proposes mixing weights,
 learns from the losses that they lead to, and records every epoch. An architecture is derived from the record.
+
+Beside them there may be weights of whole edges, `{EDGE_WEIGHTS[cell type]: [num_edges]}`. Each multiplies all that its
+edge gives to a node: the ops, and with partial channels those channels that pass by them. Where there are none, an edge
+counts once if any of its ops has a weight (`none` included), and is not there otherwise.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import abc
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -39,6 +43,8 @@ class SearchContext:
         warmup_epochs: number of epochs at the start in which the alphas do not change.
         alpha_lr, alpha_betas, alpha_weight_decay: settings of the alphas' optimizer.
         alpha_optimizer: `adam`, or `sgd`, which has neither momentum nor betas.
+        partial_channels: K, if ops see only one of every K channels of a node (PC-DARTS); 1: all of them.
+        edge_weights: whether edges are to have weights of their own.
     """
 
     ops: Sequence[str]
@@ -52,6 +58,8 @@ class SearchContext:
     alpha_betas: tuple[float, float]
     alpha_weight_decay: float
     alpha_optimizer: Literal["adam", "sgd"] = "adam"
+    partial_channels: int = 1
+    edge_weights: bool = False
 
 
 class WeightStep(NamedTuple):
@@ -104,7 +112,7 @@ class Strategy(abc.ABC):
     """Base class of search strategies."""
 
     default_rule: str = "darts"  # the derivation rule unless `derive --rule` names another one
-    record_names: ClassVar[tuple[str, ...]] = ("normal", "reduce")  # the names in `record`
+    record_names: tuple[str, ...] = ("normal", "reduce")  # the names in `record`
     num_candidates: int = 0  # how many architectures are judged, one by one, when the weights have been trained
     trains_candidates: bool = False  # whether each of them is trained by itself, so that there is no supernet to train
 
@@ -130,14 +138,14 @@ class Strategy(abc.ABC):
     def record(self) -> dict[str, Tensor]:
         """The published record, by name: [epochs so far + 1, num_edges, num_ops]. Index 0 is the initial state.
 
-        Rounds count as epochs.
+        That of edges' own weights is [epochs so far + 1, num_edges]. Rounds count as epochs.
         """
 
     @abc.abstractmethod
     def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
         """The mixing weights of an epoch of a record, in float64, from which a genotype is derived.
 
-        All of them are zero where nothing has been chosen yet.
+        Those of ops are zero where nothing has been chosen yet.
         """
 
     @abc.abstractmethod

@@ -12,10 +12,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from registry.core import OPS, STRATEGIES, Options
-from registry.space import CELL_TYPES, edge_list
+from registry.space import CELL_TYPES, EDGE_WEIGHTS, edge_list
 from registry.state import load_optimizer, optimizer_tensors
 from registry.strategies import bilevel
 from registry.strategies.base import SearchContext, SearchStep, Strategy
+from registry.strategies.edge_weights import initial_edges, weights_of_edges
 
 
 class GradientOptions(Options):
@@ -42,7 +43,9 @@ class Gradient(Strategy):
 
     Attributes:
         alphas: a leaf tensor [num_edges, num_ops] for each cell type.
-        history: the alphas of all epochs for each cell type, [epochs so far + 1, num_edges, num_ops].
+        edges: if edges have weights, a leaf tensor [num_edges] for each cell type, by the name of these weights.
+        learned: both.
+        history: all that is learned, of all epochs, [epochs so far + 1, ...].
     """
 
     options: GradientOptions
@@ -57,31 +60,45 @@ class Gradient(Strategy):
             kind: self.relaxation.initial_alphas(*shape, generator).to(context.device).requires_grad_()
             for kind in CELL_TYPES
         }
-        self.history = {kind: alphas.detach().cpu().clone()[None] for kind, alphas in self.alphas.items()}
-        self.optimizer = _build_optimizer(list(self.alphas.values()), context)
+        edges = initial_edges(generator) if context.edge_weights else {}
+        self.edges = {name: numbers.to(context.device).requires_grad_() for name, numbers in edges.items()}
+        self.learned = self.alphas | self.edges
+        self.record_names = tuple(self.learned)
+        self.history = {name: values.detach().cpu().clone()[None] for name, values in self.learned.items()}
+        self.optimizer = _build_optimizer(list(self.learned.values()), context)
 
     def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The relaxation's mixing weights of the alphas. In a step, skip connections may be dropped."""
+        """The relaxation's mixing weights of the alphas, and the edges' own. In a step, skips may be dropped."""
+        edges = self._weights_of_edges()
         if generator is None:
-            return {kind: self.relaxation.evaluated(alphas, progress) for kind, alphas in self.alphas.items()}
+            return {kind: self.relaxation.evaluated(alphas, progress) for kind, alphas in self.alphas.items()} | edges
         weights = {kind: self.relaxation.weights(alphas, progress, generator) for kind, alphas in self.alphas.items()}
         if not self.options.skip_dropout:
-            return weights
+            return weights | edges
         rate = self.options.skip_dropout * math.exp(-5 * progress)  # P-DARTS: exp(-0.2 epoch) in each 25 epochs
         skips = [column for column, op in enumerate(self.context.ops) if OPS.get(op).facts.drop_path_exempt]
-        return {kind: _drop(values, skips, rate, generator) for kind, values in weights.items()}
+        return {kind: _drop(values, skips, rate, generator) for kind, values in weights.items()} | edges
+
+    def _weights_of_edges(self) -> dict[str, Tensor]:
+        """The weights of whole edges; with partial channels 1 for each if they are not learned.
+
+        An edge whose only op is dropped still lets channels pass by.
+        """
+        if self.context.partial_channels > 1 and not self.edges:
+            return {EDGE_WEIGHTS[kind]: alphas.new_ones(len(alphas)) for kind, alphas in self.alphas.items()}
+        return {name: weights_of_edges(numbers) for name, numbers in self.edges.items()}
 
     def update(self, step: SearchStep) -> dict[str, float]:
         """Take an alpha step, except in the warm-up epochs."""
         if step.epoch < self.context.warmup_epochs:
             return {}
-        alphas = list(self.alphas.values())
-        gradients, loss = self._gradients(step, alphas)
+        learned = list(self.learned.values())
+        gradients, loss = self._gradients(step, learned)
         regulariser = self._regulariser(step.progress)
         if regulariser.requires_grad:
-            penalties = torch.autograd.grad(regulariser, alphas)
-            gradients = [gradient + penalty for gradient, penalty in zip(gradients, penalties, strict=True)]
-        for values, gradient in zip(alphas, gradients, strict=True):
+            penalties = torch.autograd.grad(regulariser, learned, allow_unused=True)  # it may know nothing of edges
+            gradients = [g if penalty is None else g + penalty for g, penalty in zip(gradients, penalties, strict=True)]
+        for values, gradient in zip(learned, gradients, strict=True):
             values.grad = gradient
         self.optimizer.step()
         self._check_alphas()
@@ -95,51 +112,57 @@ class Gradient(Strategy):
         edges = torch.cat(list(self.alphas.values()))
         return regulariser + self.options.beta_decay * progress * torch.logsumexp(edges, dim=-1).mean()
 
-    def _gradients(self, step: SearchStep, alphas: list[Tensor]) -> tuple[list[Tensor], float]:
-        """The gradient of L_val with respect to the alphas, and L_val."""
+    def _gradients(self, step: SearchStep, learned: list[Tensor]) -> tuple[list[Tensor], float]:
+        """The gradient of L_val with respect to all that is learned, and L_val."""
         mixing = lambda: self.mixing(step.progress, step.generator())
         val_loss = lambda: step.val_loss(mixing())
         with step.held_statistics():
             if self.context.order == 1:
                 with _frozen([weight for group in step.weight_groups for weight in group]):
-                    return bilevel.first_order(val_loss, alphas)
+                    return bilevel.first_order(val_loss, learned)
             with step.full_precision():
                 train_loss = lambda: step.train_loss(mixing())
-                return bilevel.second_order(train_loss, val_loss, step.weight_groups, alphas, step.weight_step())
+                return bilevel.second_order(train_loss, val_loss, step.weight_groups, learned, step.weight_step())
 
     def _check_alphas(self) -> None:
         for kind, values in self.alphas.items():
             if not bool(torch.isfinite(values).all()):
                 raise FloatingPointError(f"an alpha of the {kind} cell is no longer finite")
+        for kind, numbers in zip(CELL_TYPES, self.edges.values(), strict=False):  # there may be none
+            if not bool(torch.isfinite(numbers).all()):
+                raise FloatingPointError(f"the weight of an edge of the {kind} cell is no longer finite")
 
     def end_epoch(self) -> dict[str, float]:
-        """Add the alphas to the history."""
-        for kind, alphas in self.alphas.items():
-            self.history[kind] = torch.cat([self.history[kind], alphas.detach().cpu()[None]])
+        """Add what has been learned to the history."""
+        for name, values in self.learned.items():
+            self.history[name] = torch.cat([self.history[name], values.detach().cpu()[None]])
         return {"alpha_lr": self.optimizer.param_groups[0]["lr"]}
 
     def record(self) -> dict[str, Tensor]:
-        """The alphas of all epochs."""
+        """The alphas of all epochs, and the numbers that the weights of edges are a softmax of."""
         return self.history
 
     def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
-        """The mixing weights of recorded alphas, without noise."""
+        """The mixing weights of recorded alphas, without noise, and the learned weights of edges."""
         progress = epoch / self.context.epochs
-        return {kind: self.relaxation.weights(record[kind][epoch].double(), progress).numpy() for kind in CELL_TYPES}
+        edges = {name: weights_of_edges(record[name][epoch].double()).numpy() for name in self.edges}
+        return {
+            kind: self.relaxation.weights(record[kind][epoch].double(), progress).numpy() for kind in CELL_TYPES
+        } | edges
 
     def tensors(self) -> dict[str, Tensor]:
-        """The alphas, their history and the state of their optimizer."""
-        history = {f"history.{kind}": history for kind, history in self.history.items()}
+        """All that is learned, its history and the state of its optimizer."""
+        history = {f"history.{name}": history for name, history in self.history.items()}
         return self.averaged() | history | optimizer_tensors("optimizer.alphas", self.optimizer)
 
     def averaged(self) -> dict[str, Tensor]:
-        """The alphas. The state of their optimizer stays with each client."""
-        return {f"alphas.{kind}": alphas for kind, alphas in self.alphas.items()}
+        """The alphas and the numbers of edges. The state of their optimizer stays with each client."""
+        return {f"alphas.{name}": values for name, values in self.learned.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        for kind in CELL_TYPES:
-            self.alphas[kind].data.copy_(tensors[f"alphas.{kind}"])
-            self.history[kind] = tensors[f"history.{kind}"].clone()
+        for name, values in self.learned.items():
+            values.data.copy_(tensors[f"alphas.{name}"])
+            self.history[name] = tensors[f"history.{name}"].clone()
         load_optimizer("optimizer.alphas", self.optimizer, tensors)
 
 

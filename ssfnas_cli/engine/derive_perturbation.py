@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry.space import CELL_TYPES
 from ssfnas_cli import stop
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints
 from ssfnas_cli.artifacts.dataset import DataSet
@@ -138,7 +139,8 @@ def _build_phase(work: Work, device: Device) -> PerturbationPhase:
         )
     search.load(work.source.tensors)
     phase = PerturbationPhase(work.settings, search)
-    if all((values != 0).sum(dim=1).max() < 2 for values in phase.mixing().values()):
+    mixing = phase.mixing()
+    if all((mixing[kind] != 0).sum(dim=1).max() < 2 for kind in CELL_TYPES):
         relax = work.training.relax.name
         raise UsageError(
             f"--rule {PERTURBATION_RULE}: the supernet of --relax {relax} has one op an edge, so that no two can be "

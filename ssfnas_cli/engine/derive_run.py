@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from registry.space import CELL_TYPES, edge_list
+from registry.space import CELL_TYPES, EDGE_WEIGHTS, edge_list
 from registry.strategies.base import Strategy
 from ssfnas_cli.artifacts.files import sha256_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, Provenance, read_genotype
@@ -95,7 +95,7 @@ def _check_choice(
         return
     if rule not in (None, strategy.default_rule):
         raise UsageError(f"--rule {rule}: the strategy '{name}' has chosen a whole architecture: leave --rule out")
-    if not any(values.any() for values in weights.values()):
+    if not any(weights[kind].any() for kind in CELL_TYPES):
         first = strategy.supernet_epochs + 1
         when = f"chooses in the rounds after the epochs, from --epoch {first} on"
         raise InputError(f"nothing is chosen in epoch {epoch}: '{name}' {when}")
@@ -104,13 +104,16 @@ def _check_choice(
 def weights_of_run(run: RunFolder) -> dict[str, np.ndarray]:
     """The mixing weights of all epochs of a search by cell type, float64 [epochs so far + 1, num_edges, num_ops].
 
+    If edges have weights of their own, those are there, too, by their names: [epochs so far + 1, num_edges].
+
     Raises:
         InputError: the run has no alphas yet, or they do not fit its settings.
     """
     settings = run.settings(SearchSettings)
     record = run.alphas()
     if "derivation" in run.config:  # its record holds mixing weights
-        _check_record(run, record, CELL_TYPES, len(settings.ops))
+        names = (*CELL_TYPES, *(name for name in EDGE_WEIGHTS.values() if name in record))
+        _check_record(run, record, names, len(settings.ops))
         return {kind: weights.double().numpy() for kind, weights in record.items()}
     strategy = build_strategy(settings)
     reached = _check_record(run, record, strategy.record_names, len(settings.ops))
@@ -159,13 +162,15 @@ def _check_record(run: RunFolder, record: Mapping[str, Tensor], names: tuple[str
         InputError: the record does not fit the run's settings or holds numbers that are not finite.
     """
     path = run.path / ALPHAS
-    sizes = {tuple(values.shape) for values in record.values()}
-    num_epochs = max((size[0] for size in sizes if size), default=0)
-    if set(record) != set(names) or sizes != {(num_epochs, len(edge_list()), num_ops)} or num_epochs == 0:
-        listed = " and ".join(f"'{name}'" for name in names)
+    num_epochs = max((values.shape[0] for values in record.values() if values.ndim), default=0)
+    of_edges, num_edges = set(EDGE_WEIGHTS.values()) & set(names), len(edge_list())
+    sizes = {name: (num_epochs, num_edges) if name in of_edges else (num_epochs, num_edges, num_ops) for name in names}
+    if {name: tuple(values.shape) for name, values in record.items()} != sizes or num_epochs == 0:
+        listed = " and ".join(f"'{name}'" for name in names if name not in of_edges)
+        more = f", and {' and '.join(map(repr, sorted(of_edges)))}, each [epochs + 1, {num_edges} edges]"
         raise InputError(
             f"{path}: does not fit the settings in config.json: should hold {listed}, "
-            f"each [epochs + 1, {len(edge_list())} edges, {num_ops} ops]"
+            f"each [epochs + 1, {num_edges} edges, {num_ops} ops]{more if of_edges else ''}"
         )
     if not all(bool(torch.isfinite(values).all()) for values in record.values()):
         raise InputError(f"{path}: holds an alpha that is not finite: nothing is derived from it")

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from registry import OPS
-from registry.space import CELL_TYPES, edge_list, edges_into_nodes
+from registry.space import CELL_TYPES, EDGE_WEIGHTS, edge_list, edges_into_nodes
 from ssfnas_cli.artifacts.genotype import Cell, Edge
 from ssfnas_cli.settings.perturbation import Criterion
 
@@ -132,18 +132,20 @@ class Perturbation:
     def apply(self, mixing: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Mixing weights with what is decided: 1 for the op of an edge, 0 for the others and for edges that were cut.
 
-        The weights of edges that are not decided stay as they are, with their gradients.
+        The weights of edges that are not decided stay as they are, with their gradients, and so do whole edges' own.
         """
-        fixed = {kind: torch.full(values.shape, torch.nan) for kind, values in mixing.items()}
+        fixed = {name: torch.full(values.shape, torch.nan) for name, values in mixing.items()}
         for decision, _, kept in self.decided():
-            rows = fixed[decision.kind]
+            rows, edges = fixed[decision.kind], fixed.get(EDGE_WEIGHTS[decision.kind])
             for part in decision.parts:
                 if part.column is not None or part not in kept:
                     rows[part.row] = 0.0
+                if part.column is None and part not in kept and edges is not None:
+                    edges[part.row] = 0.0
             for part in kept:
                 if part.column is not None:
                     rows[part.row, part.column] = 1.0
-        return {kind: _overlaid(values, fixed[kind].to(values)) for kind, values in mixing.items()}
+        return {name: _overlaid(values, fixed[name].to(values)) for name, values in mixing.items()}
 
     def cells(self) -> dict[str, Cell]:
         """The cells, when everything is decided."""
@@ -193,7 +195,8 @@ def without(mixing: Mapping[str, Tensor], kind: str, part: Part) -> dict[str, Te
     """Mixing weights of which one part is zero. The others do not grow in its place (as in DARTS-PT's code)."""
     changed = {name: values.clone() for name, values in mixing.items()}
     if part.column is None:
-        changed[kind][part.row] = 0.0
+        for name in {kind, EDGE_WEIGHTS[kind]} & changed.keys():
+            changed[name][part.row] = 0.0
     else:
         changed[kind][part.row, part.column] = 0.0
     return changed

@@ -36,7 +36,7 @@ class DecidedSupernet(SearchPhase):
         return super().learning_rate(progress) if self.lr is None else self.lr
 
     def architecture_step(self, batch: SearchBatch, epoch: int, progress: float) -> dict[str, float]:
-        """As in the search, until every op is decided: alphas have no effect any more."""
+        """As in the search, until every op is decided: alphas have no effect any more, and weights of edges stay."""
         if not self.choices.every_op_is_decided:
             return super().architecture_step(batch, epoch, progress)
         self.begin_step(progress)
@@ -80,7 +80,7 @@ class PerturbationPhase:
         self.epochs = rounds + self.tuning_epochs
         self.lr = search.settings.lr / 10 if settings.lr == "auto" else settings.lr
         search.optimizer.state.clear()
-        self.weights = {kind: values.cpu()[None] for kind, values in self.mixing().items()}
+        self.weights = {name: values.cpu()[None] for name, values in self.mixing().items()}
 
     def _place(self, epoch: int) -> tuple[int, int]:
         """The round that an epoch is or follows, and its number among the epochs of tuning behind it: 0 for a round."""
@@ -136,8 +136,8 @@ class PerturbationPhase:
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Record the mixing weights, evaluate the supernet with what is decided, and say what a round has decided."""
         mixing, is_round = self.mixing(), self._tuned(epoch) is None
-        for kind in CELL_TYPES:
-            self.weights[kind] = torch.cat([self.weights[kind], mixing[kind].cpu()[None]])
+        for name, values in mixing.items():
+            self.weights[name] = torch.cat([self.weights[name], values.cpu()[None]])
         name = "accuracy" if self.search.model.probe is None else "probe_accuracy"
         facts: dict[str, Any] = {f"{name}_alpha_half": self.measure(mixing).accuracy}
         if epoch + 1 == self.epochs:  # nothing but the genotype is left
@@ -151,14 +151,14 @@ class PerturbationPhase:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state of the search, what was measured, and the recorded mixing weights."""
-        recorded = {f"perturbation.weights.{kind}": weights for kind, weights in self.weights.items()}
+        recorded = {f"perturbation.weights.{name}": weights for name, weights in self.weights.items()}
         return self.search.tensors() | recorded | {"perturbation.measured": self.choices.tensor()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state that `tensors` returned."""
         self.search.load(tensors)
         self.choices.load(tensors["perturbation.measured"])
-        self.weights = {kind: tensors[f"perturbation.weights.{kind}"].clone() for kind in CELL_TYPES}
+        self.weights = {name: tensors[f"perturbation.weights.{name}"].clone() for name in self.weights}
 
     def publish(self, folder: Path) -> None:
         """Write the mixing weights of all epochs, and the decisions with what was measured."""

@@ -1,4 +1,9 @@
-"""Derivation rules: one function derives a genotype from mixing weights, and the papers' rules are its parameters."""
+"""Derivation rules: one function derives a genotype from mixing weights, and the papers' rules are its parameters.
+
+Where edges have weights of their own, the edges into a node are ranked by the product of both (PC-DARTS: parse in
+model_search.py). A threshold is compared with the op's own weight: the weights of the inputs of a node add up to 1, so
+a product says nothing about how decided an op is.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from registry.space import count_nodes, edges_into_nodes
+from registry.space import EDGE_WEIGHTS, count_nodes, edge_list, edges_into_nodes
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.errors import InputError, UsageError
 
@@ -57,7 +62,8 @@ def derive(
     """Derive both cells from mixing weights.
 
     Args:
-        weights: float64 [num_edges, num_ops] for each cell type, with the edges in the order of `edge_list`.
+        weights: float64 [num_edges, num_ops] for each cell type, with the edges in the order of `edge_list`; and if
+            edges have weights of their own [num_edges], by the names of EDGE_WEIGHTS.
         ops: the names of the columns.
         rule_name: one of RULES.
         threshold: a number, or `auto`, which means 0.85, or less if a node would otherwise have no input.
@@ -69,17 +75,17 @@ def derive(
     if rule_name not in RULES:
         raise UsageError(f"--rule: unknown rule '{rule_name}'. Available: {', '.join(RULES)}, perturbation")
     rule = RULES[rule_name]
-    weights = {kind: np.asarray(values, dtype=np.float64) for kind, values in weights.items()}
     if not all(np.isfinite(values).all() for values in weights.values()):
         raise InputError("the alphas are not finite: nothing can be derived from a search that diverged")
+    cells = _weighted_cells(weights)
     if not rule.thresholded:
         if threshold != "auto":
             raise UsageError(f"--threshold: rule '{rule_name}' uses none")
-        return Derivation(_build_genotype(weights, ops, rule, -np.inf), None, [])
+        return Derivation(_build_genotype(cells, ops, rule, -np.inf), None, [])
     if threshold != "auto":
         value = float(threshold)
-        return Derivation(_build_genotype(weights, ops, rule, value), value, [])
-    weakest = min(best_per_node(values, ops).min() for values in weights.values())
+        return Derivation(_build_genotype(cells, ops, rule, value), value, [])
+    weakest = min(best_per_node(cell, ops, rule).min() for cell in cells.values())
     value = min(FAIRDARTS_THRESHOLD, float(weakest))
     notes = []
     if value < FAIRDARTS_THRESHOLD:
@@ -88,39 +94,63 @@ def derive(
             "so that every node keeps an input: the search has not decided there yet; more epochs or a higher alpha_lr "
             "let the weights reach the threshold"
         )
-    return Derivation(_build_genotype(weights, ops, rule, value), value, notes)
+    return Derivation(_build_genotype(cells, ops, rule, value), value, notes)
 
 
-def best_per_node(weights: np.ndarray, ops: Sequence[str]) -> np.ndarray:
-    """The largest weight among the ops other than `none` on the incoming edges of each node, [num_nodes]."""
-    best = weights[:, [k for k, op in enumerate(ops) if op != "none"]].max(axis=1)
-    return np.array([best[edges].max() for edges in edges_into_nodes(count_nodes(len(weights)))])
+class WeightedCell(NamedTuple):
+    """The weights of the ops [num_edges, num_ops] and of the edges [num_edges] of one cell type."""
+
+    ops: np.ndarray
+    edges: np.ndarray
 
 
-def derive_cell(weights: np.ndarray, ops: Sequence[str], rule: Rule, threshold: float) -> tuple[Edge, ...]:
+def _weighted_cells(weights: Mapping[str, np.ndarray]) -> dict[str, WeightedCell]:
+    """By cell type, in float64; edges without weights of their own have 1."""
+    cells = {}
+    for kind in [kind for kind in EDGE_WEIGHTS if kind in weights]:
+        values = np.asarray(weights[kind], dtype=np.float64)
+        edges = weights.get(EDGE_WEIGHTS[kind], np.ones(len(values)))
+        cells[kind] = WeightedCell(values, np.asarray(edges, dtype=np.float64))
+    return cells
+
+
+def best_per_node(cell: WeightedCell, ops: Sequence[str], rule: Rule) -> np.ndarray:
+    """The largest weight among the ops other than `none` on the edges that a rule keeps for each node, [num_nodes]."""
+    best = cell.ops[:, [k for k, op in enumerate(ops) if op != "none"]].max(axis=1)
+    return np.array([best[rows].max() for rows in _kept_edges(cell, ops, rule)])
+
+
+def _kept_edges(cell: WeightedCell, ops: Sequence[str], rule: Rule) -> list[list[int]]:
+    """The rows of the edges that each node keeps, ascending. Ties go to the earlier edge."""
+    candidates = [k for k, op in enumerate(ops) if rule.none_competes or op != "none"]
+    best = (cell.ops[:, candidates] * cell.edges[:, None]).max(axis=1)
+    return [
+        sorted(sorted(rows, key=lambda row: -best[row])[: rule.edges_per_node])  # sorting is stable
+        for rows in edges_into_nodes(count_nodes(len(best)))
+    ]
+
+
+def derive_cell(cell: WeightedCell, ops: Sequence[str], rule: Rule, threshold: float) -> tuple[Edge, ...]:
     """The edges of one cell. Ties go to the earlier edge and the earlier op. A weight may equal the threshold."""
     candidates = [k for k, op in enumerate(ops) if rule.none_competes or op != "none"]
+    all_edges = edge_list(count_nodes(len(cell.edges)))
     edges: list[Edge] = []
-    for node, rows in enumerate(edges_into_nodes(count_nodes(len(weights))), start=2):
-        best = {row: max(weights[row, k] for k in candidates) for row in rows}
-        ranked = sorted(rows, key=lambda row: -best[row])  # sorting is stable, so the earlier edge comes first
-        kept = sorted(ranked[: rule.edges_per_node])
-        for row in kept:
-            columns = sorted(candidates, key=lambda k: -weights[row, k])[: rule.ops_per_edge]
-            edges += [
-                Edge(op=ops[k], source=row - rows[0], target=node)
-                for k in columns
-                if ops[k] != "none" and weights[row, k] >= threshold
-            ]
+    for row in [row for rows in _kept_edges(cell, ops, rule) for row in rows]:
+        columns = sorted(candidates, key=lambda k: -cell.ops[row, k])[: rule.ops_per_edge]
+        edges += [
+            Edge(op=ops[k], source=all_edges[row][0], target=all_edges[row][1])
+            for k in columns
+            if ops[k] != "none" and cell.ops[row, k] >= threshold
+        ]
     return tuple(edges)
 
 
-def _build_genotype(weights: Mapping[str, np.ndarray], ops: Sequence[str], rule: Rule, threshold: float) -> Genotype:
+def _build_genotype(weighted: Mapping[str, WeightedCell], ops: Sequence[str], rule: Rule, threshold: float) -> Genotype:
     cells = {}
-    for kind, values in weights.items():
-        cell = _build_cell(derive_cell(values, ops, rule, threshold), count_nodes(len(values)))
+    for kind, weights in weighted.items():
+        cell = _build_cell(derive_cell(weights, ops, rule, threshold), count_nodes(len(weights.edges)))
         if cell is None:
-            raise InputError(_empty_cell_message(kind, weights, ops, rule, threshold))
+            raise InputError(_empty_cell_message(kind, weighted, ops, rule, threshold))
         cells[kind] = cell
     return Genotype(normal=cells["normal"], reduce=cells["reduce"], drop_path=rule.drop_path)
 
@@ -134,17 +164,17 @@ def _build_cell(edges: tuple[Edge, ...], num_nodes: int) -> Cell | None:
 
 
 def _empty_cell_message(
-    kind: str, weights: Mapping[str, np.ndarray], ops: Sequence[str], rule: Rule, threshold: float
+    kind: str, weighted: Mapping[str, WeightedCell], ops: Sequence[str], rule: Rule, threshold: float
 ) -> str:
     """The error message for an empty cell. It names the highest threshold, to six digits, that leaves no cell empty."""
     if rule.none_competes:
         return f"the {kind} cell would be empty: 'none' wins every edge from its inputs; use another --rule"
-    value = min(_highest_threshold(values, ops, rule) for values in weights.values())
+    value = min(_highest_threshold(cell, ops, rule) for cell in weighted.values())
     return f"--threshold {threshold:g}: leaves the {kind} cell empty; {np.floor(value * 1e6) / 1e6:.12g} would not"
 
 
-def _highest_threshold(weights: np.ndarray, ops: Sequence[str], rule: Rule) -> float:
-    for value in sorted({float(w) for w in weights.flat}, reverse=True):
-        if any(edge.source < 2 for edge in derive_cell(weights, ops, rule, value)):
+def _highest_threshold(cell: WeightedCell, ops: Sequence[str], rule: Rule) -> float:
+    for value in sorted({float(w) for w in cell.ops.flat}, reverse=True):
+        if any(edge.source < 2 for edge in derive_cell(cell, ops, rule, value)):
             return value
     raise AssertionError("the lowest weight keeps every edge")

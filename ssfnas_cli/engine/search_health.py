@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from registry import OPS
-from registry.space import edge_list
+from registry.space import CELL_TYPES, edge_list
 from registry.strategies.base import Strategy
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.engine.rules import derive
@@ -46,7 +46,7 @@ def _newest_epoch(strategy: Strategy) -> int:
 
 def derived(weights: Mapping[str, NDArray], ops: Sequence[str], rule: str) -> Genotype | None:
     """The genotype that a rule makes of mixing weights; None if it makes none, or if all of them are zero."""
-    if not any(values.any() for values in weights.values()):
+    if not any(weights[kind].any() for kind in CELL_TYPES):
         return None
     try:
         return derive(weights, ops, rule).genotype

@@ -118,7 +118,8 @@ class SearchPhase:
         settings, data = self.settings, self.data
         torch.manual_seed(seed)
         stem, _ = choose_stem(settings.stem, data.image_size)
-        encoder = Supernet(data.channels, settings.channels, settings.layers, settings.ops, settings.op_options, stem)
+        shape = (data.channels, settings.channels, settings.layers)
+        encoder = Supernet(*shape, settings.ops, settings.op_options, stem, settings.partial_channels)
         head, alpha_head = self._head_sections()
         model = SearchModel(
             encoder,

@@ -56,13 +56,16 @@ def _refuse_another_shape(source: FinishedSearch, settings: SearchSettings, data
     """Refuse a supernet that is not the one of these settings; the message names the first setting that differs."""
     where, theirs = f"--init-from {settings.init_from}", source.settings
     stem, _ = choose_stem(settings.stem, data.image_size)
-    pairs: dict[str, tuple[Any, Any]] = {
-        name: (getattr(theirs, name), getattr(settings, name)) for name in ("channels", "layers", "ops", "op_options")
-    }
+    names = ("channels", "layers", "ops", "op_options", "partial_channels")
+    pairs: dict[str, tuple[Any, Any]] = {name: (getattr(theirs, name), getattr(settings, name)) for name in names}
     pairs["stem"] = (source.run.stem, stem)
     for name, (there, here) in pairs.items():
         if there != here:
-            mend = {"ops": f"--set ops={','.join(theirs.ops)}", "op_options": f"--set op_options as {source.run.path}"}
+            mend = {
+                "ops": f"--set ops={','.join(theirs.ops)}",
+                "op_options": f"--set op_options as {source.run.path}",
+                "partial_channels": f"--set partial_channels={theirs.partial_channels}",
+            }
             raise UsageError(
                 f"{where}: its supernet has {name} {_shown(there)}, and this search {_shown(here)}: "
                 f"give {mend.get(name, f'--{name} {there}')}"

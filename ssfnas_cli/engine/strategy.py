@@ -26,5 +26,7 @@ def build_strategy(settings: SearchSettings, device: torch.device | str = "cpu")
         alpha_betas=relaxation.betas if settings.alpha_betas == "auto" else settings.alpha_betas,
         alpha_weight_decay=relaxation.weight_decay if decay == "auto" else decay,
         alpha_optimizer=settings.alpha_optimizer,
+        partial_channels=settings.partial_channels,
+        edge_weights=settings.weighs_edges,
     )
     return build_plugin(STRATEGIES, settings.strategy, context=context)

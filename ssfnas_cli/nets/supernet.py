@@ -8,6 +8,9 @@ by the op's own module. Either way an op without parameters is computed once for
 A candidate whose mixing weight is exactly zero is neither computed nor stored. Sampled paths, single architectures and
 masked candidates are therefore just mixing weights, and cost only the ops that they use.
 
+With partial channels (nets/partial.py) the ops see a part of a node's channels. The others pass by them to the same
+targets, as if by one more candidate on each edge, the identity, whose weight is that of the edge.
+
 Without compiled kernels three things make a pass fast (benchmarks/search_step.py, cases `-torch`), beside
 registry/separable.py: the ReLU that convolutions begin with is computed once for each node, an op's mixing weight is
 folded into its BN, and no BN gets a slice of a concatenation's gradient, on which it is slow (nets/skeleton.py).
@@ -26,9 +29,10 @@ from torch import Tensor, nn
 from registry import OPS, Plugin
 from registry.norm import BatchNorm
 from registry.separable import SeparableConvs
-from registry.space import NUM_INPUTS, NUM_NODES, edge_list
+from registry.space import CELL_TYPES, EDGE_WEIGHTS, NUM_INPUTS, NUM_NODES, edge_list
 from registry.stages import run_together, stages_of, waits_for_ranks
 from ssfnas_cli.native.cells import CellKernels
+from ssfnas_cli.nets import partial
 from ssfnas_cli.nets.compiled.fanout import FanOut, split_ops
 from ssfnas_cli.nets.compiled.projection import with_kernels
 from ssfnas_cli.nets.skeleton import AnyCell, CellInputs, CellSpec, build_cells, concatenate, pool
@@ -45,6 +49,7 @@ class Supernet(nn.Module):
         ops: names of the candidate ops, in the order of the alphas' columns.
         op_options: options of ops that have some.
         stem: makes the first cell's inputs.
+        partial_channels: K, of which the ops of every cell see one channel in K; it divides `channels`.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Supernet(nn.Module):
         ops: Sequence[str],
         op_options: Mapping[str, Mapping[str, Any]] | None = None,
         stem: StemName = "cifar",
+        partial_channels: int = 1,
     ):
         super().__init__()
         plugins = [OPS.get(name) for name in ops]
@@ -62,7 +68,9 @@ class Supernet(nn.Module):
             name: plugin.parse_options((op_options or {}).get(name)) for name, plugin in zip(ops, plugins, strict=True)
         }
         self.stem = STEMS[stem](in_channels, channels)
-        cells = build_cells(self.stem, layers, channels, lambda spec: SearchCell(spec, plugins, options))
+        make_cell = lambda spec: SearchCell(spec, plugins, options, partial_channels)
+        cells = build_cells(self.stem, layers, channels, make_cell)
+        self.partial_channels = partial_channels
         self.cells = nn.ModuleList(cells)
         self.num_features = cells[-1].out_channels
 
@@ -70,7 +78,7 @@ class Supernet(nn.Module):
         """Have the compiled kernels compute the ops that they support; None: torch computes all of them."""
         for cell in self._cells():
             cell.inputs.compile_with(kernels)
-            for ops in cell.outgoing:
+            for ops in [*cell.outgoing, *cell.passing]:
                 ops.compile_with(kernels)
 
     def count_compiled(self) -> tuple[int, int]:
@@ -81,10 +89,13 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """Images [N, C, H, W] and mixing weights [num_edges, num_ops] by cell type -> features [N, num_features].
 
-        A candidate whose weight is exactly zero is skipped: its gradient and its weight's gradient are zero, and its
+        Beside them there may be weights of whole edges [num_edges], by the names of EDGE_WEIGHTS. A candidate whose
+        weight is exactly zero, or whose edge's is, is skipped: its gradient and its weight's gradient are zero, and its
         running statistics do not move. Which ones are skipped is read once for each cell type, before the first cell.
         """
-        mixing = {kind: Mixing.of(values.to(images.dtype)) for kind, values in weights.items()}
+        given = {name: values.to(images.dtype) for name, values in weights.items()}
+        with_passing = self.partial_channels > 1
+        mixing = {kind: Mixing.of(given[kind], given.get(EDGE_WEIGHTS[kind]), with_passing) for kind in CELL_TYPES}
         older, newer = self.stem(images)
         for cell in self._cells():
             older, newer = newer, cell(older, newer, mixing["reduce" if cell.reduction else "normal"])
@@ -97,29 +108,50 @@ class Supernet(nn.Module):
 
 
 class Mixing(NamedTuple):
-    """The mixing weights of one cell type [num_edges, num_ops].
+    """The mixing weights of one cell type [num_edges, num_ops], times those of its edges.
 
-    `zeros` are the places (edge, column) of the weights that are exactly zero, read from the device once.
+    `zeros` are the places (edge, column) of the weights that are exactly zero, read from the device once. `passing` are
+    the weights [num_edges, 1] of the channels that pass by the ops, if there are such.
     """
 
     weights: Tensor
     zeros: frozenset[tuple[int, int]]
+    passing: Mixing | None = None
 
     @classmethod
-    def of(cls, weights: Tensor) -> Mixing:
-        """Find the zeros; weights on the meta device have no values and count as different from zero."""
-        if weights.is_meta:
-            return cls(weights, frozenset())
-        places = (weights.detach() == 0).nonzero().tolist()
-        return cls(weights, frozenset((edge, column) for edge, column in places))
+    def of(cls, weights: Tensor, edges: Tensor | None = None, with_passing: bool = False) -> Mixing:
+        """Find the zeros; weights on the meta device have no values and count as different from zero.
+
+        Args:
+            weights: of the ops [num_edges, num_ops].
+            edges: of whole edges [num_edges]. None means 1 for each, and that an edge without ops is not there.
+            with_passing: whether there are channels that pass by the ops.
+        """
+        times_edges = weights if edges is None else weights * edges[:, None]
+        mixing = cls(times_edges, _zeros_of(times_edges))
+        if not with_passing:
+            return mixing
+        edges = (weights != 0).any(dim=1).to(weights) if edges is None else edges
+        return mixing._replace(passing=cls(edges[:, None], _zeros_of(edges[:, None])))
+
+
+def _zeros_of(weights: Tensor) -> frozenset[tuple[int, int]]:
+    if weights.is_meta:
+        return frozenset()
+    places = (weights.detach() == 0).nonzero().tolist()
+    return frozenset((edge, column) for edge, column in places)
 
 
 class SearchCell(AnyCell):
-    """A cell of the supernet. Its output concatenates the intermediate nodes."""
+    """A cell of the supernet. Its output concatenates the intermediate nodes.
 
-    def __init__(self, spec: CellSpec, plugins: Sequence[Plugin], options: Mapping[str, Any]):
+    Its ops see one channel in K. Of each node, `outgoing` are the ops that leave it, `passing` what lets the other
+    channels pass by them, if there are others.
+    """
+
+    def __init__(self, spec: CellSpec, plugins: Sequence[Plugin], options: Mapping[str, Any], k: int = 1):
         super().__init__()
-        self.reduction = spec.reduction
+        self.reduction, self.k = spec.reduction, k
         self.out_channels = NUM_NODES * spec.channels
         self.inputs = CellInputs(spec, affine=False)
         # An op without parameters gives all edges from a node the same result, so it belongs to the node.
@@ -130,13 +162,14 @@ class SearchCell(AnyCell):
             for column, plugin in enumerate(plugins):
                 if plugin.facts.is_none:
                     continue  # it adds nothing: its weight only takes part in a softmax
-                op = _candidate(plugin, spec.channels, stride, options[plugin.name])
+                op = _candidate(plugin, spec.channels // k, stride, options[plugin.name])
                 shared = plugin.facts.parameter_free and not any(True for _ in op.parameters())
                 home = of_node[source] if shared else of_edge[edge]
                 if str(column) not in home:
                     home[str(column)] = op
         self.of_node, self.of_edge = nn.ModuleList(of_node), nn.ModuleList(of_edge)
         self.outgoing = [self._outgoing_ops(node, spec) for node in range(1 + NUM_NODES)]
+        self.passing = [_passing_by(node) for node in range(1 + NUM_NODES)] if k > 1 else []
 
     def _outgoing_ops(self, node: int, spec: CellSpec) -> OutgoingOps:
         candidates = [
@@ -146,7 +179,7 @@ class SearchCell(AnyCell):
             for home in (self.of_node[node], self.of_edge[edge])
             for column, op in _by_column(home).items()
         ]
-        return OutgoingOps(candidates, stride=2 if spec.reduction and node < 2 else 1)
+        return OutgoingOps(candidates, stride=2 if spec.reduction and node < 2 else 1, narrow=self.k > 1)
 
     def forward(self, older: Tensor, newer: Tensor, mixing: Mixing) -> Tensor:
         """Two cells' outputs [N, C', H, W] -> [N, 4C, H, W]; a reduction cell halves H and W, rounded up.
@@ -155,20 +188,39 @@ class SearchCell(AnyCell):
         """
         states: list[Tensor] = list(self.inputs(older, newer))
         sums: dict[int, Tensor] = {}  # by node
-        for source, ops in enumerate(self.outgoing):
+        passed: dict[int, Tensor] = {}  # of the channels that pass by the ops
+        for source in range(1 + NUM_NODES):
             if source >= NUM_INPUTS:
-                states.append(self._node(sums.get(source), states[0]))
-            ops.add_to(sums, states[source], mixing)
-        states.append(self._node(sums.get(len(states)), states[0]))
+                states.append(self._node(source, sums, passed, states[0]))
+            self._leave(source, sums, passed, states[source], mixing)
+        states.append(self._node(len(states), sums, passed, states[0]))
         return concatenate(states[NUM_INPUTS:])
 
-    def _node(self, total: Tensor | None, first: Tensor) -> Tensor:
+    def _leave(
+        self, source: int, sums: dict[int, Tensor], passed: dict[int, Tensor], x: Tensor, mixing: Mixing
+    ) -> None:
+        """Add what leaves a node, whose map is x, to the sums of later nodes."""
+        if mixing.passing is None:
+            return self.outgoing[source].add_to(sums, x, mixing)
+        seen, passing = partial.split(x, self.k)
+        self.outgoing[source].add_to(sums, seen, mixing)
+        halved = self.outgoing[source].stride == 2
+        self.passing[source].add_to(passed, partial.halve(passing) if halved else passing, mixing.passing)
+
+    def _node(self, node: int, sums: dict[int, Tensor], passed: dict[int, Tensor], first: Tensor) -> Tensor:
         """A node's map: the sum of what it received, or zeros of the same shape if it received nothing."""
-        if total is not None:
-            return total
         num, channels, *sides = first.shape
         height, width = (-(-side // 2) if self.reduction else side for side in sides)
-        return first.new_zeros(num, channels, height, width).contiguous(memory_format=torch.channels_last)
+
+        def total(of: dict[int, Tensor], channels: int) -> Tensor:
+            if node in of:
+                return of[node]
+            return first.new_zeros(num, channels, height, width).contiguous(memory_format=torch.channels_last)
+
+        if self.k == 1:
+            return total(sums, channels)
+        seen = channels // self.k
+        return partial.join(total(sums, seen), total(passed, channels - seen))
 
 
 class Candidate(NamedTuple):
@@ -181,15 +233,19 @@ class Candidate(NamedTuple):
 
 
 class OutgoingOps:
-    """The candidate ops on all edges that leave one node."""
+    """The candidate ops on all edges that leave one node.
 
-    def __init__(self, candidates: Sequence[Candidate], stride: int):
-        self.candidates, self.stride = list(candidates), stride
+    `narrow` says that they see so few channels that images may lie side by side (nets/compiled/side_by_side.py).
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], stride: int, narrow: bool = False):
+        self.candidates, self.stride, self.narrow = list(candidates), stride, narrow
         self.compile_with(None)
 
     def compile_with(self, kernels: CellKernels | None) -> None:
         """Split the candidates between the compiled kernels and torch."""
-        self.fan, supported = split_ops(kernels, [(c.op, c.target) for c in self.candidates], self.stride, False)
+        ops = [(candidate.op, candidate.target) for candidate in self.candidates]
+        self.fan, supported = split_ops(kernels, ops, self.stride, affine=False, side_by_side=self.narrow)
         self.in_fan = [self.candidates[index] for index in supported]
         self.not_in_fan = [c for index, c in enumerate(self.candidates) if index not in supported]
         self.run = {candidate.op: with_kernels(candidate.op, kernels) for candidate in self.candidates}
@@ -240,6 +296,13 @@ class OutgoingOps:
             for edge, column, _, op in candidates
         }
         return dict(zip(stages, run_together(list(stages.values())), strict=True))
+
+
+def _passing_by(node: int) -> OutgoingOps:
+    """What lets channels pass by the ops on all edges that leave a node: there is one such column."""
+    same = nn.Identity()
+    targets = [(edge, target) for edge, (source, target) in enumerate(edge_list()) if source == node]
+    return OutgoingOps([Candidate(edge, 0, target, same) for edge, target in targets], stride=1)
 
 
 def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.Module:

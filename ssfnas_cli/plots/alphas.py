@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from registry.space import CELL_TYPES, count_nodes, edge_list, edges_into_nodes
+from registry.space import CELL_TYPES, EDGE_WEIGHTS, count_nodes, edge_list, edges_into_nodes
 from ssfnas_cli.plots.figure import new_figure, series_looks, shown_name
 
 if TYPE_CHECKING:
@@ -19,11 +19,25 @@ TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 
 class Record(NamedTuple):
-    """The mixing weights [epochs + 1, num_edges, num_ops] of a search by cell type; epoch 0 is the start."""
+    """The mixing weights [epochs + 1, num_edges, num_ops] of a search by cell type; epoch 0 is the start.
+
+    If edges have weights of their own [epochs + 1, num_edges], they are drawn as if of one more op.
+    """
 
     label: str
     ops: Sequence[str]
     weights: Mapping[str, NDArray[np.float64]]
+
+    @property
+    def names(self) -> list[str]:
+        """What is drawn on every edge: the ops, and the edge's own weight."""
+        return [*self.ops, *(["whole edge"] if any(name in self.weights for name in EDGE_WEIGHTS.values()) else [])]
+
+    def of(self, kind: str) -> NDArray[np.float64]:
+        """The weights of all `names` in a cell type, [epochs + 1, num_edges, names]."""
+        edges = self.weights.get(EDGE_WEIGHTS[kind])
+        ops = self.weights[kind]
+        return ops if edges is None else np.concatenate([ops, edges[..., None]], axis=-1)
 
     @property
     def highest(self) -> float:
@@ -34,12 +48,12 @@ class Record(NamedTuple):
 
 def draw_heat(record: Record) -> Figure:
     """A map for each op of each cell: edges from top to bottom, epochs from left to right, dark where the weight is."""
-    figure = new_figure(1.15 * len(record.ops) + 1.3, 5.6)
+    figure = new_figure(1.15 * len(record.names) + 1.3, 5.6)
     figure.suptitle(shown_name(f"Mixing weights: {record.label}", 90), x=0.01, ha="left", fontsize=10)
-    grid = figure.subplots(len(CELL_TYPES), len(record.ops), squeeze=False, sharex=True, sharey=True)
+    grid = figure.subplots(len(CELL_TYPES), len(record.names), squeeze=False, sharex=True, sharey=True)
     image = None
     for kind, row in zip(CELL_TYPES, grid, strict=True):
-        values = record.weights[kind]
+        values = record.of(kind)
         for column, axes in enumerate(row):
             image = axes.imshow(
                 values[:, :, column].T,
@@ -52,7 +66,7 @@ def draw_heat(record: Record) -> Figure:
             )
             _frame_map(axes, values.shape[1], len(values) - 1)
             if kind == CELL_TYPES[0]:
-                axes.set_title(shown_name(record.ops[column], 16), fontsize=8, fontweight="normal", loc="center")
+                axes.set_title(shown_name(record.names[column], 16), fontsize=8, fontweight="normal", loc="center")
         row[0].set_ylabel(f"{TITLES[kind]}\nedge, from → to", fontsize=8.5)
     for axes in grid[-1]:
         axes.set_xlabel("epoch", fontsize=8)
@@ -76,7 +90,7 @@ def _frame_map(axes: Axes, num_edges: int, epochs: int) -> None:
 
 
 def draw_lines(record: Record) -> Figure:
-    """A panel for each edge of each cell, a line for each op. Edges into the same node are a row."""
+    """A panel for each edge of each cell, a line for each of its names. Edges into the same node are a row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.6, 6.1), facecolor="white")  # laid out by hand, which is many times faster
@@ -84,8 +98,8 @@ def draw_lines(record: Record) -> Figure:
     handles: list = []
     for kind, left in zip(CELL_TYPES, (0.045, 0.545), strict=True):
         figure.text(left, 0.92, TITLES[kind], fontsize=10)
-        handles = _draw_edges(figure, left, record.weights[kind], record)
-    names = [shown_name(op, 20) for op in record.ops]
+        handles = _draw_edges(figure, left, record.of(kind), record)
+    names = [shown_name(name, 20) for name in record.names]
     figure.legend(handles, names, loc="lower center", ncols=min(8, len(names)), fontsize=8, handlelength=3.2)
     return figure
 
@@ -110,7 +124,7 @@ def _draw_edges(figure: Figure, left: float, values: NDArray[np.float64], record
 
 
 def _draw_edge(axes: Axes, values: NDArray[np.float64], highest: float) -> list:
-    """The lines of an edge's ops; `values` are [epochs + 1, num_ops]."""
+    """The lines of an edge; `values` are [epochs + 1, names]."""
     every = max(1, len(values) // 4)
     handles = [
         axes.plot(

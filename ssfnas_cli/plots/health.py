@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PANELS = (  # name in the metrics, title, label of the axis
     ("weights_decided", "Decided weights", "share within 0.1 of 0 or 1"),
     ("weights_entropy", "Entropy of the weights", "1: undecided, 0: decided"),
+    ("edges_entropy", "Entropy of edge weights", "1: undecided, 0: decided"),
     ("genotype_skips", "Skips in the genotype", "share of its ops"),
     ("genotype_pools", "Pools in the genotype", "share of its ops"),
     ("genotype_changes", "New edges in the genotype", "since the epoch before"),

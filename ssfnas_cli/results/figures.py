@@ -66,6 +66,7 @@ SEARCH_FIGURES = (
     ("pruned_probe_accuracy_alpha_half", "pruned probe, alpha half", 2),
     ("weights_entropy", "entropy", 3),
     ("weights_decided", "decided", 3),
+    ("edges_entropy", "edge entropy", 3),
     ("genotype_skips", "skips", 2),
     ("genotype_pools", "pools", 2),
 )

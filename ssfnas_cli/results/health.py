@@ -15,7 +15,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Weights = Mapping[str, NDArray[np.float64]]  # mixing weights [num_edges, num_ops] by cell type
+from registry.space import CELL_TYPES, EDGE_WEIGHTS, edges_into_nodes
+
+# Mixing weights [num_edges, num_ops] by cell type, and those of edges [num_edges] by the names of EDGE_WEIGHTS
+Weights = Mapping[str, NDArray[np.float64]]
 Edges = Mapping[str, Collection[tuple[str, int, int]]]  # (op, from, to) of a genotype's live edges, by cell type
 Family = Literal["none", "skip", "pool", "learned"]
 
@@ -23,7 +26,7 @@ NEAR = 0.1  # a sigmoid so close to 0 or 1 counts as decided
 AT_START = 0.02  # no mixing weight has moved by more: the search has not begun to decide
 PATIENCE = 3  # epochs in which a collapse must last, so that one epoch's chance ends no search
 FIGURES = (  # the names of an epoch's figures
-    *("weights_moved", "weights_entropy", "weights_decided"),
+    *("weights_moved", "weights_entropy", "weights_decided", "edges_entropy"),
     *("genotype_changes", "genotype_skips", "genotype_pools", "normal_ops_with_weights"),
 )
 
@@ -39,16 +42,25 @@ def weight_figures(start: Weights, now: Weights) -> dict[str, float]:
         `weights_moved`: the largest distance that a weight has from its start. `weights_entropy`, if the ops of an edge
         compete (their weights add up to 1): the mean entropy of the edges over that of equal weights, from 0 (one op
         has all) to 1. `weights_decided`, if they do not compete: the share of weights within NEAR of 0 or 1.
+        `edges_entropy`, if edges have weights of their own: the mean entropy of the inputs of a node, likewise.
     """
-    values = np.concatenate([now[kind] for kind in now])
-    before = np.concatenate([start[kind] for kind in now])
+    values, before = (np.concatenate([weights[kind] for kind in CELL_TYPES]) for weights in (now, start))
     figures = {"weights_moved": float(np.abs(values - before).max())}
+    edges = [now[name] for name in EDGE_WEIGHTS.values() if name in now]
+    if edges:
+        inputs = [_entropy(of_kind[None, rows]) for of_kind in edges for rows in edges_into_nodes()]
+        figures["edges_entropy"] = sum(inputs) / len(inputs)
     if values.shape[1] > 1 and np.allclose(values.sum(1), 1.0, atol=1e-6) and (values >= 0).all():
-        with np.errstate(divide="ignore", invalid="ignore"):
-            terms = np.where(values > 0, -values * np.log(values), 0.0)
-        return figures | {"weights_entropy": float(terms.sum(1).mean() / np.log(values.shape[1]))}
+        return figures | {"weights_entropy": _entropy(values)}
     decided = (np.abs(values) <= NEAR) | (np.abs(values - 1) <= NEAR)
     return figures | {"weights_decided": float(decided.mean())}
+
+
+def _entropy(shares: NDArray[np.float64]) -> float:
+    """The mean entropy of rows of shares [rows, n], over that of n equal ones."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        terms = np.where(shares > 0, -shares * np.log(shares), 0.0)
+    return float(terms.sum(1).mean() / np.log(shares.shape[1]))
 
 
 def genotype_figures(before: Edges | None, now: Edges, families: Mapping[str, Family]) -> dict[str, float | int]:
@@ -94,6 +106,8 @@ def health_in_words(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     told = []
     if "weights_entropy" in last:
         told.append(f"entropy of the mixing weights {last['weights_entropy']:.3f} (1: undecided, 0: decided)")
+    if "edges_entropy" in last:
+        told.append(f"entropy of the weights of edges {last['edges_entropy']:.3f}")
     if "weights_decided" in last:
         told.append(f"{100 * last['weights_decided']:.0f} % of the mixing weights are within 0.1 of 0 or 1 (decided)")
     if "genotype_skips" in last:

@@ -10,6 +10,7 @@ from registry import OPS
 from registry.core import did_you_mean
 from ssfnas_cli.settings.base import PluginSection, PositiveInt, Section, Settings, flatten, nest
 from ssfnas_cli.settings.federated import Federated
+from ssfnas_cli.settings.partial import Partial
 
 PAPER_OPS = (  # paper.md, IV-B
     "none",
@@ -173,7 +174,7 @@ class Training(Execution):
         return {key: value for key, value in mine.items() if key in chosen or default.get(key, ...) != value}
 
 
-class SearchSettings(Federated, Training):
+class SearchSettings(Federated, Partial, Training):
     """A search. The defaults are the paper's (IV-B, IV-C), where it is silent those of DARTS."""
 
     strategy: Section = Field(PluginSection(name="gradient"), description="what the architecture is searched with")
@@ -231,7 +232,7 @@ class SearchSettings(Federated, Training):
     NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed", "init_from"}
     WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution", "reinforce"})  # strategies with none
     OF_ALPHAS: ClassVar[tuple[str, ...]] = (
-        *("relax", "alpha_sampler", "order", "warmup_epochs"),
+        *("relax", "alpha_sampler", "order", "warmup_epochs", "edge_weights"),
         *("alpha_optimizer", "alpha_lr", "alpha_betas", "alpha_weight_decay"),
     )
     PLUGIN_KINDS: ClassVar = {

@@ -36,6 +36,10 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
         (["--epochs", "1", "got 0"], ["search", "--epochs", "0"]),
         (["--batch-size", "2", "got 1"], ["search", "--loss", "barlow", "--batch-size", "1"]),
         (["--channels", "multiple of 2"], ["search", "--channels", "3"]),
+        (
+            ["'partial_channels'", "channels=8: take one of 1, 2, 4, 8, or channels=12"],
+            ["search", "--set", "partial_channels=3"],
+        ),
         (["--channels", "65536", "got 1000000000"], ["search", "--channels", "1000000000"]),
         (["--layers", "1000", "got 100000"], ["search", "--layers", "100000"]),
         (["--batch-size", "1000000"], ["search", "--batch-size", "2000000000"]),

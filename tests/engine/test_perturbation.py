@@ -11,7 +11,7 @@ import torch
 from faults_support import assert_same_end
 from search_support import TINY, run, state
 
-from registry.space import CELL_TYPES, edge_list
+from registry.space import CELL_TYPES, EDGE_WEIGHTS, edge_list
 from ssfnas_cli.artifacts.genotype import read_genotype
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.data.batches import normaliser
@@ -131,6 +131,20 @@ def test_what_is_decided_has_weight_one_and_the_rest_keeps_its_weights_and_gradi
     dropped = without(applied, "reduce", Part(3, 1))
     assert dropped["reduce"][3, 1] == 0 and (dropped["reduce"] != applied["reduce"]).sum() == 1
     assert not without(applied, "reduce", Part(3))["reduce"][3].any()
+
+
+def test_an_edge_that_is_cut_loses_its_own_weight_and_others_keep_theirs():
+    choices = Perturbation(OPS, 0, "accuracy")
+    measure_all(choices, lambda kind, part: part.row + (part.column or 0))
+    mixing = {kind: torch.full((14, 4), 0.25) for kind in CELL_TYPES}
+    mixing |= {EDGE_WEIGHTS[kind]: torch.linspace(0.1, 0.9, 14) for kind in CELL_TYPES}
+    applied = choices.apply(mixing)
+    kept = (applied["normal"] != 0).any(dim=1)
+    assert kept.tolist() == [row in (0, 1, 3, 4, 7, 8, 12, 13) for row in range(14)]
+    assert torch.equal(applied["normal_edges"], torch.where(kept, mixing["normal_edges"], 0.0))
+    dropped = without(mixing, "reduce", Part(5))
+    assert dropped["reduce_edges"][5] == 0 and (dropped["reduce_edges"] != mixing["reduce_edges"]).sum() == 1
+    assert torch.equal(without(mixing, "reduce", Part(5, 1))["reduce_edges"], mixing["reduce_edges"])
 
 
 # The supernet

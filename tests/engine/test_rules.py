@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from registry.space import edge_list
-from ssfnas_cli.engine.rules import FAIRDARTS_THRESHOLD, best_per_node, derive
+from ssfnas_cli.engine.rules import FAIRDARTS_THRESHOLD, derive
 from ssfnas_cli.errors import InputError, UsageError
 
 OPS = ("none", "skip", "conv", "pool")  # what the ops do does not matter here...
@@ -25,9 +25,10 @@ def matrix(default=0.0, **entries):
     return weights
 
 
-def edges(weights, rule, threshold="auto", kind="normal", other=None):
-    """The edges that `weights` give as (op, from, to), in order."""
+def edges(weights, rule, threshold="auto", kind="normal", other=None, own=None):
+    """The edges that `weights` give as (op, from, to), in order; `own` are the weights of edges."""
     both = {"normal": weights, "reduce": weights if other is None else other}
+    both |= {} if own is None else {"normal_edges": own, "reduce_edges": own}
     cell = derive(both, REAL, rule, threshold).genotype.cells()[kind]
     short = {name: op for op, name in NAMES.items()}
     return [(short[e.op], e.source, e.target) for e in cell.edges]
@@ -219,10 +220,56 @@ def test_ops_without_none_and_float32_weights_are_fine():
     weights = np.full((14, 2), 0.5, np.float32)
     got = derive({"normal": weights, "reduce": weights}, ("skip_connect", "sep_conv_3x3"), "darts")
     assert {edge.op for edge in got.genotype.normal.edges} == {"skip_connect"}
-    assert best_per_node(weights, ("skip_connect", "sep_conv_3x3")).tolist() == [0.5] * 4
+    thresholded = derive({"normal": weights, "reduce": weights}, ("skip_connect", "sep_conv_3x3"), "fairdarts")
+    assert thresholded.threshold == 0.5
+
+
+# Weights of edges
+
+
+def own_weights(default=0.5, **entries):
+    """Weights of edges [14] with `e0_2=0.9` (from 0 to 2) over a default."""
+    weights = np.full(14, default)
+    for key, value in entries.items():
+        weights[EDGES.index((int(key[1]), int(key[3])))] = value
+    return weights
+
+
+def test_the_product_ranks_the_edges_of_a_node_and_ops_rank_within_an_edge():
+    weights = matrix(0.1, e0_3_conv=0.9, e1_3_pool=0.5, e2_3_skip=0.4, e2_3_conv=0.3)
+    assert [edge for edge in edges(weights, "darts") if edge[2] == 3] == [("conv", 0, 3), ("pool", 1, 3)]
+    own = own_weights(e0_3=0.2, e1_3=0.2, e2_3=0.6)  # 0.18, 0.1 and 0.24
+    assert [edge for edge in edges(weights, "darts", own=own) if edge[2] == 3] == [("conv", 0, 3), ("skip", 2, 3)]
+    assert edges(weights, "argmax", own=own) == edges(weights, "argmax"), "it keeps every edge"
+
+
+def test_a_threshold_is_compared_with_the_weight_of_the_op_alone():
+    weights = matrix(0.1, e0_2_conv=0.9, e1_2_pool=0.86, e0_3_skip=0.88, e1_3_conv=0.95, e2_3_conv=0.9)
+    own = own_weights(0.25, e0_3=0.5)
+    assert edges(weights, "fairdarts", 0.87, own=own) == [("conv", 0, 2), ("skip", 0, 3), ("conv", 1, 3)]
+
+
+def test_an_automatic_threshold_is_that_of_the_edges_that_are_kept():
+    weights = matrix(0.9)
+    weights[2:5] = matrix(0.1, e0_3_skip=0.6, e1_3_conv=0.95, e2_3_conv=0.5)[2:5]
+    both = {"normal": weights, "reduce": weights}
+    assert derive(both, REAL, "fairdarts").threshold == FAIRDARTS_THRESHOLD
+    own = own_weights(0.5, e1_3=0.01)
+    assert derive({**both, "normal_edges": own, "reduce_edges": own}, REAL, "fairdarts").threshold == 0.6
+    assert ("skip", 0, 3) in edges(weights, "fairdarts", own=own)
+
+
+def test_weights_of_edges_that_are_not_finite_are_refused():
+    with pytest.raises(InputError, match="not finite"):
+        edges(matrix(0.3), "darts", own=own_weights(e0_2=np.nan))
 
 
 # Against the procedures as published
+
+
+def published_pc_darts(weights, own, ops):
+    """parse in model_search.py of PC-DARTS: the weights of an edge's ops are scaled by its own, then as DARTS."""
+    return published_darts([[value * scale for value in row] for row, scale in zip(weights, own, strict=True)], ops)
 
 
 def published_darts(weights, ops):
@@ -265,6 +312,12 @@ WEIGHTS = arrays(np.float64, (14, 4), elements=VALUES)
 @given(WEIGHTS)
 def test_darts_is_the_published_procedure(weights):
     assert sorted(edges(weights, "darts")) == sorted(published_darts(weights.tolist(), OPS))
+
+
+@settings(max_examples=60, deadline=None)
+@given(WEIGHTS, arrays(np.float64, 14, elements=st.sampled_from([0.125, 0.25, 0.5, 1.0])))
+def test_with_weights_of_edges_darts_is_the_published_procedure_of_pc_darts(weights, own):
+    assert sorted(edges(weights, "darts", own=own)) == sorted(published_pc_darts(weights.tolist(), own.tolist(), OPS))
 
 
 @settings(max_examples=60, deadline=None)

@@ -56,6 +56,12 @@ def record(num_epochs=3):
     return alphas.Record("mine", ("none", "skip_connect", "sep_conv_3x3"), weights)
 
 
+def record_with_edges():
+    numbers, plain = np.random.default_rng(1), record()
+    own = {name: numbers.random((4, 14)) for name in ("normal_edges", "reduce_edges")}
+    return plain._replace(weights={**plain.weights, **own})
+
+
 def texts_of(svg):
     nodes = [node for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("text")]
     return {" ".join("".join(node.itertext()).split()) for node in nodes}
@@ -70,6 +76,8 @@ def drawers(nets, searches):
         "health": lambda: health.draw(searches),
         "heat": lambda: alphas.draw_heat(record()),
         "lines": lambda: alphas.draw_lines(record()),
+        "heat of edges": lambda: alphas.draw_heat(record_with_edges()),
+        "lines of edges": lambda: alphas.draw_lines(record_with_edges()),
         "distribution": lambda: distribution.draw([Distribution("mine", NAMES, [200, 50, 10])]),
     }
 
@@ -82,6 +90,8 @@ NAMED = {  # what must be read in each kind of picture
     "health": {"Entropy of the weights", "Skips in the genotype", "New edges in the genotype"},
     "heat": {"skip_connect", "0 → 2", "4 → 5", "mixing weight"},
     "lines": {"skip_connect", "Normal cell", "Reduction cell", "4 → 5"},
+    "heat of edges": {"skip_connect", "whole edge", "4 → 5", "mixing weight"},
+    "lines of edges": {"skip_connect", "whole edge", "4 → 5"},
     "distribution": {"200", "50", "10", *NAMES, "260 images, imbalance factor 0.05 (200 to 10)"},
 }
 

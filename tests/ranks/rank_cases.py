@@ -174,6 +174,7 @@ SEARCHES = {
     "ssl beside, balanced sampler": {"sets": ["ssl.loss=barlow", "sampler=class_balanced"]},
     "gumbel": {"relax": "gumbel", "ends": True},
     "dirichlet": {"relax": "dirichlet"},
+    "partial channels": {"sets": ["partial_channels=2"], "ops": ("none", "max_pool_3x3", "sep_conv_3x3"), "ends": True},
     "random": {"strategy": "random", "judged": 2},
     "evolution": {"strategy": "evolution", "sets": ["strategy.population=2", "strategy.sample=2"], "judged": 4},
 }

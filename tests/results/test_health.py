@@ -39,6 +39,17 @@ def test_decided_are_sigmoids_within_a_tenth_of_0_or_1():
     assert weight_figures(start, now) == {"weights_moved": pytest.approx(0.45), "weights_decided": 0.75}
 
 
+def test_edges_have_an_entropy_of_their_own_and_leave_that_of_the_ops_as_it_is():
+    rows = weights([[0.25] * 4] * 14)
+    equal = np.concatenate([np.full(n, 1 / n) for n in (2, 3, 4, 5)])
+    decided = equal.copy()
+    decided[:2] = 1, 0
+    given = lambda own: {**rows, "normal_edges": own, "reduce_edges": equal}
+    even, less = weight_figures(given(equal), given(equal)), weight_figures(given(equal), given(decided))
+    assert even == {"weights_moved": 0.0, "weights_entropy": pytest.approx(1.0), "edges_entropy": pytest.approx(1.0)}
+    assert less["edges_entropy"] == pytest.approx(7 / 8) and less["weights_moved"] == 0.0
+
+
 def test_what_a_genotype_is_made_of():
     before = {"normal": [("conv", 0, 2), ("skip", 1, 2)], "reduce": [("max", 0, 2)]}
     now = {"normal": [("conv", 0, 2), ("max", 1, 2)], "reduce": [("max", 0, 2), ("skip", 0, 3)]}

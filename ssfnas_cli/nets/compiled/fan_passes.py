@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ssfnas_cli.native.cells import GROUP, Shape, addresses, rows, structures
 from ssfnas_cli.nets.compiled.normalisation import finish_statistics, statistics_gradient
+from ssfnas_cli.nets.compiled.side_by_side import SideBySide
 
 if TYPE_CHECKING:
     from ssfnas_cli.nets.compiled.fanout import FanOut
@@ -20,29 +21,40 @@ class _Pass:
     """What the forward and the backward pass of a fan share.
 
     Attributes:
+        x: [N, C, H, W]; of images side by side [N / images, images * C, H, W], as all maps are.
+        weights: of the convolutions, as the kernels need them.
         maps: the stored maps, blocked, before their BNs.
         mean: of every map, [maps, C]; 0 for a map without a BN.
         inverse: 1 / deviation of every map, [maps, C]; 1 for a map without a BN.
 
-    Statistics and sums over the batch are in float64, because sums over many values cancel.
+    What is [.., C] holds for every image, also where several are side by side. Statistics and sums over the batch are
+    in float64, because sums over many values cancel.
     """
 
     mean: Tensor
     inverse: Tensor
 
-    def __init__(self, fan: FanOut, x: Tensor, weights: Sequence[Tensor], maps: Sequence[Tensor] | None = None):
-        self.fan, self.kernels, self.x = fan, fan.kernels, x
+    def __init__(
+        self,
+        fan: FanOut,
+        beside: SideBySide,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        maps: Sequence[Tensor] | None = None,
+    ):
+        self.fan, self.kernels, self.beside, self.x = fan, fan.kernels, beside, x
+        self.weights = beside.weights(weights)
         num, channels, height, width = x.shape
         out = [-(-side // fan.stride) for side in (height, width)]
         threads = torch.get_num_threads()
         self.shape = Shape(num, height, width, channels, fan.stride, threads)
         self.out_shape = Shape(num, *out, channels, 1, threads)
-        self.num_pixels = num * out[0] * out[1]
+        self.num_pixels = num * beside.images * out[0] * out[1]
         self.maps = self.new_maps(len(fan.stored)) if maps is None else maps
         self.items = fan.items.copy()
         self.items["y"][fan.stored] = addresses(self.maps)
-        self.items["depthwise"][fan.convolved] = addresses(weights[::2])
-        self.items["pointwise"][fan.convolved] = addresses(weights[1::2])
+        self.items["depthwise"][fan.convolved] = addresses(self.weights[::2])
+        self.items["pointwise"][fan.convolved] = addresses(self.weights[1::2])
         self.kept: list[Any] = []  # tensors that must live as long as the structures that hold their addresses
 
     def new_maps(self, count: int) -> list[Tensor]:
@@ -51,8 +63,8 @@ class _Pass:
         return [self.kernels.new_map(shape.num, shape.channels, shape.height, shape.width) for _ in range(count)]
 
     def rows_of(self, matrix: Tensor) -> np.ndarray:
-        """The addresses of a matrix's rows, once it has the type that the kernels take."""
-        rounded = matrix.to(self.x.dtype).contiguous()
+        """The addresses of the rows of a matrix [.., C], once it has the type and width that the kernels take."""
+        rounded = self.beside.spread(matrix.to(self.x.dtype)).contiguous()
         self.kept.append(rounded)
         return rows(rounded)
 
@@ -86,14 +98,14 @@ class _Pass:
 class FanForward(_Pass):
     """The forward pass: call `first_stages`, `second_stages`, `add_terms`, in this order."""
 
-    def __init__(self, fan: FanOut, x: Tensor, weights: Sequence[Tensor]):
-        super().__init__(fan, x, weights)
-        statistics = x.new_zeros(2, len(fan.items), x.shape[1], dtype=torch.float64)
-        self.mean, self.variance = statistics.unbind()
+    def __init__(self, fan: FanOut, beside: SideBySide, x: Tensor, weights: Sequence[Tensor]):
+        super().__init__(fan, beside, x, weights)
+        self.mean = x.new_zeros(len(fan.items), beside.channels, dtype=torch.float64)
         self.inverse = torch.ones_like(self.mean)
-        measured = [k for k in fan.normed if fan.norms[k].training]
-        self.items["mean"][measured] = rows(self.mean)[measured]
-        self.items["variance"][measured] = rows(self.variance)[measured]
+        self.measured = x.new_zeros(2, len(fan.items), x.shape[1], dtype=torch.float64)  # means and variances
+        trained = [k for k in fan.normed if fan.norms[k].training]
+        for name, values in zip(("mean", "variance"), self.measured, strict=True):
+            self.items[name][trained] = rows(values)[trained]
 
     def first_stages(self) -> None:
         """Compute every branch's first stage or pool; all of them read x."""
@@ -115,7 +127,7 @@ class FanForward(_Pass):
         """Turn the batch's statistics of these maps into those that their BNs use."""
         if len(maps):
             norms = [self.fan.norms[k] for k in maps]
-            mean, variance = self.mean[maps], self.variance[maps]
+            mean, variance = self.beside.merge(*self.measured[:, maps])
             self.inverse[maps] = finish_statistics(norms, mean, variance, self.num_pixels, self.x.dtype)
             self.mean[maps] = mean
 
@@ -143,6 +155,7 @@ class FanBackward(_Pass):
     def __init__(
         self,
         fan: FanOut,
+        beside: SideBySide,
         x: Tensor,
         weights: Sequence[Tensor],
         maps: Sequence[Tensor],
@@ -150,11 +163,11 @@ class FanBackward(_Pass):
         inverse: Tensor,
         want_weights: bool,
     ):
-        super().__init__(fan, x, weights, maps)
+        super().__init__(fan, beside, x, weights, maps)
         self.mean, self.inverse = mean, inverse
-        self.d_weights: list[Tensor] | list[None] = [None] * len(weights)
+        self.gradients: list[Tensor] | None = None
         if want_weights:
-            gradients = self.d_weights = [torch.empty_like(weight) for weight in weights]
+            gradients = self.gradients = [torch.empty_like(weight) for weight in self.weights]
             self.items["d_depthwise"][fan.convolved] = addresses(gradients[::2])
             self.items["d_pointwise"][fan.convolved] = addresses(gradients[1::2])
         self.items["centre"][fan.normed] = self.rows_of(mean)[fan.normed]
@@ -163,18 +176,19 @@ class FanBackward(_Pass):
     def terms_backward(self, gs: Sequence[Tensor], scale: Tensor, sample: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gradients with respect to scale and shift; fills the upstreams of the branches' last maps."""
         fan, num_uses = self.fan, len(self.fan.terms)
-        sums, dots = self.x.new_empty(2, num_uses, self.x.shape[1], dtype=torch.float64).unbind()
+        products = self.x.new_empty(2, num_uses, self.x.shape[1], dtype=torch.float64)
         terms = self.terms(sample)
-        terms["sum"], terms["dot"] = rows(sums), rows(dots)
+        terms["sum"], terms["dot"] = rows(products[0]), rows(products[1])
         # Terms of the same target follow one another, so that each image of its gradient is read once.
         self.kernels.term_sums(self.out_shape, terms[fan.by_target], gs)
+        sums, dots = self.beside.add(products).unbind()
         inverse = self.inverse[fan.last_map]
         upstreams = self.upstreams[:num_uses]
         upstreams["g"] = addresses(gs)[terms["target"][fan.by_map]]
         upstreams["scale"] = self.rows_of(scale * inverse)[fan.by_map]
         upstreams["sample"] = terms["sample"][fan.by_map]
         slope, offset = statistics_gradient(inverse, scale * sums, scale * dots, self.num_pixels)
-        self.slope, self.offset = ((fan.uses_of_map @ part).to(self.x.dtype) for part in (slope, offset))
+        self.slope, self.offset = (self._for_kernels(fan.uses_of_map @ part) for part in (slope, offset))
         self.items["slope"][fan.normed] = rows(self.slope)[fan.normed]
         self.items["offset"][fan.normed] = rows(self.offset)[fan.normed]
         self.kept += [gs, sample]
@@ -187,19 +201,24 @@ class FanBackward(_Pass):
         if not fan.two_stage:
             return None, None
         scale, shift = self.inner_affine(gamma, beta)
-        sums, dots = torch.empty_like(scale), torch.empty_like(scale)
+        products = self.x.new_empty(2, len(scale), self.x.shape[1], dtype=torch.float64)
         inner = self.new_maps(len(fan.two_stage))
         groups = self.inner_groups(scale, shift)
         groups["dx"], groups["centre"] = addresses(inner), self.items["centre"][fan.two_stage]
-        groups["sum"], groups["dot"] = rows(sums), rows(dots)
+        groups["sum"], groups["dot"] = rows(products[0]), rows(products[1])
         self.kernels.groups_backward(self.out_shape, groups, self.items[fan.num_first :], self.upstreams)
+        sums, dots = self.beside.add(products).unbind()
         upstreams = self.upstreams[len(fan.terms) :]
         upstreams["g"], upstreams["scale"] = addresses(inner), groups["scale"]
         inverse, factor = self.inverse[fan.two_stage], 1 if gamma is None else gamma
         slope, offset = statistics_gradient(inverse, factor * sums, factor * dots, self.num_pixels)
-        self.slope[fan.two_stage], self.offset[fan.two_stage] = slope.to(self.x.dtype), offset.to(self.x.dtype)
+        self.slope[fan.two_stage], self.offset[fan.two_stage] = self._for_kernels(slope), self._for_kernels(offset)
         self.kept.append(inner)
         return (None, None) if gamma is None else ((dots * inverse).to(self.x.dtype), sums.to(self.x.dtype))
+
+    def _for_kernels(self, matrix: Tensor) -> Tensor:
+        """A matrix [maps, C] in the type and width that the kernels take."""
+        return self.beside.spread(matrix.to(self.x.dtype))
 
     def first_stages_backward(self) -> Tensor:
         """The gradient with respect to x."""
@@ -208,3 +227,7 @@ class FanBackward(_Pass):
         group["x"], group["num_items"], group["dx"] = self.x.data_ptr(), self.fan.num_first, dx.data_ptr()
         self.kernels.groups_backward(self.shape, group, self.items[: self.fan.num_first], self.upstreams)
         return dx
+
+    def weight_gradients(self) -> list[Tensor] | list[None]:
+        """Those that were wanted, once both stages are done."""
+        return [None] * len(self.weights) if self.gradients is None else self.beside.weight_gradients(self.gradients)

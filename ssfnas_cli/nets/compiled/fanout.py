@@ -26,10 +26,15 @@ from ssfnas_cli.native.cells import IDENTITY, ITEM, SEPARABLE, TERM, UPSTREAM, C
 from ssfnas_cli.nets.compiled.branches import Branch, recognise
 from ssfnas_cli.nets.compiled.fan_passes import FanBackward, FanForward
 from ssfnas_cli.nets.compiled.normalisation import can_run
+from ssfnas_cli.nets.compiled.side_by_side import SideBySide
 
 
 def split_ops(
-    kernels: CellKernels | None, ops: Sequence[tuple[nn.Module, int]], stride: int, affine: bool
+    kernels: CellKernels | None,
+    ops: Sequence[tuple[nn.Module, int]],
+    stride: int,
+    affine: bool,
+    side_by_side: bool = False,
 ) -> tuple[FanOut | None, list[int]]:
     """Split a node's ops in two: a `FanOut` of those that the kernels support, and their indices in `ops`.
 
@@ -39,6 +44,7 @@ def split_ops(
         stride: of all ops.
         affine: whether the fan's scale and shift will hold the weights of the ops' last BNs. If they will not, an op
             whose last BN has weights is not supported.
+        side_by_side: see `FanOut`.
     """
     branches: dict[nn.Module, Branch] = {}
     for op in {op: None for op, _ in ops} if kernels else ():
@@ -50,7 +56,7 @@ def split_ops(
     number = {op: k for k, op in enumerate(branches)}
     supported = [index for index, (op, _) in enumerate(ops) if op in branches]
     uses = [Use(number[op], target) for op, target in ops if op in branches]
-    return FanOut(kernels, list(branches.values()), uses, stride), supported
+    return FanOut(kernels, list(branches.values()), uses, stride, side_by_side), supported
 
 
 class Use(NamedTuple):
@@ -68,13 +74,22 @@ class FanOut:
         branches: one for each op; several uses may share one (a pool).
         uses: which branch is added to which target, in the order of the rows of `scale`.
         stride: of every branch.
+        side_by_side: whether several images may lie side by side in a vector, if their channels leave room.
 
     The maps that the branches compute are numbered: first come the results of all first stages (a pool or the identity
     counts as one), then those of the second stages that some branches have. A tensor [maps, C] has a row for each map.
     """
 
-    def __init__(self, kernels: CellKernels, branches: Sequence[Branch], uses: Sequence[Use], stride: int):
+    def __init__(
+        self,
+        kernels: CellKernels,
+        branches: Sequence[Branch],
+        uses: Sequence[Use],
+        stride: int,
+        side_by_side: bool = False,
+    ):
         self.kernels, self.stride, self.num_first = kernels, stride, len(branches)
+        self.side_by_side = side_by_side
         self.branches, self.uses = list(branches), list(uses)
         self.two_stage = [k for k, branch in enumerate(branches) if len(branch.stages) == 2]
         second = {branch: self.num_first + place for place, branch in enumerate(self.two_stage)}
@@ -142,7 +157,8 @@ class FanOut:
             uses = [self.uses[k] for k in indices]
             kept = sorted({use.branch for use in uses})
             renumbered = [Use(kept.index(use.branch), use.target) for use in uses]
-            fan = FanOut(self.kernels, [self.branches[k] for k in kept], renumbered, self.stride)
+            branches = [self.branches[k] for k in kept]
+            fan = FanOut(self.kernels, branches, renumbered, self.stride, self.side_by_side)
             self._newest_subset = indices, fan
         return self._newest_subset[1]
 
@@ -171,10 +187,16 @@ class FanOut:
         gamma = torch.stack([norm.weight for norm in self.inner_norms]) if affine else None
         beta = torch.stack([norm.bias for norm in self.inner_norms]) if affine else None
         weights = [w for stage in self.stages if stage for w in (stage.depthwise.weight, stage.pointwise.weight)]
-        x = x.contiguous(memory_format=torch.channels_last)
-        before = [sums.get(target) for target in self.targets]
-        after = _FanOutFunction.apply(self, x, scale, shift, sample, gamma, beta, *before, *weights)
-        sums.update(zip(self.targets, after, strict=True))
+        lanes = self.kernels.lanes if self.side_by_side else 1
+        beside = SideBySide.fitting(x, lanes)
+        before = [sums.get(target) if beside.images == 1 else None for target in self.targets]
+        after = _FanOutFunction.apply(self, beside, beside.lay(x), scale, shift, sample, gamma, beta, *before, *weights)
+        if beside.images == 1:
+            sums.update(zip(self.targets, after, strict=True))
+            return
+        for target, laid in zip(self.targets, after, strict=True):
+            taken = beside.take(laid)
+            sums[target] = sums[target].add_(taken) if target in sums else taken
 
 
 class _FanOutFunction(torch.autograd.Function):
@@ -184,6 +206,7 @@ class _FanOutFunction(torch.autograd.Function):
     def forward(
         ctx: Any,
         fan: FanOut,
+        beside: SideBySide,
         x: Tensor,
         scale: Tensor,
         shift: Tensor | None,
@@ -194,11 +217,11 @@ class _FanOutFunction(torch.autograd.Function):
     ) -> Any:
         num_targets = len(rest) - 2 * len(fan.convolved)
         sums, weights = rest[:num_targets], rest[num_targets:]
-        work = FanForward(fan, x, weights)  # type: ignore[arg-type]
+        work = FanForward(fan, beside, x, weights)  # type: ignore[arg-type]
         work.first_stages()
         work.second_stages(gamma, beta)
         outs = work.add_terms(scale, shift, sample, sums)
-        ctx.fan, ctx.added_to = fan, [total is not None for total in sums]
+        ctx.fan, ctx.beside, ctx.added_to = fan, beside, [total is not None for total in sums]
         ctx.mark_dirty(*(total for total in sums if total is not None))
         ctx.save_for_backward(x, scale, sample, gamma, beta, work.mean, work.inverse, *work.maps, *weights)
         return tuple(outs)
@@ -209,15 +232,16 @@ class _FanOutFunction(torch.autograd.Function):
         x, scale, sample, gamma, beta, mean, inverse, *rest = ctx.saved_tensors
         maps, weights = rest[: len(fan.stored)], rest[len(fan.stored) :]
         want_weights = any(ctx.needs_input_grad[len(ctx.needs_input_grad) - len(weights) :])
-        work = FanBackward(fan, x, weights, maps, mean, inverse, want_weights)
+        work = FanBackward(fan, ctx.beside, x, weights, maps, mean, inverse, want_weights)
         gs = [g.contiguous(memory_format=torch.channels_last) for g in gradients]
         d_scale, d_shift = work.terms_backward(gs, scale, sample)
         d_gamma: Tensor | None = None
         d_beta: Tensor | None = None
         dx: Tensor | None = None
-        if ctx.needs_input_grad[1] or ctx.needs_input_grad[5] or want_weights:  # not in an alpha step's first fan
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[6] or want_weights:  # not in an alpha step's first fan
             d_gamma, d_beta = work.second_stages_backward(gamma, beta)
             dx = work.first_stages_backward()
         d_sums = [g if added else None for g, added in zip(gradients, ctx.added_to, strict=True)]
-        shifts = ctx.needs_input_grad[3]
-        return (None, dx, d_scale, d_shift if shifts else None, None, d_gamma, d_beta, *d_sums, *work.d_weights)
+        d_shift = d_shift if ctx.needs_input_grad[4] else None
+        d_weights = work.weight_gradients()
+        return (None, None, dx, d_scale, d_shift, None, d_gamma, d_beta, *d_sums, *d_weights)

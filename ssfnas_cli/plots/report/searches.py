@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 
+from registry.space import CELL_TYPES
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots import health
 from ssfnas_cli.plots.alphas import Record, draw_heat
@@ -63,13 +64,13 @@ def _weights(run: RunFacts, label: str, material: Material) -> Block:
 
 def _weights_alt(record: Record) -> str:
     told = []
-    for kind, values in record.weights.items():
-        last = values[-1]
+    for kind in CELL_TYPES:
+        last = record.weights[kind][-1]
         strongest = [record.ops[place] for place in last.argmax(1)]
         counts = {op: strongest.count(op) for op in dict.fromkeys(strongest)}
         ops = ", ".join(f"{op} on {num}" for op, num in sorted(counts.items(), key=lambda pair: -pair[1]))
         told.append(
             f"{kind} cell, strongest op of its {len(last)} edges at the end: {ops}; highest weight {last.max():.2f}"
         )
-    epochs = len(next(iter(record.weights.values()))) - 1
+    epochs = len(record.weights[CELL_TYPES[0]]) - 1
     return f"Heat maps of the mixing weights over {epochs} epochs. {'. '.join(told)}"

@@ -301,6 +301,7 @@ STRATEGIES: Registry[Any] = Registry(
     "ssfnas.strategies",
     {
         "registry.strategies.gradient": ("gradient",),
+        "registry.strategies.progressive": ("progressive",),
         "registry.strategies.random_search": ("random",),
         "registry.strategies.evolution": ("evolution",),
         "registry.strategies.reinforce": ("reinforce",),

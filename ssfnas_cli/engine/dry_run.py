@@ -70,15 +70,15 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
         _report_if_done(plan, force)
         device, phase = build_search(plan)
         groups = _groups_of_search(phase)
-        mixing = phase.strategy.mixing(1 / phase.epochs)
+        mixing = lambda: phase.strategy.mixing(1 / phase.epochs)
 
         def estimate() -> None:
             if isinstance(phase, FederatedSearch):
                 phase.equip_clients()
-            with phase.estimated_statistics(mixing):
+            with phase.estimated_statistics(mixing()):
                 pass
 
-        figures = predict_phases(groups, lambda split, rows: phase.accuracy(split, rows, mixing), estimate)
+        figures = predict_phases(groups, lambda split, rows: phase.accuracy(split, rows, mixing()), estimate)
         if phase.strategy.num_candidates and not phase.strategy.trains_candidates:
             figures = _with_candidates(figures, CandidateRounds(phase))
     chosen = {name: getattr(plan.settings, name).name for name in ("strategy", "relax", "loss")}
@@ -92,13 +92,17 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
 
 
 def _groups_of_search(phase: SearchPhase) -> list[EpochGroup]:
-    """The epochs of a supernet, or the trainings of the candidates."""
+    """The epochs of a supernet, stage by stage, or the trainings of the candidates."""
     if phase.strategy.trains_candidates:
         trainings = _Trainings(phase)
         return [EpochGroup(trainings, 0, trainings.epochs)]
-    warmup = min(phase.settings.warmup_epochs, phase.epochs)
-    # Epochs without alpha steps take less time than the others.
-    return [EpochGroup(phase, 0, warmup), EpochGroup(phase, warmup, phase.epochs - warmup)]
+    groups = []
+    for stage in phase.strategy.stages():
+        warmup = min(phase.settings.warmup_epochs, stage.epochs)
+        # Epochs without alpha steps take less time than the others.
+        groups.append(EpochGroup(phase, stage.first, warmup))
+        groups.append(EpochGroup(phase, stage.first + warmup, stage.epochs - warmup))
+    return groups
 
 
 class _Trainings(CandidateTrainings):

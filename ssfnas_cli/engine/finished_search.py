@@ -12,6 +12,7 @@ from torch import Tensor
 from registry.state import under
 from ssfnas_cli.artifacts.checkpoint import load_newest
 from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import SearchSettings
 
@@ -47,6 +48,11 @@ class FinishedSearch(NamedTuple):
     def supernet(self) -> dict[str, Tensor]:
         """The weights and buffers of the supernet and its heads, under the names of `SearchModel`."""
         return under("model", self.tensors)
+
+    @property
+    def layers(self) -> int:
+        """The number of cells of that supernet; after a progressive search those of its last stage."""
+        return self.settings.layers + build_strategy(self.settings).stages()[-1].more_layers
 
 
 def refuse_without_supernet(run: RunFolder, settings: SearchSettings) -> None:

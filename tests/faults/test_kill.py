@@ -55,6 +55,20 @@ def test_a_search_that_trains_candidates_killed_in_a_training_and_between_two_en
     assert_same_end(place / "run", place / "whole")
 
 
+def test_a_progressive_search_killed_around_the_bound_of_its_stages_ends_the_same(zygote, world, place):
+    argv = [*SHORT, "--epochs", "2", "--strategy", "progressive", "--set", "strategy.ops=4,2"]
+    argv += ["--set", "strategy.add_layers=0,1", "--set", "strategy.skip_dropout=0,0.5"]
+    assert zygote.run([*argv, "-o", "whole"], place).code == 0
+    faults = [
+        {"signal_at_step": [KILL, "search", 0, STEPS - 1, 800]},
+        {"signal_at_step": [KILL, "search", 1, 0, 0]},  # the first stage is saved, and the second not begun
+        {"signal_at_step": [KILL, "search", 1, 0, 800]},
+        {"signal_at_step": [KILL, "search", 1, 1, 0]},
+    ]
+    kill_and_go_on(zygote, [*argv, "-o", "run"], place, faults)
+    assert_same_end(place / "run", place / "whole")
+
+
 def test_a_retraining_killed_in_pretraining_in_training_and_between_ends_the_same(zygote, world, place):
     faults = [
         {"signal_at_step": [KILL, "pretrain", 0, 3, 700]},

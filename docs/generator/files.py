@@ -88,6 +88,9 @@ METRICS = {
     "genotype_skips": "[search] share of its ops that are skip connections",
     "genotype_pools": "[search] share of its ops that are poolings",
     "normal_ops_with_weights": "[search] ops of its normal cell that learn anything",
+    "stage": "[progressive search] the number of the stage, from 1",
+    "layers": "[progressive search] cells of its supernet",
+    "candidates_per_edge": "[progressive search] ops that are candidates on each edge",
     "candidates": "[rounds of random, evolution and reinforce] how many were judged; such an epoch has no weight steps "
     "unless it is a training",
     "candidate_fitness": "[with candidates] the mean of their fitness, in percent",

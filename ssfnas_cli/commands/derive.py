@@ -38,6 +38,15 @@ def command(
     epoch: Annotated[
         int | None, typer.Option(help="Which epoch's alphas; 0: the initial.", show_default="last")
     ] = None,
+    max_skips: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="At most M skip connections in the normal cell: the weakest give way to what the rule keeps next.",
+            show_default="any number",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -78,7 +87,8 @@ def command(
     value = _parse_threshold(threshold)
     flags = common.flags_of(PerturbationSettings, locals())
     if rule == PERTURBATION_RULE:
-        _refuse_given({"threshold": threshold != "auto", "epoch": epoch is not None}, "is for the other rules")
+        given = {"threshold": threshold != "auto", "epoch": epoch is not None, "max-skips": max_skips is not None}
+        _refuse_given(given, "is for the other rules")
         _perturb(run, load_settings(PerturbationSettings, config=config, sets=sets or (), flags=flags), locals())
         return
     given = {name: value is not None for name, value in flags.items()}
@@ -88,7 +98,7 @@ def command(
     folder = inputs.open_run(run, "search", ["ssfnas_cli.engine.derive_run"])
     from ssfnas_cli.engine.derive_run import derive_run
 
-    genotype = derive_run(folder, rule, value, epoch)
+    genotype = derive_run(folder, rule, value, epoch, max_skips)
     _say_what_it_is(genotype)
     outputs.write_output(output, genotype.to_json(), force)
     if output is not None and not is_stream(output):

@@ -24,7 +24,7 @@ def command(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="The search strategy: gradient, random, evolution, reinforce, or a plugin's.",
+            help="The search strategy: gradient, progressive, random, evolution, reinforce, or a plugin's.",
             autocompletion=common.names_of("strategy"),
             show_default="gradient",
         ),

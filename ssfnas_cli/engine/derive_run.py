@@ -22,7 +22,11 @@ from ssfnas_cli.settings import PERTURBATION_RULE, SearchSettings
 
 
 def derive_run(
-    run: RunFolder, rule: str | None = None, threshold: float | str = "auto", epoch: int | None = None
+    run: RunFolder,
+    rule: str | None = None,
+    threshold: float | str = "auto",
+    epoch: int | None = None,
+    max_skips: int | None = None,
 ) -> Genotype:
     """Derive the genotype of a search run.
 
@@ -30,12 +34,13 @@ def derive_run(
         rule: the derivation rule; None means the strategy's default.
         threshold: see `engine.rules.derive`.
         epoch: the epoch whose record is used; 0 is the initial state, None the last epoch.
+        max_skips: see `engine.rules.derive`.
 
     Raises:
         InputError: the run diverged, has no alphas yet, or has not reached that epoch.
     """
     if "derivation" in run.config:
-        return _of_derivation(run, rule, threshold, epoch)
+        return _of_derivation(run, rule, threshold, epoch, max_skips)
     status = run.status()
     if status["state"] == "diverged":
         raise InputError(f"{run.path}: the search diverged ({status.get('reason')}): nothing is derived from it")
@@ -51,12 +56,15 @@ def derive_run(
         raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
     weights = strategy.weights_at(record, epoch)
     _check_choice(strategy, settings.strategy.name, rule, weights, epoch)
+    if strategy.num_candidates and max_skips is not None:
+        name = settings.strategy.name
+        raise UsageError(f"--max-skips: the strategy '{name}' has chosen a whole architecture: leave it out")
     rule = rule or strategy.default_rule
-    derived = derive(weights, settings.ops, rule, threshold)
+    derived = derive(weights, settings.ops, rule, threshold, max_skips)
     used = {edge.op for cell in derived.genotype.cells().values() for edge in cell.edges}
     options = {name: values for name, values in settings.op_options.items() if name in used}
     sources = [record[name][epoch].double() for name in strategy.record_names]
-    provenance = provenance_of(run, settings, epoch, rule, derived.threshold, sources)
+    provenance = provenance_of(run, settings, epoch, rule, derived.threshold, sources, max_skips)
     genotype = derived.genotype.model_copy(update={"op_options": options, "provenance": provenance})
     said_before = _recorded_provenance(run) == provenance
     for note in derived.notes:
@@ -64,7 +72,9 @@ def derive_run(
     return genotype
 
 
-def _of_derivation(run: RunFolder, rule: str | None, threshold: float | str, epoch: int | None) -> Genotype:
+def _of_derivation(
+    run: RunFolder, rule: str | None, threshold: float | str, epoch: int | None, max_skips: int | None
+) -> Genotype:
     """The genotype of a derivation by perturbation, which is decided when the run is done.
 
     Raises:
@@ -72,7 +82,7 @@ def _of_derivation(run: RunFolder, rule: str | None, threshold: float | str, epo
         UsageError: another rule, a threshold or an epoch would make another genotype of it.
     """
     given = {"--rule": rule not in (None, PERTURBATION_RULE), "--threshold": threshold != "auto"}
-    given["--epoch"] = epoch is not None
+    given |= {"--epoch": epoch is not None, "--max-skips": max_skips is not None}
     for flag, is_given in given.items():
         if is_given:
             raise UsageError(
@@ -136,6 +146,7 @@ def provenance_of(
     rule: str,
     threshold: float | None,
     sources: list[Tensor],
+    max_skips: int | None = None,
 ) -> Provenance:
     """The provenance of a genotype that was derived in a run from some tensors, of which the hash is recorded."""
     recorded, init = run.config["environment"], run.config.get("init", {})
@@ -145,6 +156,7 @@ def provenance_of(
         epoch=epoch,
         rule=rule,
         threshold=threshold,
+        max_skips=max_skips,
         alphas_sha256=sha256_bytes(b"".join(np.ascontiguousarray(a.numpy()).tobytes() for a in sources)),
         data=run.config["data"]["path"],
         data_sha256=run.config["data"]["sha256"],

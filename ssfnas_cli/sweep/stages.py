@@ -38,6 +38,7 @@ class DeriveSettings(Settings):
     rule: str = ""
     threshold: Literal["auto"] | float = "auto"
     epoch: int = Field(0, ge=0)
+    max_skips: int = Field(0, ge=0)
 
 
 class EvaluateSettings(Settings):

@@ -22,6 +22,7 @@ from registry.strategies.base import Mixing, Stage
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.artifacts.run import ALPHAS
 from ssfnas_cli.artifacts.tensors import save_tensors
+from ssfnas_cli.console import log
 from ssfnas_cli.data.batches import (
     Batch,
     BilevelBatches,
@@ -109,6 +110,8 @@ class SearchPhase:
         if number != self.strategy.stage:
             self.strategy.begin_stage(number)
             self.begin_anew(number)
+            stages = len(self.strategy.stages())
+            log.info("stage %d of %d: a new supernet of %d cells", number + 1, stages, self.layers)
 
     @property
     def layers(self) -> int:

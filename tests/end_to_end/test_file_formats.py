@@ -34,7 +34,7 @@ def runs(ssfnas, world, tmp_path_factory):
     shutil.copytree(world / "retrain", folder / "runs" / "net")
     data = ["--data", "data/lt", *ssfnas.tiny, "--set", "track_test=true"]
     barlow = ["--relax", "sigmoid", "--loss", "barlow", "--strategy", "progressive", "--set", "strategy.ops=4,2"]
-    barlow += ["--set", "strategy.add_layers=0,0", "--set", "strategy.skip_dropout=0,0"]
+    barlow += ["--set", "strategy.add_layers=0,0", "--set", "strategy.skip_dropout=0,0", "--epochs", "2"]
     ssfnas.ok("search", *data, *ssfnas.ops, *barlow, "-o", "runs/barlow", cwd=folder)
     judged = ["--strategy", "reinforce", "--set", "strategy.candidates=1"]
     ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *judged, "-o", "runs/judged", cwd=folder)

@@ -13,8 +13,10 @@ Loading the entry point imports the module, whose decorator registers the plugin
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.metadata
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
@@ -195,7 +197,7 @@ class Registry(Generic[T]):
 
     def _entry_points(self) -> dict[str, list[importlib.metadata.EntryPoint]]:
         points: dict[str, list[importlib.metadata.EntryPoint]] = {}
-        for point in importlib.metadata.entry_points(group=self.group):
+        for point in _all_entry_points(tuple(sys.path)).select(group=self.group):
             points.setdefault(point.name, []).append(point)
         return points
 
@@ -216,6 +218,15 @@ class Registry(Generic[T]):
                 f"{origin} promises the {self.kind} '{name}', but {points[0].value} registers none of that name"
             )
         self._plugins[name] = replace(self._plugins[name], origin=origin)
+
+
+@functools.lru_cache(maxsize=1)
+def _all_entry_points(path: tuple[str, ...]) -> Any:
+    """The entry points of all distributions on `path`, which is `sys.path`. To read them takes some 20 ms.
+
+    Python 3.12 has another type for them than 3.11, with the same `select`.
+    """
+    return importlib.metadata.entry_points()
 
 
 def _distributions(points: list[importlib.metadata.EntryPoint]) -> str:

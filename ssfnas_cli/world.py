@@ -1,8 +1,8 @@
 """Who this process is among the ranks that compute one command together; a process alone is the case of one rank.
 
-`torchrun` and `srun` start the ranks and say so in the environment. The commands `search`, `retrain` and `evaluate` are
-then computed by all ranks. The first rank alone reads stdin, prints and writes; the others get from it what they need.
-This module imports torch only if there are several ranks.
+`torchrun` and `srun` start the ranks and say so in the environment. The commands `search`, `retrain`, `evaluate` and
+`predict` are then computed by all ranks. The first rank alone reads stdin, prints and writes; the others get from it
+what they need. This module imports torch only if there are several ranks.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ssfnas_cli import __version__, interface
 from ssfnas_cli.errors import InputError, ResourceError, UsageError
 from ssfnas_cli.lifeline import Lifeline
 
-COMMANDS = ("search", "retrain", "evaluate")  # those that all ranks compute together
-OF_ONE = ("adjust", "predict", "rank")  # those that compute much, and by one process: ranks would wait for nothing
+COMMANDS = ("search", "retrain", "evaluate", "predict")  # those that all ranks compute together
+OF_ONE = ("adjust", "rank")  # those that compute much, and by one process: ranks would wait for nothing
 JOIN_SECONDS = 300.0  # how long ranks wait for each other at the start
 FIRST_PORT, NUM_PORTS = 20_000, 20_000  # from which a port is chosen by the number of a SLURM job
 

@@ -21,7 +21,8 @@ RUN_FILES = {
     "metrics.jsonl": "one line for each epoch",
     "metrics.csv": "the same as a table, for spreadsheets",
     "log.txt": "everything that was said, with the time",
-    "alphas.safetensors": "of a search: the alphas of every epoch; of a derivation by perturbation: the mixing weights",
+    "alphas.safetensors": "of a search: the alphas of every epoch, and with edge_weights what the weights of edges are "
+    "a softmax of; of a derivation by perturbation: the mixing weights",
     "genotype.json": "of a search: the genotype of its last epoch; of a retraining: the one that it trained",
     "model.safetensors": "of a retraining: the trained network and its card",
     "perturbation.json": "of a derivation by perturbation: every decision, with what was measured for it",

@@ -100,3 +100,12 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Any) -> str:
         if tensor.numel():
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def sha256_of(tensors: Mapping[str, Tensor]) -> str:
+    """The identity of named tensors: their names, types, shapes and values, whatever file holds them."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ssfnas_cli import stop
+from ssfnas_cli import stop, world
 from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import expect_stdin, is_stream, log, set_verbosity, stdout
 from ssfnas_cli.errors import InputError, UsageError
@@ -82,7 +85,7 @@ def command(
     outputs.refuse_existing(output, force)
     with stop.interruptible("before the end; a file named by -o is not written"):
         folder = inputs.open_run(run, "retrain", ["ssfnas_cli.deploy.model"])
-        if "-" in images:
+        if "-" in images and world.is_first():
             expect_stdin("paths of images")
         model = _load(folder, device, threads, prior, from_prior)
         from ssfnas_cli.deploy.paths import find_images
@@ -90,11 +93,18 @@ def command(
 
         stream = Stream(model, model.shift_to(prior, "--prior"), min(top_k, len(model.class_names)))
         header, write = _formats(kind, model, stream.num_top)
-        with outputs.open_output(output, force) as put:
+        named = find_images(images, sys.stdin.buffer if "-" in images else None)
+        with outputs.open_output(output, force) if world.is_first() else _nowhere() as put:
             put(header)
-            for rows in stream.rows(find_images(images, sys.stdin.buffer if "-" in images else None)):
+            for rows in stream.rows(named):
                 put(write([row for row in rows if not row.error or on_bad == "row"]))
     _close(stream, on_bad)
+
+
+@contextlib.contextmanager
+def _nowhere() -> Iterator[Callable[[str], object]]:
+    """Where a rank writes that is not the first: as `open_output`."""
+    yield lambda text: None
 
 
 def _load(run: RunFolder, device: str | None, threads: int | None, prior: str | None, from_prior: str | None) -> Model:
@@ -107,6 +117,7 @@ def _load(run: RunFolder, device: str | None, threads: int | None, prior: str | 
     from ssfnas_cli.engine.device import Device
 
     model = load_run(run, Device(device or "auto", threads or 0).torch, from_prior or "")
+    world.agree({"trained network": sha256_of(model.module.state_dict())[:12]})
     if prior and model.prior is None:
         raise UsageError(
             f"--prior {prior}: after the loss '{model.card.loss.name}' it is not known which prior the outputs of "

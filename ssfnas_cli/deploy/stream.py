@@ -1,4 +1,8 @@
-"""Predictions of any number of image files, in their order: files are decoded ahead while the network computes."""
+"""Predictions of any number of image files, in their order: files are decoded ahead while the network computes.
+
+Several ranks share the work: the first one finds the files, each reads and predicts a part of every block of them, and
+the first one gets all rows.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ssfnas_cli import world
 from ssfnas_cli.console import log
 from ssfnas_cli.data.images import BadImage
 from ssfnas_cli.deploy.model import BATCH_SIZE, Model, probabilities
@@ -21,6 +26,7 @@ from ssfnas_cli.deploy.prepare import prepare
 from ssfnas_cli.engine.corrections import Floats
 
 AHEAD = 2 * BATCH_SIZE  # images that are being decoded or are ready
+BLOCK = 8 * BATCH_SIZE  # images that a rank gets at a time, if there are several
 REPORT_SECONDS = 30.0
 T = TypeVar("T")
 S = TypeVar("S")
@@ -32,12 +38,13 @@ class Row(NamedTuple):
     path: str
     top: list[tuple[str, float]]
     error: str = ""
+    is_other: bool = False  # a file in a folder that is no image, and does not have the name of one
 
 
 class Stream:
     """Predicts images one after the other, in memory that does not grow with their number.
 
-    Attributes:
+    Attributes: (of several ranks, those of the first one count the images of all)
         num_read: images that were predicted.
         num_bad: files that could not be read.
         num_others: files in folders that are no images, and do not have the name of one.
@@ -49,11 +56,26 @@ class Stream:
         self._began = self._reported = time.monotonic()
 
     def rows(self, named: Iterable[Named]) -> Iterator[list[Row]]:
-        """Yield the rows of the files in their order, some at a time."""
+        """Yield the rows of the files in their order, some at a time. Of several ranks only the first uses `named`."""
+        for rows in self._predicted(named) if world.size() == 1 else self._by_ranks(iter(named)):
+            self._count(rows)
+            yield [row for row in rows if not row.is_other]
+            self._report()
+
+    def _by_ranks(self, named: Iterator[Named]) -> Iterator[list[Row]]:
+        """The rows of blocks of files, a part of each predicted by each rank."""
+        size, rank = world.size(), world.place().rank
+        while block := world.from_first(lambda: list(islice(named, size * BLOCK))):
+            share = -(-len(block) // size)
+            mine = [Named(*one) for one in block[rank * share : (rank + 1) * share]]
+            parts = world.gather([row for rows in self._predicted(mine) for row in rows])
+            yield [Row(path, *rest) for part in parts for path, *rest in part]
+
+    def _predicted(self, named: Iterable[Named]) -> Iterator[list[Row]]:
+        """The rows of files by batches."""
         read = look_ahead(self._read, named, min(4, os.cpu_count() or 1), AHEAD)
         while batch := list(islice(read, BATCH_SIZE)):
             yield list(self._rows(batch))
-            self._report()
 
     def _read(self, one: Named) -> NDArray[np.uint8] | BadImage:
         if one.why:
@@ -67,15 +89,21 @@ class Stream:
         arrays = [image for _, image in batch if not isinstance(image, BadImage)]
         found = iter(self._top(np.stack(arrays)) if arrays else [])
         for one, image in batch:
-            if not isinstance(image, BadImage):
-                self.num_read += 1
-                yield Row(one.path, next(found))
-            elif one.is_found:
-                self.num_others += 1
+            if isinstance(image, BadImage):
+                yield Row(one.path, [], image.why, one.is_found)
             else:
+                yield Row(one.path, next(found))
+
+    def _count(self, rows: list[Row]) -> None:
+        """Count images, and warn of those that could not be read."""
+        for row in rows:
+            if row.is_other:
+                self.num_others += 1
+            elif row.error:
                 self.num_bad += 1
-                log.warning("%s: %s", one.path, image.why)
-                yield Row(one.path, [], image.why)
+                log.warning("%s: %s", row.path, row.error)
+            else:
+                self.num_read += 1
 
     def _top(self, arrays: NDArray[np.uint8]) -> Iterator[list[tuple[str, float]]]:
         logits = self.model.logits(arrays)

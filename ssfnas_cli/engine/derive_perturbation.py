@@ -26,11 +26,12 @@ from ssfnas_cli.artifacts.run import (
     open_for_writing,
     set_run_aside,
 )
+from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.console import command_line, format_duration, log
 from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.derive_run import provenance_of
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.engine.finished_search import FinishedSearch, sha256_of
+from ssfnas_cli.engine.finished_search import FinishedSearch
 from ssfnas_cli.engine.loop import Loop
 from ssfnas_cli.engine.perturbation_phase import DecidedSupernet, PerturbationPhase
 from ssfnas_cli.engine.session import CURRENT_TRAINING, extra_identity, identity_of, usual_stem, warn_of_differences

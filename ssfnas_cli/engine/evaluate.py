@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from ssfnas_cli.artifacts.metrics import FEW, MANY
 from ssfnas_cli.artifacts.model import ModelCard
 from ssfnas_cli.artifacts.predictions import Predicted
 from ssfnas_cli.artifacts.run import EVALUATION, RunFolder
+from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.console import log
 from ssfnas_cli.data.augment import Normalise
 from ssfnas_cli.data.embedded import find_data
@@ -60,7 +60,9 @@ def evaluate_run(
     """
     network, card, data = open_network_and_data(run, data_path, other_data)
     data.verify()
-    world.agree({"data set": data.sha256, "trained network": _digest_of(network), "splits": ", ".join(splits)})
+    world.agree(
+        {"data set": data.sha256, "trained network": sha256_of(network.state_dict())[:12], "splits": ", ".join(splits)}
+    )
     unknown = [name for name in splits if name not in data.splits]
     if unknown:
         raise UsageError(f"--split {unknown[0]}: {data.path} has no such split. Available: {', '.join(data.splits)}")
@@ -90,14 +92,6 @@ def evaluate_run(
         except DiskError as error:
             log.warning("the metrics are not kept in the run folder: %s", error)
     return metrics
-
-
-def _digest_of(network: torch.nn.Module) -> str:
-    """A hash of a network's weights and buffers."""
-    digest = hashlib.sha256()
-    for value in network.state_dict().values():
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def open_network_and_data(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,12 +80,3 @@ class Start(NamedTuple):
         """Refuse to write a run into the folder of the search that it begins with."""
         if path.resolve() == self.source.run.path.resolve():
             raise UsageError(f"--output {path}: is the search that --init-from names: name another folder")
-
-
-def sha256_of(tensors: Mapping[str, Tensor]) -> str:
-    """The identity of named tensors: their names, types, shapes and values, whatever file holds them."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

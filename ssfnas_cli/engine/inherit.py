@@ -18,7 +18,8 @@ import torch
 from registry import OPS
 from registry.space import edge_list
 from registry.state import under
-from ssfnas_cli.engine.finished_search import FinishedSearch, Start, sha256_of
+from ssfnas_cli.artifacts.tensors import sha256_of
+from ssfnas_cli.engine.finished_search import FinishedSearch, Start
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.nets.derived import DerivedCell, DerivedEncoder
 from ssfnas_cli.nets.skeleton import reduction_layers

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ssfnas_cli.artifacts.dataset import DataSet
+from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.console import log
-from ssfnas_cli.engine.finished_search import FinishedSearch, Start, sha256_of
+from ssfnas_cli.engine.finished_search import FinishedSearch, Start
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.errors import InputError, UsageError

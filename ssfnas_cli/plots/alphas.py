@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+WHOLE_EDGE = "whole edge"
 TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 
 class Record(NamedTuple):
     """The mixing weights [epochs + 1, num_edges, num_ops] of a search by cell type; epoch 0 is the start.
 
-    If edges have weights of their own [epochs + 1, num_edges], they are drawn as if of one more op.
+    If edges have weights of their own [epochs + 1, num_edges], they are drawn as if of one more op, up to 1.
     """
 
     label: str
@@ -31,7 +32,12 @@ class Record(NamedTuple):
     @property
     def names(self) -> list[str]:
         """What is drawn on every edge: the ops, and the edge's own weight."""
-        return [*self.ops, *(["whole edge"] if any(name in self.weights for name in EDGE_WEIGHTS.values()) else [])]
+        return [*self.ops, *([WHOLE_EDGE] if self.has_edges else [])]
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether edges have weights of their own."""
+        return all(name in self.weights for name in EDGE_WEIGHTS.values())
 
     def of(self, kind: str) -> NDArray[np.float64]:
         """The weights of all `names` in a cell type, [epochs + 1, num_edges, names]."""
@@ -41,8 +47,8 @@ class Record(NamedTuple):
 
     @property
     def highest(self) -> float:
-        """The top of the scale: 1, or less if all weights are far below, as those of a softmax are at first."""
-        most = max(float(values.max()) for values in self.weights.values())
+        """The top of the ops' scale: 1, or less if all weights are far below, as those of a softmax are at first."""
+        most = max(float(self.weights[kind].max()) for kind in CELL_TYPES)
         return 1.0 if most > 0.6 else float(np.ceil(most * 10) / 10)
 
 
@@ -51,7 +57,7 @@ def draw_heat(record: Record) -> Figure:
     figure = new_figure(1.15 * len(record.names) + 1.3, 5.6)
     figure.suptitle(shown_name(f"Mixing weights: {record.label}", 90), x=0.01, ha="left", fontsize=10)
     grid = figure.subplots(len(CELL_TYPES), len(record.names), squeeze=False, sharex=True, sharey=True)
-    image = None
+    scaled = None  # of the ops' scale
     for kind, row in zip(CELL_TYPES, grid, strict=True):
         values = record.of(kind)
         for column, axes in enumerate(row):
@@ -59,19 +65,21 @@ def draw_heat(record: Record) -> Figure:
                 values[:, :, column].T,
                 cmap="Greys",
                 vmin=0,
-                vmax=record.highest,
+                vmax=record.highest if column < len(record.ops) else 1.0,
                 aspect="auto",
                 interpolation="nearest",
                 extent=(-0.5, len(values) - 0.5, values.shape[1] - 0.5, -0.5),
             )
+            scaled = scaled or image
             _frame_map(axes, values.shape[1], len(values) - 1)
             if kind == CELL_TYPES[0]:
-                axes.set_title(shown_name(record.names[column], 16), fontsize=8, fontweight="normal", loc="center")
+                title = record.names[column] + (", to 1" if column == len(record.ops) else "")
+                axes.set_title(shown_name(title, 16), fontsize=8, fontweight="normal", loc="center")
         row[0].set_ylabel(f"{TITLES[kind]}\nedge, from → to", fontsize=8.5)
     for axes in grid[-1]:
         axes.set_xlabel("epoch", fontsize=8)
-    assert image is not None
-    bar = figure.colorbar(image, ax=grid, shrink=0.5, aspect=30, pad=0.01)
+    assert scaled is not None
+    bar = figure.colorbar(scaled, ax=grid, shrink=0.5, aspect=30, pad=0.01)
     bar.set_label("mixing weight")
     return figure
 
@@ -100,7 +108,8 @@ def draw_lines(record: Record) -> Figure:
         figure.text(left, 0.92, TITLES[kind], fontsize=10)
         handles = _draw_edges(figure, left, record.of(kind), record)
     names = [shown_name(name, 20) for name in record.names]
-    figure.legend(handles, names, loc="lower center", ncols=min(8, len(names)), fontsize=8, handlelength=3.2)
+    narrow = {"ncols": 9, "columnspacing": 1.0, "handletextpad": 0.4} if len(names) > 8 else {"ncols": len(names)}
+    figure.legend(handles, names, loc="lower center", fontsize=8, handlelength=3.2, **narrow)
     return figure
 
 
@@ -113,7 +122,7 @@ def _draw_edges(figure: Figure, left: float, values: NDArray[np.float64], record
     for row, rows in enumerate(nodes):
         for column, edge in enumerate(rows):
             axes = figure.add_subplot(grid[row, column])
-            handles = _draw_edge(axes, values[:, edge], record.highest)
+            handles = _draw_edge(axes, values[:, edge], 1.0 if record.has_edges else record.highest)
             axes.set_title(f"{edges[edge][0]} → {edges[edge][1]}", fontsize=7.5, fontweight="normal", pad=2)
             if column:
                 axes.set_yticklabels([])

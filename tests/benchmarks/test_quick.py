@@ -27,7 +27,7 @@ def run(script, *arguments):
 @pytest.mark.parametrize(
     ("script", "case"),
     [
-        pytest.param("search_step.py", "softmax-ce-2", marks=needs_compiler),
+        pytest.param("search_step.py", "softmax-ce-1", marks=needs_compiler),
         pytest.param("retrain_step.py", "FairDARTS_b-16x8", marks=needs_compiler),
     ],
 )

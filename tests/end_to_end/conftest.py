@@ -21,7 +21,7 @@ from PIL import Image
 SCRIPT = Path(sys.executable).with_name("ssfnas")
 SHAPE = ["--epochs", "1", "--channels", "2", "--layers", "3", "--batch-size", "16"]
 TINY = [*SHAPE, "--threads", "1", "--set", "kernels=torch"]
-OPS = ["--set", "ops=none,max_pool_3x3,skip_connect,sep_conv_3x3"]
+OPS = ["--set", "ops=none,max_pool_3x3,skip_connect,dil_conv_3x3"]
 
 
 class Result(NamedTuple):
@@ -164,7 +164,7 @@ def world(ssfnas: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `data`, `search` (two epochs), `genotype.json` and `retrain`, and what each command printed."""
     folder = tmp_path_factory.mktemp("world")
     stages: dict[str, list[str]] = {
-        "data": ["make-dataset", "--max-per-class", "24", "--mu", "0.5", "-o", "data"],
+        "data": ["make-dataset", "--max-per-class", "12", "--mu", "0.5", "-o", "data"],
         "search": ["search", "--data", "data", *TINY, *OPS, "--epochs", "2", "-o", "search"],
         "derive": ["derive", "search"],
         "retrain": ["retrain", "genotype.json", *TINY, "-o", "retrain"],

@@ -37,7 +37,7 @@ ASCII = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
         (["--batch-size", "2", "got 1"], ["search", "--loss", "barlow", "--batch-size", "1"]),
         (["--channels", "multiple of 2"], ["search", "--channels", "3"]),
         (
-            ["'partial_channels'", "channels=8: take one of 1, 2, 4, 8, or channels=12"],
+            ["'partial_channels'", "channels=16: take one of 1, 2, 4, 8, 16, or channels=18"],
             ["search", "--set", "partial_channels=3"],
         ),
         (["--channels", "65536", "got 1000000000"], ["search", "--channels", "1000000000"]),
@@ -271,7 +271,7 @@ def test_another_data_set_than_the_recorded_one(ssfnas, world, edited, tmp_path)
     ssfnas.refuses(3, words, "retrain", edited(another), *ssfnas.tiny, "-o", "run", cwd=tmp_path)
     words = ["/nowhere: the genotype's data set is not there", "--data"]
     ssfnas.refuses(3, words, "retrain", edited(gone), *ssfnas.tiny, "-o", "run", cwd=tmp_path)
-    ssfnas.ok("make-dataset", "--max-per-class", "24", "--mu", "0.5", "--seed", "1", "-o", "other", cwd=tmp_path)
+    ssfnas.ok("make-dataset", "--max-per-class", "12", "--mu", "0.5", "--seed", "1", "-o", "other", cwd=tmp_path)
     words = ["other: is not the run's data set", "--other-data"]
     ssfnas.refuses(3, words, "evaluate", world / "retrain", "--data", "other", cwd=tmp_path)
 

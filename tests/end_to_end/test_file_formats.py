@@ -35,6 +35,7 @@ def runs(ssfnas, world, tmp_path_factory):
     data = ["--data", "data/lt", *ssfnas.tiny, "--set", "track_test=true"]
     barlow = ["--relax", "sigmoid", "--loss", "barlow", "--strategy", "progressive", "--set", "strategy.ops=4,2"]
     barlow += ["--set", "strategy.add_layers=0,0", "--set", "strategy.skip_dropout=0,0", "--epochs", "2"]
+    barlow += ["--set", "edge_weights=true"]
     ssfnas.ok("search", *data, *ssfnas.ops, *barlow, "-o", "runs/barlow", cwd=folder)
     judged = ["--strategy", "reinforce", "--set", "strategy.candidates=1"]
     ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *judged, "-o", "runs/judged", cwd=folder)

@@ -23,7 +23,7 @@ def nets(world, tmp_path_factory):
     for number, (name, top1) in enumerate(ACCURACIES.items()):
         for cell in ("normal", "reduce"):
             for place, edge in enumerate(genotype[cell]["edges"]):
-                edge["op"] = "sep_conv_3x3" if (place + number) % 5 < number else "skip_connect"
+                edge["op"] = "dil_conv_3x3" if (place + number) % 5 < number else "skip_connect"
         named = {**genotype, "name": name, "provenance": {}}
         (folder / "files" / f"{name}.json").write_text(json.dumps(named))
         for seed in (0, 1) if name == "a" else (0,):

@@ -37,12 +37,12 @@ def test_make_dataset(world):
     }
     assert (printed["kind"], printed["path"], printed["dist"], printed["mu"]) == ("dataset", "data", "exp", 0.5)
     assert printed["classes"] == [str(digit) for digit in range(10)]
-    assert printed["train_counts"] == [int(24 * 0.5 ** (c / 9)) for c in range(10)]
+    assert printed["train_counts"] == [int(12 * 0.5 ** (c / 9)) for c in range(10)]
     assert (world / "data" / "manifest.json").exists()
 
 
 def test_make_dataset_twice_is_the_same_byte_for_byte(ssfnas, world, tmp_path):
-    ssfnas.ok("make-dataset", "--max-per-class", "24", "--mu", "0.5", "-o", "again", cwd=tmp_path)
+    ssfnas.ok("make-dataset", "--max-per-class", "12", "--mu", "0.5", "-o", "again", cwd=tmp_path)
     names = sorted(path.name for path in (world / "data").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
     assert all((world / "data" / name).read_bytes() == (tmp_path / "again" / name).read_bytes() for name in names)

@@ -12,8 +12,8 @@ from faults_support import wait_for
 TINY = Path(__file__).parents[2] / "experiments" / "table1" / "tiny.toml"
 SMALL = {"epochs": 1, "channels": 2, "layers": 3, "batch_size": 16, "threads": 1, "kernels": "torch"}
 SETS = [f"{table}.{key}={value}" for table in ("search", "retrain") for key, value in SMALL.items()]
-SETS += ["data.max_per_class=24", "search.epochs=2", "search.save_minutes=0.0001", "seeds=[3]"]
-SETS += ["search.ops=none,max_pool_3x3,skip_connect,sep_conv_3x3", "evaluate.threads=1"]
+SETS += ["data.max_per_class=12", "search.epochs=2", "search.save_minutes=0.0001", "seeds=[3]"]
+SETS += ["search.ops=none,max_pool_3x3,skip_connect,dil_conv_3x3", "evaluate.threads=1"]
 ONLY = ["ssf-nas-mu0.1-logit-adjusted-*", "random-mu0.1-ce-*"]
 SWEEP = ["sweep", str(TINY), *(word for one in SETS for word in ("--set", one)), "-o", "out"]
 TABLE = [*SWEEP, *(word for one in ONLY for word in ("--only", one))]

@@ -20,7 +20,7 @@ from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import SearchSettings, load_settings
 
-STAGES = ("strategy.ops=4,2", "strategy.add_layers=0,1", "strategy.skip_dropout=0,0.5")
+STAGES = ("strategy.ops=4,2", "strategy.add_layers=0,1", "strategy.skip_dropout=0,0.5", "edge_weights=true")
 ONE = ("strategy.ops=4", "strategy.add_layers=0")
 
 
@@ -42,11 +42,12 @@ def finished(tiny_digits, tmp_path_factory):
     return RunFolder.open(path, "search")
 
 
-@pytest.mark.parametrize("relax, skips", [("softmax", "0.3"), ("dirichlet", "0")])
-def test_with_one_stage_it_is_the_plain_search_bit_for_bit(tiny_digits, tmp_path, relax, skips):
-    plain = settings_of(tiny_digits, f"strategy.skip_dropout={skips}", strategy="gradient", relax=relax)
-    run_search(plain, tmp_path / "plain", False)
-    run_search(settings_of(tiny_digits, *ONE, f"strategy.skip_dropout={skips}", relax=relax), tmp_path / "one", False)
+@pytest.mark.parametrize(
+    "sets", [("strategy.skip_dropout=0.3",), ("strategy.skip_dropout=0", "relax=dirichlet", "edge_weights=true")]
+)
+def test_with_one_stage_it_is_the_plain_search_bit_for_bit(tiny_digits, tmp_path, sets):
+    run_search(settings_of(tiny_digits, *sets, strategy="gradient"), tmp_path / "plain", False)
+    run_search(settings_of(tiny_digits, *ONE, *sets), tmp_path / "one", False)
     ours, theirs = (load_newest(tmp_path / name / "checkpoints").tensors for name in ("one", "plain"))
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor), name

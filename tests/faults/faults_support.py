@@ -20,11 +20,11 @@ HERE = Path(__file__).parent
 SSFNAS = Path(sys.executable).with_name("ssfnas")
 ENVIRON = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
-DATASET = ["make-dataset", "--max-per-class", "12", "--mu", "0.5"]
+DATASET = ["make-dataset", "--max-per-class", "8", "--mu", "0.5"]
 TINY = ["--batch-size", "8", "--threads", "1", "--set", "save_minutes=0.0001", "--set", "kernels=torch"]
 SEARCH = [
     *["search", "--data", "data", "--epochs", "3", "--channels", "2", "--layers", "3", *TINY],
-    *["--set", "ops=none,max_pool_3x3,skip_connect,sep_conv_3x3"],
+    *["--set", "ops=none,max_pool_3x3,skip_connect,dil_conv_3x3"],
 ]
 SHORT = [*SEARCH, "--epochs", "1"]
 RETRAIN = [

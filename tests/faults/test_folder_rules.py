@@ -56,7 +56,7 @@ def test_another_identity_is_exit_4_that_lists_the_keys(zygote, place, changes, 
 
 def test_another_data_set_is_another_identity(zygote, place):
     assert zygote.run([*SEARCH, "-o", "run"], place, stop_at(0, 1)).code == 75
-    zygote.run(["make-dataset", "--max-per-class", "12", "--mu", "0.5", "--seed", "7", "-o", "other"], place)
+    zygote.run(["make-dataset", "--max-per-class", "8", "--mu", "0.5", "--seed", "7", "-o", "other"], place)
     result = zygote.run([*SEARCH, "--data", "other", "-o", "run"], place)
     assert result.code == 4 and "data_sha256" in result.err
 

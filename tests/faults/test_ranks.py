@@ -177,11 +177,20 @@ def test_a_command_of_one_process_gives_what_it_gives_alone_and_says_that_the_ot
 
 def test_a_prediction_on_ranks_is_that_of_one_process(zygote, world, place):
     shutil.copytree(world / "retrain", place / "retrain")
-    Image.new("L", (8, 8), 200).save(place / "image.png")
-    one = zygote.run(["predict", "retrain", "image.png"], place)
-    first, second = ranks(zygote, ["predict", "retrain", "image.png"], place)
-    assert one.out and (first.code, first.out) == (0, one.out)
-    assert (second.code, second.out, second.err) == (0, "", "")
+    (place / "images").mkdir()
+    for grey in range(0, 250, 50):
+        Image.new("L", (8, 8), grey).save(place / "images" / f"{grey:03}.png")
+    (place / "images" / "100.png").write_text("no image")
+    paths = place / "paths"
+    paths.write_text("".join(f"images/{grey:03}.png\n" for grey in [0, 50, 150, 200] * 300))
+    argv = ["predict", "retrain", "images", "-"]
+    one = zygote.wait(zygote.start(argv, place, stdin=paths))
+    first, second = on_stdin(zygote, argv, place, paths)
+    assert len(one.out.splitlines()) == 5 + 1200
+    assert (one.code, first.code, first.out) == (3, 3, one.out)
+    told = [line for line in one.err.splitlines() if "100.png" in line or "could not be read" in line]
+    assert [first.err.count(line) for line in told] == [1, 1]
+    assert (second.code, second.out, second.err) == (3, "", "")
 
 
 def test_an_evaluation_on_ranks_is_that_of_one_process(zygote, world, place):
@@ -193,15 +202,20 @@ def test_an_evaluation_on_ranks_is_that_of_one_process(zygote, world, place):
         assert first.json["splits"][split]["confusion"] == facts["confusion"]
 
 
+def on_stdin(zygote, argv, place, stdin):
+    """Two ranks, the first of which has a file on standard input."""
+    children = [
+        zygote.start(argv, place, stdin=source, environ=environ)
+        for source, environ in zip((stdin, os.devnull), torchruns(2), strict=True)
+    ]
+    return [zygote.wait(child) for child in children]
+
+
 def test_the_first_rank_reads_stdin_for_all(zygote, world, place):
     shutil.copytree(world / "retrain", place / "retrain")
     printed = place / "printed.json"
     printed.write_text(json.dumps({"kind": "retrain-run", "path": "retrain"}))
-    children = [
-        zygote.start(["evaluate", "-", "--data", "data"], place, stdin=stdin, environ=environ)
-        for stdin, environ in zip((printed, os.devnull), torchruns(2), strict=True)
-    ]
-    first, second = (zygote.wait(child) for child in children)
+    first, second = on_stdin(zygote, ["evaluate", "-", "--data", "data"], place, printed)
     assert first.code == 0, first.err
     assert first.json["run"] == "retrain"
     assert (second.code, second.out, second.err) == (0, "", "")

@@ -165,12 +165,15 @@ def test_a_checkpoint_with_a_pipe_in_it_is_damaged(zygote, world, place, run, na
     assert_same_end(run, world / "search")
 
 
-@pytest.mark.parametrize("argument", ["<(cat genotype.json)", "/dev/stdin <genotype.json", "linked.json"])
-def test_a_genotype_may_come_from_a_stream_or_through_a_link(place, argument):
+def test_a_genotype_may_come_from_a_stream_or_through_a_link(zygote, place):
+    describe = ["describe", "--channels", "2", "--layers", "3"]
     (place / "linked.json").symlink_to("genotype.json")
-    commands = [f"{SSFNAS} describe --channels 2 --layers 3 {word}" for word in (argument, "genotype.json")]
-    said = [subprocess.run(["bash", "-c", command], cwd=place, capture_output=True) for command in commands]
-    assert said[0].returncode == 0 and said[0].stdout == said[1].stdout, said
+    told = zygote.run([*describe, "genotype.json"], place).out
+    assert told and zygote.run([*describe, "linked.json"], place).out == told
+    for argument in ("<(cat genotype.json)", "/dev/stdin <genotype.json"):
+        command = f"{SSFNAS} {' '.join(describe)} {argument}"
+        done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, told), done.stderr
 
 
 # Many runs

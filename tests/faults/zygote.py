@@ -5,6 +5,7 @@ starts a child and is answered with its pid, `{"wait": pid}` with its exit code 
 error's text where the system refuses. `faults` names things to do to the child.
 """
 
+import gc
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ def serve() -> None:
     import ssfnas_cli.engine.evaluate
     import ssfnas_cli.main  # noqa: F401
 
+    gc.freeze()  # a child's garbage collections leave the pages alone that it shares with this process
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -90,7 +90,7 @@ NAMED = {  # what must be read in each kind of picture
     "health": {"Entropy of the weights", "Skips in the genotype", "New edges in the genotype"},
     "heat": {"skip_connect", "0 → 2", "4 → 5", "mixing weight"},
     "lines": {"skip_connect", "Normal cell", "Reduction cell", "4 → 5"},
-    "heat of edges": {"skip_connect", "whole edge", "4 → 5", "mixing weight"},
+    "heat of edges": {"skip_connect", "whole edge, to 1", "4 → 5", "mixing weight"},
     "lines of edges": {"skip_connect", "whole edge", "4 → 5"},
     "distribution": {"200", "50", "10", *NAMES, "260 images, imbalance factor 0.05 (200 to 10)"},
 }

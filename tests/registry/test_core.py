@@ -28,7 +28,7 @@ def bring(monkeypatch, tmp_path):
             (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: 1.2\n")
             point = importlib.metadata.EntryPoint(name, value, group)
             made.append(point._for(importlib.metadata.PathDistribution(folder)))
-        monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [p for p in made if p.group == group])
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda: importlib.metadata.EntryPoints(made))
 
     return install
 

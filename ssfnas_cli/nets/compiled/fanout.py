@@ -242,6 +242,6 @@ class _FanOutFunction(torch.autograd.Function):
             d_gamma, d_beta = work.second_stages_backward(gamma, beta)
             dx = work.first_stages_backward()
         d_sums = [g if added else None for g, added in zip(gradients, ctx.added_to, strict=True)]
-        d_shift = d_shift if ctx.needs_input_grad[4] else None
-        d_weights = work.weight_gradients()
-        return (None, None, dx, d_scale, d_shift, None, d_gamma, d_beta, *d_sums, *d_weights)
+        shifts = ctx.needs_input_grad[4]
+        d_given = (dx, d_scale, d_shift if shifts else None, None, d_gamma, d_beta)
+        return (None, None, *d_given, *d_sums, *work.weight_gradients())

@@ -15,13 +15,14 @@ import abc
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from registry.core import Options
+from registry.cost import SearchCost
 from registry.relaxations import Relaxation
 
 Mixing = Mapping[str, Tensor]
@@ -45,6 +46,7 @@ class SearchContext:
         alpha_optimizer: `adam`, or `sgd`, which has neither momentum nor betas.
         partial_channels: K, if ops see only one of every K channels of a node (PC-DARTS); 1: all of them.
         edge_weights: whether edges are to have weights of their own.
+        cost: the cost that the search minds, or None. A strategy that does something about it has `minds_cost`.
     """
 
     ops: Sequence[str]
@@ -60,6 +62,7 @@ class SearchContext:
     alpha_optimizer: Literal["adam", "sgd"] = "adam"
     partial_channels: int = 1
     edge_weights: bool = False
+    cost: SearchCost | None = None
 
 
 class Stage(NamedTuple):
@@ -128,6 +131,7 @@ class Strategy(abc.ABC):
 
     default_rule: str = "darts"  # the derivation rule unless `derive --rule` names another one
     record_names: tuple[str, ...] = ("normal", "reduce")  # the names in `record`
+    minds_cost: ClassVar[bool] = False  # whether it does something about the context's `cost`
     num_candidates: int = 0  # how many architectures are judged, one by one, when the weights have been trained
     trains_candidates: bool = False  # whether each of them is trained by itself, so that there is no supernet to train
 
@@ -223,15 +227,21 @@ class Strategy(abc.ABC):
         """
         raise NotImplementedError
 
+    def judged(self) -> dict[str, Tensor]:
+        """What is published of the candidates judged so far, by name; `CandidateStrategy` has the names."""
+        return {}
+
     @property
     def supernet_epochs(self) -> int:
         """The number of epochs in which a supernet is trained. If candidates are trained, each takes the epochs."""
         return 0 if self.trains_candidates else self.context.epochs
 
     @property
-    def num_rounds(self) -> int:
-        """The number of rounds of candidates that follow those epochs.
+    def candidates_a_round(self) -> int:
+        """How many candidates a round has; the last one perhaps less."""
+        return 1 if self.trains_candidates else CANDIDATES_A_ROUND
 
-        A round has CANDIDATES_A_ROUND candidates, the last one perhaps less; one if each of them is trained.
-        """
-        return self.num_candidates if self.trains_candidates else -(-self.num_candidates // CANDIDATES_A_ROUND)
+    @property
+    def num_rounds(self) -> int:
+        """The number of rounds of candidates that follow those epochs."""
+        return -(-self.num_candidates // self.candidates_a_round)

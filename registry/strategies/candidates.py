@@ -24,11 +24,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from registry.core import OPS, Options
+from registry.core import OPS, Options, PluginError
+from registry.cost import costs_of, front
 from registry.space import CELL_TYPES, NUM_NODES, edge_list, random_cell
 from registry.strategies.base import SearchContext, SearchStep, Strategy
 
 Genes = NDArray[np.int16]
+
+MAX_DRAWS = 20_000  # proposals that may cost too much, one after the other
 
 
 class CandidateOptions(Options):
@@ -56,6 +59,7 @@ class CandidateStrategy(Strategy):
 
     options: CandidateOptions
     num_nodes: ClassVar[int] = NUM_NODES
+    minds_cost = True
 
     def __init__(self, options: Options, context: SearchContext):
         super().__init__(options, context)
@@ -102,9 +106,26 @@ class CandidateStrategy(Strategy):
         return {"candidate_fitness": value}
 
     def _next(self) -> Genes:
+        """The next candidate. One that costs more than the target is drawn again."""
         if self._proposed is None:
-            self._proposed = self.propose(np.random.default_rng([self.context.seed, len(self.fitness)]))
+            self._proposed = self._affordable(np.random.default_rng([self.context.seed, len(self.fitness)]))
         return self._proposed
+
+    def _affordable(self, numbers: np.random.Generator) -> Genes:
+        """A proposal that costs no more than the target, if there is one."""
+        cost = self.context.cost
+        for _ in range(MAX_DRAWS):
+            genes = self.propose(numbers)
+            if cost is None or cost.target is None or self.costs_of(genes) <= cost.target:
+                return genes
+        raise PluginError(
+            f"none of {MAX_DRAWS:,} architectures, drawn at random, costs as little as cost_target says: raise it"
+        )
+
+    def costs_of(self, genes: Genes) -> NDArray[np.float64]:
+        """What the derived networks of architectures [..., cell types, edges] cost, [...]."""
+        assert self.context.cost is not None
+        return costs_of(genes, self.context.cost.ops, self.context.cost.fixed)
 
     @property
     def best_number(self) -> int:
@@ -131,6 +152,16 @@ class CandidateStrategy(Strategy):
         if not chosen:
             self.history = {kind: torch.cat([rows, torch.zeros_like(rows[:1])]) for kind, rows in self.history.items()}
         return {"best_fitness": float(self.fitness.max())} if chosen else {}
+
+    def judged(self) -> dict[str, Tensor]:
+        """`genes` and `fitness` of every candidate, and with a cost its `cost` and whether it is on the `front`."""
+        published = {"genes": torch.from_numpy(self.genes), "fitness": torch.from_numpy(self.fitness)}
+        if self.context.cost is None or not len(self.fitness):
+            return published if len(self.fitness) else {}
+        costs = self.costs_of(self.genes)
+        on_front = np.zeros(len(costs), np.uint8)
+        on_front[front(self.fitness, costs)] = 1
+        return published | {"cost": torch.from_numpy(costs), "front": torch.from_numpy(on_front)}
 
     def record(self) -> dict[str, Tensor]:
         """Weights of 1 for the ops of the best candidate so far; only zeros before the first round."""

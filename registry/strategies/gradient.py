@@ -49,6 +49,7 @@ class Gradient(Strategy):
     """
 
     options: GradientOptions
+    minds_cost = True
 
     def __init__(self, options: Options, context: SearchContext):
         super().__init__(options, context)
@@ -119,12 +120,22 @@ class Gradient(Strategy):
         return {"alpha_loss": loss, "regulariser": regulariser.item()}
 
     def _regulariser(self, progress: float) -> Tensor:
-        """The relaxation's regulariser, and the decay of beta-DARTS."""
+        """The relaxation's regulariser, the penalty of the expected cost, and the decay of beta-DARTS."""
         regulariser = self.relaxation.regulariser(self._live(), progress)
+        if self.context.cost is not None:
+            live = {kind: self.relaxation.weights(alphas, progress) for kind, alphas in self._live().items()}
+            penalty = self.context.cost.penalty(self._expected_cost(progress), self._placed(live))
+            regulariser = regulariser + penalty
         if not self.options.beta_decay:
             return regulariser
         edges = torch.cat(list(self._live().values()))
         return regulariser + self.options.beta_decay * progress * torch.logsumexp(edges, dim=-1).mean()
+
+    def _expected_cost(self, progress: float) -> Tensor:
+        """The mean cost of architectures that are drawn by the relaxation's probabilities."""
+        assert self.context.cost is not None
+        chosen = {kind: self.relaxation.probabilities(alphas, progress) for kind, alphas in self._live().items()}
+        return self.context.cost.expected(self._placed(chosen))
 
     def _gradients(self, step: SearchStep, learned: list[Tensor]) -> tuple[list[Tensor], float]:
         """The gradient of L_val with respect to all that is learned, and L_val."""
@@ -150,7 +161,15 @@ class Gradient(Strategy):
         """Add what has been learned to the history."""
         for name, values in self.learned.items():
             self.history[name] = torch.cat([self.history[name], values.detach().cpu()[None]])
-        return {"alpha_lr": self.optimizer.param_groups[0]["lr"]}
+        facts = {"alpha_lr": self.optimizer.param_groups[0]["lr"]}
+        if self.context.cost is not None:
+            num_epochs = len(self.history[CELL_TYPES[0]]) - 1
+            facts["expected_cost"] = self._expected_cost(self._progress_after(num_epochs)).item()
+        return facts
+
+    def _progress_after(self, num_epochs: int) -> float:
+        """The progress at the end of so many epochs."""
+        return num_epochs / self.context.epochs
 
     def record(self) -> dict[str, Tensor]:
         """The alphas of all epochs, and the numbers that the weights of edges are a softmax of."""
@@ -158,7 +177,7 @@ class Gradient(Strategy):
 
     def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
         """The mixing weights of recorded alphas, without noise, and the learned weights of edges."""
-        progress = epoch / self.context.epochs
+        progress = self._progress_after(epoch)
         return {
             kind: self.relaxation.weights(record[kind][epoch].double(), progress).numpy() for kind in CELL_TYPES
         } | self._edges_at(record, epoch)

@@ -165,8 +165,10 @@ class Progressive(Gradient):
 
     def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
         """The mixing weights of recorded alphas, without noise; 0 for ops that were no candidates."""
-        stage = self.stages()[self.stage_of(max(0, epoch - 1))]  # the record of an epoch is made at its end
-        return self._weights_of(record, epoch, stage.progress(epoch))
+        return self._weights_of(record, epoch, self._progress_after(epoch))
+
+    def _progress_after(self, num_epochs: int) -> float:
+        return self.stages()[self.stage_of(max(0, num_epochs - 1))].progress(num_epochs)
 
     def started_with(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
         """The weights of the stage's initial alphas."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from registry.strategies.candidates import CandidateStrategy
 from ssfnas_cli.artifacts.dataset import Split
-from ssfnas_cli.engine.candidate_rounds import CandidateRounds, candidate_accuracies
+from ssfnas_cli.engine.candidate_rounds import CandidateRounds, candidate_accuracies, publish_judged
 from ssfnas_cli.engine.loop import Phase
 from ssfnas_cli.engine.search_health import epoch_health
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -77,7 +77,7 @@ class CandidateTrainings:
         if self.strategy.best_number == epoch:
             self.best_accuracy = accuracies["accuracy"]
         name = "accuracy" if self.training.model.probe is None else "probe_accuracy"
-        health = epoch_health(self.strategy, self.settings.ops)
+        health = epoch_health(self.strategy, self.settings.ops, self.training.cost)
         return {f"{name}_alpha_half": self.best_accuracy, **values, "candidates": 1, **health}
 
     def evaluation_rows(self, epoch: int) -> dict[str, tuple[Split, np.ndarray]]:
@@ -94,8 +94,9 @@ class CandidateTrainings:
         self.best_accuracy = tensors["best_accuracy"].item()
 
     def publish(self, folder: Path) -> None:
-        """Write the strategy's record."""
+        """Write the strategy's record, and the candidates that it has judged."""
         self.training.publish(folder)
+        publish_judged(self.strategy, folder)
 
 
 def whole_phase(training: SearchPhase) -> Phase:

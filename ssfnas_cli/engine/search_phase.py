@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry import LOSSES, SAMPLERS, collective
+from registry.cost import SearchCost
 from registry.losses import Objective
 from registry.norm import average_running_statistics, estimated_statistics, held_statistics
 from registry.samplers import Instance, Sampler
@@ -59,6 +60,7 @@ class SearchPhase:
         device: where to compute.
         halves: the rows of the training split for the weights and for the alphas; by default stratified halves that
             depend on the seed.
+        cost: the cost that the strategy minds, or None.
     """
 
     name = "search"
@@ -70,8 +72,9 @@ class SearchPhase:
         data: DataSet,
         device: Device,
         halves: tuple[np.ndarray, np.ndarray] | None = None,
+        cost: SearchCost | None = None,
     ):
-        self.settings, self.data, self.device = settings, data, device
+        self.settings, self.data, self.device, self.cost = settings, data, device, cost
         self.epochs, self.seed = settings.epochs, settings.seed
         self.split = data.split("train")
         self.halves = halves or stratified_halves(self.split.labels, data.class_names, settings.seed)
@@ -86,7 +89,7 @@ class SearchPhase:
         )
         self._check_shares()
         self._build_model(settings.seed, settings.layers)
-        self.strategy = build_strategy(settings, device.torch)
+        self.strategy = build_strategy(settings, device.torch, cost)
         self._build_optimizers()
 
     def _counts(self, half: np.ndarray) -> list[int]:
@@ -110,8 +113,7 @@ class SearchPhase:
         if number != self.strategy.stage:
             self.strategy.begin_stage(number)
             self.begin_anew(number)
-            stages = len(self.strategy.stages())
-            log.info("stage %d of %d: a new supernet of %d cells", number + 1, stages, self.layers)
+            log.info("stage %d of %d: a new supernet of %d cells", number + 1, len(self.strategy.stages()), self.layers)
 
     @property
     def layers(self) -> int:
@@ -129,8 +131,7 @@ class SearchPhase:
         torch.manual_seed(seed)
         model = build_search_model(self.settings, self.data, layers, self.weight_loss, self.alpha_loss, self.mix)
         self.model = self.device.place(model)
-        # What a start from another search keeps as it is
-        kept: dict[str, list[nn.Module]] = {"head": [model.encoder], "none": [model]}
+        kept: dict[str, list[nn.Module]] = {"head": [model.encoder], "none": [model]}  # of another search
         self.frozen = kept.get(self.settings.adapt, []) if self.settings.init_from else []
         for part in self.frozen:
             part.requires_grad_(False)
@@ -322,7 +323,7 @@ class SearchPhase:
         if epoch + 1 == self.epochs and (pruned := self._pruned_accuracy()) is not None:
             accuracies[f"pruned_{name}_alpha_half"] = pruned
         stage = {"stage": self.strategy.stage + 1, "layers": self.layers} if len(self.strategy.stages()) > 1 else {}
-        return accuracies | facts | stage | epoch_health(self.strategy, self.settings.ops)
+        return accuracies | facts | stage | epoch_health(self.strategy, self.settings.ops, self.cost)
 
     def _pruned_accuracy(self) -> float | None:
         """Accuracy on the alpha half of the supernet that is left with the derived genotype's ops, each of weight 1."""

@@ -43,6 +43,14 @@ class Relaxation(abc.ABC):
         """The mixing weights [num_edges, num_ops] to evaluate the supernet with; by default those without noise."""
         return self.weights(alphas, progress)
 
+    def probabilities(self, alphas: Tensor, progress: float) -> Tensor:
+        """How probable each op is on its edge, [num_edges, num_ops]; rows sum to 1. An expected cost is a mean by them.
+
+        By default they are the weights without noise, normalised on each edge: a softmax's are its weights.
+        """
+        weights = self.weights(alphas, progress)
+        return weights / weights.sum(dim=-1, keepdim=True)
+
     def regulariser(self, alphas: Mapping[str, Tensor], progress: float) -> Tensor:
         """A scalar that is added to the loss of the alpha step; 0 by default."""
         return next(iter(alphas.values())).new_zeros(())

@@ -161,8 +161,14 @@ def emit(payload: Mapping[str, Any], as_json: bool, show: Callable[[Console], No
         show(console)
         return
     for key, value in payload.items():
-        text = f"{value:.2f}" if isinstance(value, float) else str(value)
-        console.print(f"{key:>28}  {text}", soft_wrap=True)
+        for item in value if isinstance(value, list) else [value]:
+            console.print(f"{key:>28}  {_in_a_line(item)}", soft_wrap=True)
+
+
+def _in_a_line(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_a_line(item)}" for key, item in value.items())
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
 
 
 def write_text(text: str) -> None:

@@ -6,11 +6,12 @@ from pydantic import BaseModel
 
 from generator.markdown import code, table, text
 from generator.schemas import field_table
-from ssfnas_cli.artifacts import dataset, genotype, model, shards
+from ssfnas_cli.artifacts import dataset, genotype, latency, model, shards
 
 RECORDS: dict[str, tuple[type[BaseModel], ...]] = {
     "manifest": (dataset.Manifest, dataset.SplitInfo, shards.ShardInfo, dataset.ShortClass, dataset.Skipped),
     "genotype": (genotype.Genotype, genotype.Cell, genotype.Edge, genotype.Provenance),
+    "latency": (latency.LatencyFile, latency.Conditions, latency.Entry),
     "card": (model.ModelCard, model.DerivedNetwork, model.Part, model.Preparation, model.CorrectionRecord),
 }
 
@@ -25,6 +26,8 @@ RUN_FILES = {
     "a softmax of; of a derivation by perturbation: the mixing weights",
     "genotype.json": "of a search: the genotype of its last epoch; of a retraining: the one that it trained",
     "model.safetensors": "of a retraining: the trained network and its card",
+    "candidates.safetensors": "of random, evolution, reinforce: every candidate judged: the column of the op of each "
+    "edge, or -1 (genes), its fitness, and with a cost that cost and whether it is on the front",
     "perturbation.json": "of a derivation by perturbation: every decision, with what was measured for it",
     "evaluation.json": "what evaluate measured on the run's own data set",
     "evaluation-confusion-SPLIT.csv": "the confusion matrix, if there are more than 100 classes",
@@ -48,6 +51,7 @@ CONFIG = {
     "clients": "[federated search] images of each client in the weight half and in the alpha half, and of each class",
     "derivation": "[of a derivation by perturbation] the rule, its settings, and the search that it derives from",
     "init": "[with --init-from] the search whose weights it began with, their sha256, and what was taken of them",
+    "cost": "[with --cost] the costs of the ops in the network that is meant, and its size",
     "sha256": "of the rest: a file that was edited is refused",
 }
 STATUS = {
@@ -65,13 +69,13 @@ STATUS = {
 }
 METRICS = {
     "phase": "search, pretrain, train, adjust or perturbation",
-    "epoch": "the number of the epoch in its phase, from 1",
+    "epoch": "the number of the epoch in its phase, from 1; of the candidate with strategy.judge=train",
     "steps": "steps of the epoch; losses and training accuracies are means over them",
     "loss": "[retrain] the loss that was minimised",
     "train_accuracy": "[retrain] top-1 on the batches that it trained on, in percent",
     "weight_loss": "[search] loss of the weight step",
     "alpha_loss": "[search by gradient] loss of the alpha step",
-    "regulariser": "[search by gradient] what is added to it: the zero-one loss, beta_decay",
+    "regulariser": "[search by gradient] what is added to it: the zero-one loss, beta_decay, the penalty of the cost",
     "probe_loss": "[self-supervised search] loss of the linear probe",
     "lr": "learning rate of the weights, mean over the steps",
     "alpha_lr": "[search by gradient] learning rate of the alphas",
@@ -89,9 +93,16 @@ METRICS = {
     "genotype_skips": "[search] share of its ops that are skip connections",
     "genotype_pools": "[search] share of its ops that are poolings",
     "normal_ops_with_weights": "[search] ops of its normal cell that learn anything",
-    "candidates": "[rounds of random and evolution] candidates that were judged; such an epoch has no weight steps",
-    "candidate_fitness": "[rounds] the mean of their fitness, in percent",
-    "best_fitness": "[rounds] the highest fitness of all candidates so far",
+    "stage": "[progressive search] the number of the stage, from 1",
+    "layers": "[progressive search] cells of its supernet",
+    "candidates_per_edge": "[progressive search] ops that are candidates on each edge",
+    "candidates": "[rounds of random, evolution and reinforce] how many were judged; such an epoch has no weight steps "
+    "unless it is a training",
+    "candidate_fitness": "[with candidates] the mean of their fitness, in percent",
+    "best_fitness": "[with candidates] the highest fitness of all candidates so far",
+    "policy_entropy": "[candidates of reinforce] the mean entropy of the policy's choices, in nats",
+    "expected_cost": "[search by gradient with --cost] mean cost of networks drawn by the ops' probabilities",
+    "genotype_cost": "[search with --cost] cost of the network of the derived genotype, by the table if of latency",
     "rounds": "[federated search] rounds of the epoch; a step is then one of all clients of a round",
     "round_bytes": "[federated search] what a round sends to its clients and back: weights, running statistics, alphas",
     "measurements": "[rounds of a derivation by perturbation] how often the supernet was measured without something",

@@ -20,6 +20,7 @@ from ssfnas_cli.settings import (
     SearchSettings,
 )
 from ssfnas_cli.settings.base import Settings, flatten
+from ssfnas_cli.settings.cost import CostAware
 from ssfnas_cli.settings.federated import Federated
 from ssfnas_cli.settings.models import Execution, SelfSupervised, Training, Views
 from ssfnas_cli.settings.partial import Partial
@@ -39,6 +40,7 @@ GROUPS = (
     Group("search", SearchSettings, ("search",)),
     Group("A federated search", Federated, ("search",)),
     Group("Partial channels", Partial, ("search",)),
+    Group("The cost of the derived network", CostAware, ("search",)),
     Group("retrain", RetrainSettings, ("retrain",)),
     Group("search and retrain", Training, ("search", "retrain")),
     Group("Self-supervised views", Views, (), "views."),

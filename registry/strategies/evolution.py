@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
 from registry.core import STRATEGIES
+from registry.cost import front
 from registry.space import count_nodes, edges_into_nodes
-from registry.strategies.candidates import CandidateOptions, CandidateStrategy, Genes, random_genes
+from registry.strategies.candidates import CandidateOptions, CandidateStrategy, Genes
 
 
 class EvolutionOptions(CandidateOptions):
@@ -24,6 +26,12 @@ class EvolutionOptions(CandidateOptions):
         description="probability that a child takes each node from one of two parents before it is changed",
     )
 
+    parents: Literal["auto", "fittest", "front"] = Field(
+        "auto",
+        description="who of the sample is the parent: the fittest, or with a cost any that none of the sample beats in "
+        "both fitness and cost; auto: the latter if there is a cost without a target",
+    )
+
     @field_validator("sample")
     @classmethod
     def _fits_the_population(cls, sample: int, info: ValidationInfo) -> int:
@@ -35,11 +43,12 @@ class EvolutionOptions(CandidateOptions):
 
 @STRATEGIES.register("evolution", options=EvolutionOptions)
 class Evolution(CandidateStrategy):
-    """Regularised evolution: children of the fittest of a sample replace the oldest, with one supernet's weights.
+    """Regularised evolution: children of the fittest of a sample replace the oldest.
 
     The first candidates, as many as the population has, are drawn uniformly. Every later one is a child: some of the
     newest candidates are drawn, and the fittest of them is changed at one place. The oldest leaves the population,
-    however fit it is; the best of all candidates is the result.
+    however fit it is; the best of all candidates is the result. With a cost as the second objective, any candidate of
+    the sample's front of fitness and cost can be the parent.
     """
 
     options: EvolutionOptions
@@ -47,16 +56,24 @@ class Evolution(CandidateStrategy):
     def propose(self, numbers: np.random.Generator) -> Genes:
         """A random candidate, or a child."""
         if len(self.fitness) < self.options.population:
-            return random_genes(numbers, self.columns)
+            return self.random_genes(numbers)
         if numbers.random() < self.options.crossover:
             return mutate(cross(self._parent(numbers), self._parent(numbers), numbers), numbers, self.columns)
         return mutate(self._parent(numbers), numbers, self.columns)
 
     def _parent(self, numbers: np.random.Generator) -> Genes:
-        """The fittest of a sample of the population."""
+        """The fittest of a sample of the population, or one of its front of fitness and cost, drawn uniformly."""
         oldest = len(self.fitness) - self.options.population
         drawn = oldest + numbers.choice(self.options.population, self.options.sample, replace=False)
-        return self.genes[max(sorted(drawn), key=lambda number: self.fitness[number])]
+        if not self._minds_the_front():
+            return self.genes[max(sorted(drawn), key=lambda number: self.fitness[number])]
+        sample = self.genes[sorted(drawn)]
+        unbeaten = front(self.fitness[sorted(drawn)], self.costs_of(sample))
+        return sample[unbeaten[numbers.integers(len(unbeaten))]]
+
+    def _minds_the_front(self) -> bool:
+        cost, parents = self.context.cost, self.options.parents
+        return cost is not None and (parents == "front" or (parents == "auto" and cost.target is None))
 
 
 def mutate(genes: Genes, numbers: np.random.Generator, columns: Sequence[int]) -> Genes:

@@ -104,12 +104,17 @@ class Provenance(BaseModel):
     epoch: int | None = Field(None, description="epoch of the search")
     rule: str | None = Field(None, description="derivation rule")
     threshold: float | None = Field(None, description="smallest mixing weight that the rule kept")
+    max_skips: int | None = Field(None, description="how many skip connections the normal cell was allowed")
     alphas_sha256: str | None = Field(None, description="of the alphas that it was derived from")
     data: str | None = Field(None, description="folder of the data set of the search")
     data_sha256: str | None = Field(None, description="its identity")
     seed: int | None = Field(None, description="of the search")
     init_from: str | None = Field(None, description="folder of the search whose supernet that search began with")
     init_sha256: str | None = Field(None, description="of the weights that it began with")
+    candidate: int | None = Field(None, description="number of the candidate, of those that the search has judged")
+    limits: dict[str, float | str] | None = Field(
+        None, description="what the network had to fit into (max_params, max_macs), and the size that it is meant of"
+    )
     versions: dict[str, str] | None = Field(None, description="of ssfnas, torch and Python")
 
 

@@ -46,13 +46,15 @@ METRICS_CSV = "metrics.csv"  # the same for spreadsheets; nothing reads it back
 ADJUSTMENT = "adjustment."  # how the keys of an identity begin that only a corrected run has
 DERIVATION = "derivation."  # and those that only a derivation by perturbation has
 INIT = "init."  # and those of a run that begins with another run's weights
-BESIDE_SETTINGS = (ADJUSTMENT, DERIVATION, INIT)
+COST_TABLE = "cost_table."  # and that of a search by the latencies of a table that it names
+BESIDE_SETTINGS = (ADJUSTMENT, DERIVATION, INIT, COST_TABLE)
+CANDIDATES = "candidates.safetensors"  # the architectures that a search has judged one by one
 PERTURBATION = "perturbation.json"  # what a derivation by perturbation has measured and decided
 TRAINING_VERSION = "recipe"  # the key in config.json of a number: runs of another one were trained differently
 STATES = ("running", "stopped", "done", "diverged")
 FILES = (  # the files that a run writes
     *("config.json", "status.json", "log.txt", "genotype.json", "model.safetensors"),
-    *(ALPHAS, PERTURBATION, METRICS, METRICS_CSV, EVALUATION),
+    *(ALPHAS, CANDIDATES, PERTURBATION, METRICS, METRICS_CSV, EVALUATION),
     *(table_path(Path(EVALUATION), split).name for split in EVALUATED),
 )
 _MISSING = object()

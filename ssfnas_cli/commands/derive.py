@@ -14,9 +14,16 @@ from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.commands import closing, common, inputs, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity, write_bytes
 from ssfnas_cli.errors import UsageError
-from ssfnas_cli.settings import PERTURBATION_RULE, PerturbationSettings, load_settings
+from ssfnas_cli.settings import (
+    PERTURBATION_RULE,
+    PerturbationSettings,
+    SearchSettings,
+    load_settings,
+    parse_amount,
+)
 
 OF_PERTURBATION = "With --rule perturbation"
+OF_SIZE = "To fit a size"
 
 
 def _flag(text: str, default: str | bool = False, **more: Any) -> Any:
@@ -38,6 +45,23 @@ def command(
     epoch: Annotated[
         int | None, typer.Option(help="Which epoch's alphas; 0: the initial.", show_default="last")
     ] = None,
+    max_skips: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="At most M skip connections in the normal cell: the weakest give way to what the rule keeps next.",
+            show_default="any number",
+        ),
+    ] = None,
+    candidate: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of a search that judged candidates (random, evolution, …): the number of one, such as of its front.",
+            show_default="the fittest",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -48,6 +72,38 @@ def command(
         ),
     ] = None,
     force: common.Force = False,
+    max_params: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="The most weights: 3.5M, 3.5e6, … Ops are replaced or dropped so that the least mixing weight is "
+            "lost; of judged candidates the fittest that fits is taken.",
+            show_default=False,
+            rich_help_panel=OF_SIZE,
+        ),
+    ] = None,
+    max_macs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER", help="The most multiply-adds: 300M, …", show_default=False, rich_help_panel=OF_SIZE
+        ),
+    ] = None,
+    cost_channels: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=65_536,
+            help="Width of the first cells of the network that is meant.",
+            show_default="the search's, or 36",
+            rich_help_panel=OF_SIZE,
+        ),
+    ] = None,
+    cost_layers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=1000, help="Number of its cells.", show_default="the search's, or 20", rich_help_panel=OF_SIZE
+        ),
+    ] = None,
     epochs_between: Annotated[
         int | None, _flag("Epochs in which the supernet is tuned after each decision.", "5")
     ] = None,
@@ -78,21 +134,48 @@ def command(
     value = _parse_threshold(threshold)
     flags = common.flags_of(PerturbationSettings, locals())
     if rule == PERTURBATION_RULE:
-        _refuse_given({"threshold": threshold != "auto", "epoch": epoch is not None}, "is for the other rules")
+        others = {"threshold": threshold != "auto", "epoch": epoch is not None, "candidate": candidate is not None}
+        others |= {"max_params": max_params is not None, "max_macs": max_macs is not None}
+        others |= {"cost_channels": cost_channels is not None, "cost_layers": cost_layers is not None}
+        others |= {"max_skips": max_skips is not None}
+        _refuse_given(others, "is for the other rules")
         _perturb(run, load_settings(PerturbationSettings, config=config, sets=sets or (), flags=flags), locals())
         return
     given = {name: value is not None for name, value in flags.items()}
     given |= {"config": config is not None, "set": bool(sets), "show-settings": show_settings}
     _refuse_given(given, "is for --rule perturbation")
+    most = _amounts({"max_params": max_params, "max_macs": max_macs})
+    if not most:
+        of_size = {"cost_channels": cost_channels is not None, "cost_layers": cost_layers is not None}
+        _refuse_given(of_size, "is for --max-params and --max-macs")
     outputs.refuse_existing(output, force)
     folder = inputs.open_run(run, "search", ["ssfnas_cli.engine.derive_run"])
     from ssfnas_cli.engine.derive_run import derive_run
+    from ssfnas_cli.engine.fit import Limits
 
-    genotype = derive_run(folder, rule, value, epoch)
+    recorded = folder.settings(SearchSettings)
+    size = cost_channels or recorded.cost_channels, cost_layers or recorded.cost_layers
+    limits = Limits(most, *size) if most else None
+    genotype = derive_run(folder, rule, value, epoch, max_skips, candidate, limits)
     _say_what_it_is(genotype)
     outputs.write_output(output, genotype.to_json(), force)
     if output is not None and not is_stream(output):
         closing.say_next("retrain", str(output))
+
+
+def _amounts(given: Mapping[str, str | None]) -> dict[str, float]:
+    """The limits that are given, by measure."""
+    found = {}
+    for name, text in given.items():
+        if text is not None:
+            try:
+                value = parse_amount(text)
+            except ValueError as error:
+                raise UsageError(f"--{name.replace('_', '-')} {text}: {error}") from None
+            if not isinstance(value, float) or value <= 0:
+                raise UsageError(f"--{name.replace('_', '-')} {text}: should be above 0")
+            found[name.removeprefix("max_")] = value
+    return found
 
 
 def _refuse_given(given: Mapping[str, bool], why: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
@@ -16,6 +17,9 @@ from ssfnas_cli.settings import RetrainSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ssfnas_cli.artifacts.genotype import Genotype
+
+OF_LATENCY = "Latency"
 # The papers' network on CIFAR-10, which a genotype alone is counted in
 DEFAULTS: dict[str, Any] = {
     **{"channels": 36, "layers": 20, "stem": "auto"},
@@ -50,6 +54,37 @@ def command(
         int | None, typer.Option(min=1, max=1024, help="3 for colour, 1 for grey.", show_default="the run's, or 3")
     ] = None,
     aux: Annotated[bool, typer.Option("--aux", help="Count the auxiliary head's weights too.")] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency",
+            help="Its latency, too: as the table of 'ssfnas latency' predicts it, and measured here.",
+            rich_help_panel=OF_LATENCY,
+        ),
+    ] = False,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A table that was made elsewhere.",
+            show_default="this machine's, which is completed",
+            rich_help_panel=OF_LATENCY,
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(min=1, max=1_000_000, help="Images at a time.", show_default="1", rich_help_panel=OF_LATENCY),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="auto, cpu, cuda, …", show_default="auto", rich_help_panel=OF_LATENCY),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Processor threads; 0: torch's own choice.", show_default="0", rich_help_panel=OF_LATENCY
+        ),
+    ] = None,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
     json: common.Json = False,
@@ -57,6 +92,10 @@ def command(
     """Count the weights and the multiply-adds (of convolutions and linear layers, for one image) of a network."""
     set_verbosity(quiet, verbose)
     given = {name: value for name, value in locals().items() if name in DEFAULTS and value is not None}
+    timing = {"table": table, "batch": batch, "device": device, "threads": threads}
+    for name, value in timing.items() if not latency else ():
+        if value is not None:
+            raise UsageError(f"--{name}: is for --latency: give that, too, or leave it out")
     if stem not in (None, *STEMS):
         raise UsageError(f"--stem {stem}: should be one of {', '.join(STEMS)}")
     parsed, named, run = inputs.read_network_or_run(network)
@@ -94,7 +133,40 @@ def command(
             "dead_nodes": live.dead_nodes,
             "concat": live.concat,
         }
+    if latency:
+        facts |= _latencies(parsed, named, size, timing)
     emit(facts, json, lambda console: _show(console, facts))
+
+
+def _latencies(
+    genotype: Genotype | None, named: str | None, size: dict[str, Any], timing: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How long the network takes, in ms: as the sum of its parts in the table, and measured.
+
+    A table is one of genotypes' networks; a plain network is only measured.
+    """
+    from ssfnas_cli.engine.device import Device
+    from ssfnas_cli.engine.latency import LatencyTable, conditions_of, network_latency
+    from ssfnas_cli.nets.parts import NetworkShape, network_parts
+
+    place = Device(timing["device"] or "auto", timing["threads"] or 0).torch
+    common.warn_of_busy_cores(timing["threads"] or 0)
+    batch, predicted = timing["batch"] or 1, {}
+    if genotype is not None:
+        shape = NetworkShape(**size)
+        parts = network_parts(genotype, shape)
+        if timing["table"] is None:
+            table, _ = LatencyTable.measured(parts, place, batch)
+        else:
+            table = LatencyTable.read(timing["table"])
+            ops = {edge.op for cell in genotype.cells().values() for edge in cell.edges}
+            table.refuse_missing(parts, shape, sorted(ops))
+        predicted = {"predicted_ms": sum(map(table, parts)), "predicted_by": str(table.where)}
+        predicted["predicted_for"] = table.file.conditions.words()
+    elif timing["table"] is not None:
+        raise UsageError(f"--table: '{named}' is no network of cells, and a table is of their parts: leave it out")
+    measured = network_latency(genotype if genotype is not None else str(named), size, place, batch)
+    return {**predicted, "measured_ms": measured, "measured_on": conditions_of(place, batch).words()}
 
 
 def _size_of(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,5 +196,5 @@ def _show(console: Console, facts: Mapping[str, Any]) -> None:
             told += [f"nodes without input: {value['dead_nodes']}"] if value["dead_nodes"] else []
             text = "; ".join(told)
         else:
-            text = f"{value:,}" if key.startswith("num_") else str(value)
+            text = f"{value:,}" if key.startswith("num_") else f"{value:.3f}" if key.endswith("_ms") else str(value)
         console.print(f"{key:>12}  {text}", soft_wrap=True)

@@ -12,6 +12,8 @@ from ssfnas_cli.commands import closing, common
 from ssfnas_cli.commands.training import Flags, with_training_flags
 from ssfnas_cli.settings import SearchSettings
 
+OF_COST = "Cost of the derived network"
+
 
 @with_training_flags(SearchSettings)
 def command(
@@ -24,7 +26,7 @@ def command(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="The search strategy: gradient, random, evolution, or a plugin's.",
+            help="The search strategy: gradient, progressive, random, evolution, reinforce, or a plugin's.",
             autocompletion=common.names_of("strategy"),
             show_default="gradient",
         ),
@@ -48,6 +50,43 @@ def command(
         ),
     ] = None,
     order: Annotated[int | None, typer.Option(help="1, or 2 for DARTS's second order.", show_default="1")] = None,
+    cost: Annotated[
+        str | None,
+        typer.Option(
+            help="What the search minds of the derived network beside its accuracy: params, macs (multiply-adds) or "
+            "latency (by a table that 'ssfnas latency' makes).",
+            autocompletion=common.one_of(("params", "macs", "latency")),
+            show_default="none",
+            rich_help_panel=OF_COST,
+        ),
+    ] = None,
+    cost_target: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            help="What to reach: 300M, 0.3G, 3e8; a latency in ms. Of candidates (random, evolution, …) the most.",
+            show_default="the cheaper the better",
+            rich_help_panel=OF_COST,
+        ),
+    ] = None,
+    cost_channels: Annotated[
+        int | None,
+        typer.Option(
+            help="Width of the first cells of the network that is meant.", show_default="36", rich_help_panel=OF_COST
+        ),
+    ] = None,
+    cost_layers: Annotated[
+        int | None, typer.Option(help="Number of its cells.", show_default="20", rich_help_panel=OF_COST)
+    ] = None,
+    cost_table: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --cost latency: a table of 'ssfnas latency', of another device perhaps.",
+            show_default="this machine's, made on first use",
+            rich_help_panel=OF_COST,
+        ),
+    ] = None,
     init_from: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +112,8 @@ def command(
     With --data the preset is 'standard', without it 'quick'. 'ssfnas --help' explains the words.
     """
     own = {"data": data, "strategy": strategy, "relax": relax, "loss": loss, "order": order}
-    own |= {"init_from": init_from, "adapt": adapt}
+    own |= {"init_from": init_from, "adapt": adapt, "cost": cost, "cost_target": cost_target}
+    own |= {"cost_channels": cost_channels, "cost_layers": cost_layers, "cost_table": cost_table}
     settings, preset = flags.load(SearchSettings, own, lambda named: "standard" if named else "quick")
 
     def search() -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from registry.strategies.base import CANDIDATES_A_ROUND, Mixing
+from registry.strategies.base import CANDIDATES_A_ROUND, Mixing, Strategy
+from ssfnas_cli.artifacts.run import CANDIDATES
+from ssfnas_cli.artifacts.tensors import save_tensors
 from ssfnas_cli.engine.predict import accuracy, balanced_accuracy
 from ssfnas_cli.engine.search_phase import SearchPhase
 
@@ -65,8 +67,15 @@ class CandidateRounds:
         self.training.load(tensors)
 
     def publish(self, folder: Path) -> None:
-        """Write the strategy's record."""
+        """Write the strategy's record, and the candidates that it has judged."""
         self.training.publish(folder)
+        publish_judged(self.strategy, folder)
+
+
+def publish_judged(strategy: Strategy, folder: Path) -> None:
+    """Write the candidates that a strategy has judged so far."""
+    if judged := strategy.judged():
+        save_tensors(folder / CANDIDATES, judged)
 
 
 def candidate_accuracies(phase: SearchPhase, mixing: Mixing) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,18 +12,27 @@ from torch import Tensor
 
 from registry.space import CELL_TYPES, EDGE_WEIGHTS, edge_list
 from registry.strategies.base import Strategy
+from registry.strategies.candidates import mixing_of
 from ssfnas_cli.artifacts.files import sha256_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, Provenance, read_genotype
 from ssfnas_cli.artifacts.run import ALPHAS, RunFolder
 from ssfnas_cli.console import log
-from ssfnas_cli.engine.rules import derive
+from ssfnas_cli.engine.fit import Limits, fit
+from ssfnas_cli.engine.judged import Judged
+from ssfnas_cli.engine.rules import RULES, derive
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import PERTURBATION_RULE, SearchSettings
 
 
 def derive_run(
-    run: RunFolder, rule: str | None = None, threshold: float | str = "auto", epoch: int | None = None
+    run: RunFolder,
+    rule: str | None = None,
+    threshold: float | str = "auto",
+    epoch: int | None = None,
+    max_skips: int | None = None,
+    candidate: int | None = None,
+    limits: Limits | None = None,
 ) -> Genotype:
     """Derive the genotype of a search run.
 
@@ -30,41 +40,71 @@ def derive_run(
         rule: the derivation rule; None means the strategy's default.
         threshold: see `engine.rules.derive`.
         epoch: the epoch whose record is used; 0 is the initial state, None the last epoch.
+        max_skips: see `engine.rules.derive`.
+        candidate: of a search that judged candidates, the number of the one to derive; None means the fittest.
+        limits: what the network must fit into. Of candidates the fittest that fits is derived; other genotypes are
+            changed so that they fit (`engine.fit`).
 
     Raises:
-        InputError: the run diverged, has no alphas yet, or has not reached that epoch.
+        InputError: the run diverged, has no alphas yet, or has not reached that epoch, or nothing fits.
     """
     if "derivation" in run.config:
-        return _of_derivation(run, rule, threshold, epoch)
+        given = {"--candidate": candidate is not None, "--max-skips": max_skips is not None}
+        given |= {"--max-params, --max-macs": limits is not None}
+        return _of_derivation(run, rule, threshold, epoch, given)
     status = run.status()
     if status["state"] == "diverged":
         raise InputError(f"{run.path}: the search diverged ({status.get('reason')}): nothing is derived from it")
     settings = run.settings(SearchSettings)
     strategy = build_strategy(settings)
     record = run.alphas()
-    reached = _check_record(run, record, strategy.record_names, len(settings.ops))
-    if epoch is None:
-        epoch, all_of_it = reached, settings.epochs + strategy.num_rounds
-        if reached < all_of_it:
-            log.warning("%s is at epoch %d of %d: deriving from there", run.path, reached, all_of_it)
-    if not 0 <= epoch <= reached:
-        raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
+    epoch = _choose_epoch(run, strategy, _check_record(run, record, strategy.record_names, len(settings.ops)), epoch)
     weights = strategy.weights_at(record, epoch)
     _check_choice(strategy, settings.strategy.name, rule, weights, epoch)
-    rule = rule or strategy.default_rule
-    derived = derive(weights, settings.ops, rule, threshold)
-    used = {edge.op for cell in derived.genotype.cells().values() for edge in cell.edges}
-    options = {name: values for name, values in settings.op_options.items() if name in used}
+    _check_max_skips(strategy, settings.strategy.name, max_skips, limits)
     sources = [record[name][epoch].double() for name in strategy.record_names]
-    provenance = provenance_of(run, settings, epoch, rule, derived.threshold, sources)
-    genotype = derived.genotype.model_copy(update={"op_options": options, "provenance": provenance})
+    rule = rule or strategy.default_rule
+    space, more = limits.of(run, settings) if limits else None, dict[str, Any](max_skips=max_skips)
+    if strategy.num_candidates and (candidate is not None or space):
+        judged = Judged.of(run, (epoch - strategy.supernet_epochs) * strategy.candidates_a_round)
+        more["candidate"] = judged.choose(candidate, space)
+        weights = mixing_of(judged.genes[more["candidate"]], len(settings.ops))
+        sources = [torch.from_numpy(weights[kind]).double() for kind in CELL_TYPES]
+    elif candidate is not None:
+        raise UsageError(f"--candidate: the strategy '{settings.strategy.name}' judges none: leave it out")
+    derived = derive(weights, settings.ops, rule, threshold, max_skips)
+    genotype = derived.genotype
+    if space is not None:
+        more["limits"] = space.provenance()
+        genotype = fit(genotype.model_copy(update={"op_options": settings.op_options}), weights, RULES[rule], space)
+    used = {edge.op for cell in genotype.cells().values() for edge in cell.edges}
+    options = {name: values for name, values in settings.op_options.items() if name in used}
+    provenance = provenance_of(run, settings, epoch, rule, derived.threshold, sources).model_copy(update=more)
+    genotype = genotype.model_copy(update={"op_options": options, "provenance": provenance})
     said_before = _recorded_provenance(run) == provenance
     for note in derived.notes:
         log.log(logging.DEBUG if said_before else logging.WARNING, "%s: %s", run.path, note)
     return genotype
 
 
-def _of_derivation(run: RunFolder, rule: str | None, threshold: float | str, epoch: int | None) -> Genotype:
+def _choose_epoch(run: RunFolder, strategy: Strategy, reached: int, epoch: int | None) -> int:
+    """The epoch that is asked for, or the last one.
+
+    Raises:
+        InputError: the run has not reached it.
+    """
+    if epoch is None:
+        epoch, all_of_it = reached, strategy.supernet_epochs + strategy.num_rounds
+        if reached < all_of_it:
+            log.warning("%s is at epoch %d of %d: deriving from there", run.path, reached, all_of_it)
+    if not 0 <= epoch <= reached:
+        raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
+    return epoch
+
+
+def _of_derivation(
+    run: RunFolder, rule: str | None, threshold: float | str, epoch: int | None, more: Mapping[str, bool]
+) -> Genotype:
     """The genotype of a derivation by perturbation, which is decided when the run is done.
 
     Raises:
@@ -72,7 +112,7 @@ def _of_derivation(run: RunFolder, rule: str | None, threshold: float | str, epo
         UsageError: another rule, a threshold or an epoch would make another genotype of it.
     """
     given = {"--rule": rule not in (None, PERTURBATION_RULE), "--threshold": threshold != "auto"}
-    given["--epoch"] = epoch is not None
+    given |= {"--epoch": epoch is not None, **more}
     for flag, is_given in given.items():
         if is_given:
             raise UsageError(
@@ -80,6 +120,19 @@ def _of_derivation(run: RunFolder, rule: str | None, threshold: float | str, epo
             )
     run.refuse_unfinished()
     return read_genotype(run.path / "genotype.json")
+
+
+def _check_max_skips(strategy: Strategy, name: str, max_skips: int | None, limits: Limits | None) -> None:
+    """Refuse a limit to skip connections where something else decides about ops, too."""
+    if max_skips is None:
+        return
+    if strategy.num_candidates:
+        raise UsageError(f"--max-skips: the strategy '{name}' has chosen a whole architecture: leave it out")
+    if limits is not None:
+        raise UsageError(
+            "--max-skips: a genotype that is made to fit a size (--max-params, --max-macs) may get more skip "
+            "connections: leave one of both out"
+        )
 
 
 def _check_choice(
@@ -96,7 +149,7 @@ def _check_choice(
     if rule not in (None, strategy.default_rule):
         raise UsageError(f"--rule {rule}: the strategy '{name}' has chosen a whole architecture: leave --rule out")
     if not any(weights[kind].any() for kind in CELL_TYPES):
-        first = strategy.context.epochs + 1
+        first = strategy.supernet_epochs + 1
         when = f"chooses in the rounds after the epochs, from --epoch {first} on"
         raise InputError(f"nothing is chosen in epoch {epoch}: '{name}' {when}")
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from registry import collective
+from registry.cost import SearchCost
 from registry.state import module_tensors, under
 from registry.strategies.base import Mixing
 from ssfnas_cli import world
@@ -107,7 +108,7 @@ class FederatedSearch(SearchPhase):
         settings: resolved settings.
         data: the data set, whose `train` split is divided among the clients.
         device: where to compute.
-        halves: as for every search.
+        halves, cost: as for every search.
 
     Attributes:
         parts: for each client its rows of the weight half and of the alpha half.
@@ -119,13 +120,25 @@ class FederatedSearch(SearchPhase):
 
     is_spread = True
 
-    def __init__(self, settings: SearchSettings, data: DataSet, device: Device, halves: Halves | None = None):
+    def __init__(
+        self,
+        settings: SearchSettings,
+        data: DataSet,
+        device: Device,
+        halves: Halves | None = None,
+        cost: SearchCost | None = None,
+    ):
         rank, num_ranks = collective.place()
         with collective.alone():  # a client is one process
-            super().__init__(settings, data, device, halves)
+            super().__init__(settings, data, device, halves, cost)
             if not self.strategy.averaged():
                 name = settings.strategy.name
                 raise UsageError(f"setting 'sync': the strategy '{name}' has no alphas to average: set sync=step")
+            if len(self.strategy.stages()) > 1:
+                raise UsageError(
+                    f"setting 'sync': the supernet of the strategy '{settings.strategy.name}' begins anew in each "
+                    "stage, and clients have one: set sync=step"
+                )
             self.parts = partition(settings, self.split.labels, self.halves, data.num_classes)
             self.rounds = Rounds(settings, [super(FederatedSearch, self).num_steps(e) for e in range(self.epochs)])
             mine = range(rank, self.rounds.num_clients, num_ranks)
@@ -136,7 +149,7 @@ class FederatedSearch(SearchPhase):
     def _build_client(self, number: int) -> SearchPhase:
         mixed = np.random.SeedSequence(self.seed, spawn_key=(number,)).generate_state(1, np.uint64)
         settings = self.settings.model_copy(update={"seed": int(mixed[0] >> np.uint64(1))})
-        client = SearchPhase(settings, self.data, self.device, self.parts[number])
+        client = SearchPhase(settings, self.data, self.device, self.parts[number], self.cost)
         # Its epochs are the passes over its images, on which samplers depend.
         total = int(self.rounds.total[number])
         client.epochs = max(1, -(-total // client.num_steps(0)))

@@ -13,8 +13,9 @@ from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
-from ssfnas_cli.engine.candidate_rounds import CandidateRounds
+from ssfnas_cli.engine.candidate_trainings import whole_phase
 from ssfnas_cli.engine.closing import say_search_figure, say_search_health
+from ssfnas_cli.engine.cost import RECORDED, cost_identity, find_cost, say_cost, say_final_cost
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.federated import FederatedSearch
@@ -22,7 +23,7 @@ from ssfnas_cli.engine.loop import never
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.engine.start import begin_with, find_start, say_start
-from ssfnas_cli.errors import InputError
+from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.results.health import collapsed_since
 from ssfnas_cli.settings import PluginSection, SearchSettings
 
@@ -60,12 +61,19 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
         )
         if isinstance(phase, FederatedSearch):
             log.info("%s", phase.description())
-        rounds = CandidateRounds(phase) if phase.strategy.num_candidates else phase
-        loop.run_phase(0, rounds, collapse if settings.stop_when_collapsed else never)
+        if phase.cost is not None:
+            say_cost(phase.cost, phase.settings)
+        if phase.strategy.trains_candidates:
+            told = phase.strategy.num_candidates, phase.epochs
+            log.info("each of the %d candidates is trained from scratch, for %d epochs; there is no supernet", *told)
+        loop.run_phase(0, whole_phase(phase), collapse if settings.stop_when_collapsed else never)
         if world.is_first():
             _write_genotype(run)
-        result = finish(run, loop, phase.settings, _choices(phase.settings))
+        last = loop.cursor.metrics[-1]
+        result = finish(run, loop, phase.settings, _choices(phase.settings) | _cost_facts(phase, last))
     say_search_figure(result, plan.data.counts("train"))
+    if phase.cost is not None:
+        say_final_cost(last, phase.cost, phase.settings)
     say_search_health(loop.cursor.metrics, plan.path)
     return result
 
@@ -82,6 +90,23 @@ def _choices(settings: SearchSettings) -> dict[str, str]:
     }
 
 
+def _cost_facts(phase: SearchPhase, last: Mapping[str, Any]) -> dict[str, Any]:
+    """What the result says of the cost that was minded; of candidates those that none beats in fitness and cost."""
+    if phase.cost is None:
+        return {}
+    facts = {
+        "cost": phase.settings.cost,
+        **{key: last[key] for key in ("expected_cost", "genotype_cost") if key in last},
+    }
+    judged = phase.strategy.judged()
+    if "front" in judged:
+        columns = {name: judged[name].tolist() for name in ("fitness", "cost", "front")}
+        rows = zip(*columns.values(), strict=True)
+        places = [(cost, k, fitness) for k, (fitness, cost, is_in) in enumerate(rows) if is_in]
+        facts["front"] = [{"candidate": k, "fitness": fitness, "cost": cost} for cost, k, fitness in sorted(places)]
+    return facts
+
+
 def collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
     """Why a search should go no further, from the metrics of its epochs; None if it should."""
     since = collapsed_since(lines)
@@ -96,13 +121,34 @@ def collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
 def plan_search(settings: SearchSettings, output: Path | None, force: bool = False) -> RunPlan:
     """Resolve the settings, open the data set (the embedded one is created on first use) and choose the run folder."""
     settings = settings.resolve_plugins()
+    _refuse_without_supernet(settings)
     data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
     start = find_start(settings, data)
     extra, config = ({}, {}) if start is None else (start.identity(), {"init": start.config()})
+    extra |= cost_identity(settings)
     plan = plan_run("search", settings, data, extra, list(_choices(settings).values()), output, config, force)
+    if settings.cost != "none" and not force:
+        begun = lambda: RunFolder.open(plan.path).config.get(RECORDED) if plan.is_in_folder() else None
+        plan.config.update({RECORDED: recorded} if (recorded := world.from_first(begun)) else {})
     if start is not None:
         start.refuse_as_output(plan.path)
     return plan
+
+
+def _refuse_without_supernet(settings: SearchSettings) -> None:
+    """Refuse what is said of a supernet where each candidate is trained by itself."""
+    if not settings.trains_candidates:
+        return
+    if settings.init_from:
+        raise UsageError(
+            "--init-from: candidates that are trained by themselves (strategy.judge=train) begin from scratch: leave "
+            "one of both out"
+        )
+    if settings.track_test:
+        raise UsageError(
+            "--set track_test=true: with strategy.judge=train every candidate is a network of its own, and none is "
+            "kept: leave it out, and evaluate the genotype's network when it is retrained"
+        )
 
 
 def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
@@ -111,7 +157,12 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     assert isinstance(settings, SearchSettings)
     plan.data.verify()
     device = Device.from_settings(settings)
-    phase = (FederatedSearch if settings.is_federated else SearchPhase)(settings, plan.data, device)
+    found = find_cost(settings, plan.data, device.torch, plan.config.get(RECORDED))
+    cost, facts = (None, {}) if found is None else found
+    plan.config.update({RECORDED: facts} if facts else {})
+    phase = (FederatedSearch if settings.is_federated else SearchPhase)(settings, plan.data, device, cost=cost)
+    if cost is not None and phase.strategy.num_candidates:
+        phase.strategy.candidate()  # it says at once if hardly any network is cheap enough
     if (start := find_start(settings, plan.data)) is not None:
         plan.config["init"]["taken"] = begin_with(phase, start)
     _warn_of_idle_settings(settings)

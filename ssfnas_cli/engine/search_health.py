@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from registry import OPS
+from registry.cost import SearchCost
 from registry.space import CELL_TYPES, edge_list
 from registry.strategies.base import Strategy
 from ssfnas_cli.artifacts.genotype import Genotype
@@ -18,18 +19,21 @@ from ssfnas_cli.errors import InputError
 from ssfnas_cli.results.health import Family, genotype_figures, weight_figures
 
 
-def epoch_health(strategy: Strategy, ops: Sequence[str]) -> dict[str, float | int]:
+def epoch_health(strategy: Strategy, ops: Sequence[str], cost: SearchCost | None = None) -> dict[str, float | int]:
     """The figures of the newest epoch in a strategy's record. Those of a genotype are left out if there is none.
 
     Those of the mixing weights are left out if the strategy judges candidates: its weights are 0 or 1 from the first.
+    If the search minds a cost, the genotype's is among them.
     """
     record, newest = strategy.record(), _newest_epoch(strategy)
     figures: dict[str, float | int] = {}
     if not strategy.num_candidates:
-        figures |= weight_figures(*(strategy.weights_at(record, epoch) for epoch in (0, newest)))
+        figures |= weight_figures(strategy.started_with(record, newest), strategy.weights_at(record, newest))
     genotype = newest_genotype(strategy, ops)
     if genotype is None:
         return figures
+    if cost is not None:
+        figures["genotype_cost"] = cost.of(genotype_weights(genotype, ops))
     before = derived(strategy.weights_at(record, newest - 1), ops, strategy.default_rule)
     families = {op: op_family(op) for op in ops}
     return figures | genotype_figures(None if before is None else _live_edges(before), _live_edges(genotype), families)
@@ -72,6 +76,11 @@ def _live_edges(genotype: Genotype) -> dict[str, list[tuple[str, int, int]]]:
 
 
 def pruned_mixing(genotype: Genotype, ops: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    """`genotype_weights` as tensors on a device."""
+    return {kind: torch.from_numpy(weights).to(device) for kind, weights in genotype_weights(genotype, ops).items()}
+
+
+def genotype_weights(genotype: Genotype, ops: Sequence[str]) -> dict[str, NDArray[np.float32]]:
     """Mixing weights [num_edges, num_ops] that are 1 for the genotype's ops, as in its network, and 0 for others."""
     rows = {edge: row for row, edge in enumerate(edge_list())}
     mixing = {}
@@ -79,5 +88,5 @@ def pruned_mixing(genotype: Genotype, ops: Sequence[str], device: torch.device) 
         weights = np.zeros((len(rows), len(ops)), np.float32)
         for op, source, target in edges:
             weights[rows[source, target], list(ops).index(op)] = 1
-        mixing[kind] = torch.from_numpy(weights).to(device)
+        mixing[kind] = weights
     return mixing

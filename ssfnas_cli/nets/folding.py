@@ -53,13 +53,26 @@ def fold(model: Classifier, images: Tensor) -> Classifier:
     plain = Classifier(model.encoder, model.head, None, model.correction).eval()
     folded = copy.deepcopy(plain)
     folded.encoder.compile_with(None)
-    watch = _Watch(folded)
+    same = fold_in_place(folded, images)
+    return folded if same else plain  # a network of a plugin may do what cannot be observed
+
+
+@torch.no_grad()
+def fold_in_place(module: nn.Module, x: Tensor) -> bool:
+    """Fold the BNs of a module in evaluation mode that gives one tensor.
+
+    Args:
+        x: an input like those that it gets, [N, C, H, W], to see how it computes.
+
+    Returns:
+        Whether it still gives the same.
+    """
+    watch = _Watch(module)
     with watch:
-        wanted = folded(images)
+        wanted = module(x)
     for norm, convolutions in watch.foldable():
         _fold(norm, convolutions)
-    same = (folded(images) - wanted).abs().max() <= TOLERANCE * wanted.abs().max()
-    return folded if same else plain  # a network of a plugin may do what cannot be observed
+    return bool((module(x) - wanted).abs().max() <= TOLERANCE * wanted.abs().max())
 
 
 def _fold(norm: BatchNorm, convolutions: Sequence[nn.Conv2d]) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+COST = "weights, multiply-adds or ms"
 PANELS = (  # name in the metrics, title, label of the axis
     ("weights_decided", "Decided weights", "share within 0.1 of 0 or 1"),
     ("weights_entropy", "Entropy of the weights", "1: undecided, 0: decided"),
@@ -22,6 +23,8 @@ PANELS = (  # name in the metrics, title, label of the axis
     ("genotype_skips", "Skips in the genotype", "share of its ops"),
     ("genotype_pools", "Pools in the genotype", "share of its ops"),
     ("genotype_changes", "New edges in the genotype", "since the epoch before"),
+    ("expected_cost", "Expected cost", COST),
+    ("genotype_cost", "Cost of the genotype", COST),
     ("accuracy", "Accuracy, alpha half", "percent"),
 )
 LEAST_SPAN = 0.1  # of an axis of shares
@@ -74,7 +77,7 @@ def _draw_accuracy(axes: Axes, run: RunFacts, number: int, label: str) -> None:
 
 
 def _label(axes: Axes, title: str, label: str, last_epoch: int) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.set(title=title, ylabel=label, xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -88,6 +91,8 @@ def _label(axes: Axes, title: str, label: str, last_epoch: int) -> None:
     elif label.startswith("since"):
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    elif label == COST and high >= 1000:
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))  # 300M
     elif label == "percent":
         limits = axes.get_xlim()
         axes.set_xticks([tick for tick in axes.get_xticks() if 1 <= tick <= last_epoch])

@@ -73,8 +73,20 @@ SEARCH_FIGURES = (
 
 
 def search_figures() -> list[Figure]:
-    """What a search says of its last epoch: accuracies of the supernet and its health."""
-    return [Figure(name, title, digits, _of_last_epoch(name)) for name, title, digits in SEARCH_FIGURES]
+    """What a search says of its last epoch: accuracies of the supernet, its health, and the cost that it minds."""
+    figures = [Figure(name, title, digits, _of_last_epoch(name)) for name, title, digits in SEARCH_FIGURES]
+    costs = [
+        ("genotype_params", "weights of genotype", None, "params"),
+        ("genotype_ms", "ms of genotype", 2, "latency"),
+    ]
+    costs.insert(1, ("genotype_macs", "multiply-adds of genotype", None, "macs"))
+    return figures + [Figure(name, title, digits, _minded(cost), effect=False) for name, title, digits, cost in costs]
+
+
+def _minded(cost: str) -> Callable[[RunFacts], float | None]:
+    """What the genotype costs, of a search that minds that cost."""
+    read = _of_last_epoch("genotype_cost")
+    return lambda run: read(run) if run.run.config["settings"].get("cost") == cost else None
 
 
 def _of_last_epoch(name: str) -> Callable[[RunFacts], float | None]:

@@ -2,6 +2,7 @@
 
 from ssfnas_cli.settings.adjust import ADJUST_METHODS, AdjustSettings, refuse_useless
 from ssfnas_cli.settings.base import PluginSection, Settings, build_plugin, flatten, identity_hash
+from ssfnas_cli.settings.cost import CostName, parse_amount, show_amount
 from ssfnas_cli.settings.dataset import MakeDatasetSettings
 from ssfnas_cli.settings.layers import (
     PRESETS,
@@ -31,6 +32,7 @@ __all__ = [
     "PRESETS",
     "RECIPES",
     "AdjustSettings",
+    "CostName",
     "Execution",
     "MakeDatasetSettings",
     "PerturbationSettings",
@@ -47,8 +49,10 @@ __all__ = [
     "load_settings",
     "merge",
     "merge_layers",
+    "parse_amount",
     "parse_set",
     "read_toml",
     "refuse_useless",
+    "show_amount",
     "to_toml",
 ]

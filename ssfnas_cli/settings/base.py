@@ -17,6 +17,8 @@ Model = TypeVar("Model", bound="Settings")
 
 # Far beyond what any machine trains, so that a slip of the finger is refused before memory is asked for.
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
+Channels = Annotated[int, Field(ge=2, le=65_536, multiple_of=2)]
+MAX_LAYERS = 1000
 
 
 class PluginSection(BaseModel):

@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from registry import OPS
 from registry.core import did_you_mean
-from ssfnas_cli.settings.base import PluginSection, PositiveInt, Section, Settings, flatten, nest
+from ssfnas_cli.settings.base import MAX_LAYERS, Channels, PluginSection, PositiveInt, Section, Settings, flatten, nest
+from ssfnas_cli.settings.cost import CostAware
 from ssfnas_cli.settings.federated import Federated
 from ssfnas_cli.settings.partial import Partial
 
@@ -38,8 +39,6 @@ def _seconds(value: Any) -> Any:
     return value
 
 
-Channels = Annotated[int, Field(ge=2, le=65_536, multiple_of=2)]
-MAX_LAYERS = 1000
 Rate = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Concentration = Annotated[float, Field(gt=0, le=1000)]
@@ -174,7 +173,7 @@ class Training(Execution):
         return {key: value for key, value in mine.items() if key in chosen or default.get(key, ...) != value}
 
 
-class SearchSettings(Federated, Partial, Training):
+class SearchSettings(CostAware, Federated, Partial, Training):
     """A search. The defaults are the paper's (IV-B, IV-C), where it is silent those of DARTS."""
 
     strategy: Section = Field(PluginSection(name="gradient"), description="what the architecture is searched with")
@@ -228,12 +227,13 @@ class SearchSettings(Federated, Partial, Training):
         "backbone, or nothing",
     )
 
-    # A search that stops early can go on. Where the first weights lay changes nothing, and they are hashed (INIT).
-    NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed", "init_from"}
-    WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution"})  # strategies that have none
+    # A search that stops early can go on. Where the first weights and the table of latencies lay changes nothing, and
+    # their content is hashed (INIT, COST_TABLE).
+    NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed", "init_from", "cost_table"}
+    WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution", "reinforce"})  # strategies with none
     OF_ALPHAS: ClassVar[tuple[str, ...]] = (
         *("relax", "alpha_sampler", "order", "warmup_epochs", "edge_weights"),
-        *("alpha_optimizer", "alpha_lr", "alpha_betas", "alpha_weight_decay"),
+        *("alpha_optimizer", "alpha_lr", "alpha_betas", "alpha_weight_decay", "cost_at", "cost_weight"),
     )
     PLUGIN_KINDS: ClassVar = {
         "strategy": "strategy",
@@ -244,6 +244,11 @@ class SearchSettings(Federated, Partial, Training):
         "sampler": "sampler",
         "alpha_sampler": "sampler",
     }
+
+    @property
+    def trains_candidates(self) -> bool:
+        """Whether each candidate is trained by itself, so that there is no supernet."""
+        return self.strategy.options().get("judge") == "train"
 
     def unused(self) -> frozenset[str]:
         """As for every command; what is said of alphas to a strategy that has none; and `adapt` without `init_from`."""

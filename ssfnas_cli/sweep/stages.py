@@ -29,6 +29,8 @@ from ssfnas_cli.settings import (
     parse_set,
     refuse_useless,
 )
+from ssfnas_cli.settings.base import MAX_LAYERS, Channels
+from ssfnas_cli.settings.cost import Amount
 from ssfnas_cli.sweep.axes import PRESET
 
 
@@ -38,6 +40,12 @@ class DeriveSettings(Settings):
     rule: str = ""
     threshold: Literal["auto"] | float = "auto"
     epoch: int = Field(0, ge=0)
+    max_skips: int = Field(0, ge=0)
+    candidate: int = Field(0, ge=0)
+    max_params: Amount = 1.0
+    max_macs: Amount = 1.0
+    cost_channels: Channels = 36
+    cost_layers: int = Field(20, ge=1, le=MAX_LAYERS)
 
 
 class EvaluateSettings(Settings):
@@ -60,7 +68,10 @@ COMMANDS = {"data": "make-dataset"}  # where a stage's command has another name 
 _TRAINING = ("epochs", "batch_size", "channels", "layers", "stem", "seed", "device", "workers", "precision")
 FLAGS = {  # the settings that have a flag; the others are given by --set
     "data": ("source", "root", "dist", "mu", "max_per_class", "test_share", "val_share", "image_size", "seed"),
-    "search": ("strategy", "relax", "loss", "order", *_TRAINING),
+    "search": (
+        *("strategy", "relax", "loss", "order", *_TRAINING),
+        *("cost", "cost_target", "cost_channels", "cost_layers", "cost_table"),
+    ),
     "derive": tuple(DeriveSettings.model_fields),
     "retrain": ("loss", "pretrain", "pretrain_epochs", *_TRAINING),
     "adjust": ("method", "tau", "from_prior", "epochs", "batch_size", "lr", "device", "workers"),

@@ -54,7 +54,10 @@ def test_every_setting_of_every_command_is_described_once_where_its_command_find
     execution = "How a run is executed"
     readers = {
         MakeDatasetSettings: ["make-dataset"],
-        SearchSettings: ["search", "A federated search", "Partial channels", *shared, execution],
+        SearchSettings: [
+            *("search", "A federated search", "Partial channels", "The cost of the derived network"),
+            *(*shared, execution),
+        ],
         RetrainSettings: ["retrain", *shared, execution],
         AdjustSettings: ["adjust", execution],
         PerturbationSettings: ["derive --rule perturbation", execution],

@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 COMMANDS = ["make-dataset", "search", "derive", "retrain", "evaluate", "adjust", "predict", "export"]
-COMMANDS += ["plot-genotype", "describe", "import-genotype", "runs", "sweep", "compare", "plot", "rank", "report"]
+COMMANDS += [
+    "plot-genotype",
+    "describe",
+    "latency",
+    "import-genotype",
+    "runs",
+    "sweep",
+    "compare",
+    "plot",
+    "rank",
+    "report",
+]
 COMMANDS += ["plugins"]
 PRESETS = ("quick", "standard", "paper")
 HEAVY = {"torch", "torchvision", "numpy", "sklearn", "matplotlib", "PIL", "safetensors"}

@@ -23,6 +23,7 @@ from ssfnas_cli.results.grouping import group_runs
 
 HOSTILE = ["<script>", "$x_1^$ & %", "ünï\ncode"]
 FIGURES = {"weights_moved": 0.5, "weights_entropy": 0.9, "genotype_skips": 0.25, "genotype_pools": 0.5}
+FIGURES |= {"expected_cost": 3e8, "genotype_cost": 2.5e8}
 
 
 def groups_of(*runs):
@@ -87,7 +88,13 @@ NAMED = {  # what must be read in each kind of picture
     "classes": {"ce", "ldam", "class, and its training images", "Accuracy by class, test"},
     "confusion": {*NAMES, "predicted class", "ce (2 seeds)", "ldam", "percent of the true class"},
     "calibration": {"confidence", "accuracy", "too sure", "Calibration, test"},
-    "health": {"Entropy of the weights", "Skips in the genotype", "New edges in the genotype"},
+    "health": {
+        "Entropy of the weights",
+        "Skips in the genotype",
+        "New edges in the genotype",
+        "Cost of the genotype",
+        "300M",
+    },
     "heat": {"skip_connect", "0 → 2", "4 → 5", "mixing weight"},
     "lines": {"skip_connect", "Normal cell", "Reduction cell", "4 → 5"},
     "heat of edges": {"skip_connect", "whole edge, to 1", "4 → 5", "mixing weight"},

@@ -82,6 +82,18 @@ def test_searches_are_compared_by_their_last_epoch(tmp_path):
     assert "top1" not in figures[0] and figures[0]["genotype_skips"]["mean"] == 0.5
 
 
+def test_what_a_genotype_costs_is_compared_with_its_like(tmp_path):
+    for cost, value in (("macs", 3e8), ("latency", 4.25)):
+        lines = lines_of("search", 2, accuracy_alpha_half=50.0, genotype_cost=value, expected_cost=1.0)
+        make_run(tmp_path / cost, "search", f"cost={cost}", epochs=2, lines=lines)
+    groups = to_json(comparison(tmp_path, baseline="cost=macs"))["groups"]
+    by_cost = {group["label"]: group["figures"] for group in groups}
+    assert by_cost["cost=macs"]["genotype_macs"]["mean"] == 3e8 and by_cost["cost=macs"]["genotype_ms"]["num"] == 0
+    assert (
+        by_cost["cost=latency"]["genotype_ms"]["mean"] == 4.25 and by_cost["cost=latency"]["genotype_macs"]["num"] == 0
+    )
+
+
 # What cannot be compared
 
 

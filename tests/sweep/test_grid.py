@@ -101,6 +101,28 @@ def test_other_settings_of_a_data_set_are_another_folder(cells_of):
     assert first != second and first == same, "0.1 is the default"
 
 
+def test_costs_and_sizes_are_flags_of_searches_and_derivations(cells_of):
+    text = """
+        output = "out"
+        [search]
+        cost = "macs"
+        cost_target = ["300M", 2e8]
+        cost_weight = 5
+        [derive]
+        max_macs = "250M"
+        cost_layers = 8
+    """
+    cells = cells_of(text)
+    commands = [cell.command for cell in cells if cell.stage in ("search", "derive")]
+    for target in ("300M", "200000000.0"):
+        (search,) = [one for one in commands if f"--cost-target {target}" in one]
+        assert "--cost macs" in search and "--set cost_weight=5" in search
+    assert sum("--max-macs 250M" in one and "--cost-layers 8" in one for one in commands) == 2
+    for wrong in ('cost_target = "many"', "cost_layers = 0", 'cost = "flops"'):
+        with pytest.raises(UsageError, match=wrong.partition(" ")[0]):
+            cells_of(f'output = "out"\n[search]\n{wrong}\n')
+
+
 def test_derivations_come_between_search_and_retraining(cells_of):
     cells = cells_of('[search]\n[derive]\nrule = ["darts", "argmax"]\nepoch = [1]\n[retrain]')
     derive = next(cell for cell in cells if cell.stage == "derive")

@@ -68,7 +68,7 @@ class SearchCost:
 
         Args:
             expected: a scalar of `expected`.
-            weights: the mixing weights without noise.
+            weights: the mixing weights without noise, and those of edges if they have some.
         """
         if self.target is None:
             return self.weight * torch.log(expected / self.mean)

@@ -15,7 +15,7 @@ import abc
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from numpy.typing import NDArray
@@ -131,7 +131,7 @@ class Strategy(abc.ABC):
 
     default_rule: str = "darts"  # the derivation rule unless `derive --rule` names another one
     record_names: tuple[str, ...] = ("normal", "reduce")  # the names in `record`
-    minds_cost: ClassVar[bool] = False  # whether it does something about the context's `cost`
+    minds_cost: bool = False  # whether it does something about the context's `cost`
     num_candidates: int = 0  # how many architectures are judged, one by one, when the weights have been trained
     trains_candidates: bool = False  # whether each of them is trained by itself, so that there is no supernet to train
 

@@ -124,8 +124,8 @@ class Gradient(Strategy):
         regulariser = self.relaxation.regulariser(self._live(), progress)
         if self.context.cost is not None:
             live = {kind: self.relaxation.weights(alphas, progress) for kind, alphas in self._live().items()}
-            penalty = self.context.cost.penalty(self._expected_cost(progress), self._placed(live))
-            regulariser = regulariser + penalty
+            weights = self._placed(live) | {name: weights_of_edges(numbers) for name, numbers in self.edges.items()}
+            regulariser = regulariser + self.context.cost.penalty(self._expected_cost(progress), weights)
         if not self.options.beta_decay:
             return regulariser
         edges = torch.cat(list(self._live().values()))

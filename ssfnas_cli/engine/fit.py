@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from registry.space import edge_list
+from registry.space import EDGE_WEIGHTS, edge_list
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.artifacts.run import RunFolder
@@ -128,7 +128,7 @@ def fit(genotype: Genotype, weights: Mapping[str, np.ndarray], rule: Rule, space
 
     Args:
         genotype: as the rule derived it.
-        weights: the mixing weights [num_edges, num_ops] that it was derived from.
+        weights: the mixing weights [num_edges, num_ops] that it was derived from; those of edges multiply them.
 
     Raises:
         InputError: no network on these edges is small enough. The message names the smallest.
@@ -180,13 +180,13 @@ def _options(
 ) -> list[list[list[Option]]]:
     """For each node of both cells, for each of its edges, the options that no other beats in loss and size."""
     ops, costs, edges = list(space.space.ops), space.costs(), edge_list()
-    candidates = [column for column, op in enumerate(ops) if op != "none"]
+    candidates, ones = [column for column, op in enumerate(ops) if op != "none"], np.ones(len(edges))
     nodes = []
     for kind in genotype.cells():
         by_node: dict[int, list[list[Option]]] = {}
         for edge, kept in _kept_ops(genotype, kind).items():
             row = edges.index(edge)
-            values = weights[kind][row]
+            values = weights[kind][row] * weights.get(EDGE_WEIGHTS[kind], ones)[row]
             live = [column for column in candidates if values[column] != 0]  # what a progressive search dropped has 0
             held = sum(values[ops.index(op)] for op in kept)
             nothing = values[ops.index("none")] if rule.none_competes and "none" in ops else 0.0

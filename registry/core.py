@@ -312,8 +312,10 @@ STRATEGIES: Registry[Any] = Registry(
     "ssfnas.strategies",
     {
         "registry.strategies.gradient": ("gradient",),
+        "registry.strategies.progressive": ("progressive",),
         "registry.strategies.random_search": ("random",),
         "registry.strategies.evolution": ("evolution",),
+        "registry.strategies.reinforce": ("reinforce",),
     },
 )
 # The modules of the built-in sources belong to the application. They are only named here, and imported on first use.

@@ -26,8 +26,8 @@ RUN_FILES = {
     "a softmax of; of a derivation by perturbation: the mixing weights",
     "genotype.json": "of a search: the genotype of its last epoch; of a retraining: the one that it trained",
     "model.safetensors": "of a retraining: the trained network and its card",
-    "candidates.safetensors": "of random and evolution: every candidate judged: the column of the op of each edge, or "
-    "-1 (genes), its fitness, and with a cost that cost and whether it is on the front",
+    "candidates.safetensors": "of random, evolution, reinforce: every candidate judged: the column of the op of each "
+    "edge, or -1 (genes), its fitness, and with a cost that cost and whether it is on the front",
     "perturbation.json": "of a derivation by perturbation: every decision, with what was measured for it",
     "evaluation.json": "what evaluate measured on the run's own data set",
     "evaluation-confusion-SPLIT.csv": "the confusion matrix, if there are more than 100 classes",
@@ -69,7 +69,7 @@ STATUS = {
 }
 METRICS = {
     "phase": "search, pretrain, train, adjust or perturbation",
-    "epoch": "the number of the epoch in its phase, from 1",
+    "epoch": "the number of the epoch in its phase, from 1; of the candidate with strategy.judge=train",
     "steps": "steps of the epoch; losses and training accuracies are means over them",
     "loss": "[retrain] the loss that was minimised",
     "train_accuracy": "[retrain] top-1 on the batches that it trained on, in percent",
@@ -93,11 +93,16 @@ METRICS = {
     "genotype_skips": "[search] share of its ops that are skip connections",
     "genotype_pools": "[search] share of its ops that are poolings",
     "normal_ops_with_weights": "[search] ops of its normal cell that learn anything",
+    "stage": "[progressive search] the number of the stage, from 1",
+    "layers": "[progressive search] cells of its supernet",
+    "candidates_per_edge": "[progressive search] ops that are candidates on each edge",
+    "candidates": "[rounds of random, evolution and reinforce] how many were judged; such an epoch has no weight steps "
+    "unless it is a training",
+    "candidate_fitness": "[with candidates] the mean of their fitness, in percent",
+    "best_fitness": "[with candidates] the highest fitness of all candidates so far",
+    "policy_entropy": "[candidates of reinforce] the mean entropy of the policy's choices, in nats",
     "expected_cost": "[search by gradient with --cost] mean cost of networks drawn by the ops' probabilities",
     "genotype_cost": "[search with --cost] cost of the network of the derived genotype, by the table if of latency",
-    "candidates": "[rounds of random and evolution] candidates that were judged; such an epoch has no weight steps",
-    "candidate_fitness": "[rounds] the mean of their fitness, in percent",
-    "best_fitness": "[rounds] the highest fitness of all candidates so far",
     "rounds": "[federated search] rounds of the epoch; a step is then one of all clients of a round",
     "round_bytes": "[federated search] what a round sends to its clients and back: weights, running statistics, alphas",
     "measurements": "[rounds of a derivation by perturbation] how often the supernet was measured without something",

@@ -65,6 +65,21 @@ class SearchContext:
     cost: SearchCost | None = None
 
 
+class Stage(NamedTuple):
+    """A part of a search, which begins with new weights of a supernet of its own depth, as a search does.
+
+    Learning rates and all that depends on the progress of the search are of the stage.
+    """
+
+    first: int  # its first epoch
+    epochs: int
+    more_layers: int = 0  # cells beside those that the settings say
+
+    def progress(self, epochs: float) -> float:
+        """From 0 to 1, after so many epochs of the search; 1 after its end."""
+        return min(1.0, (epochs - self.first) / self.epochs)
+
+
 class WeightStep(NamedTuple):
     """The next SGD step of the weights: w - lr * (momentum * buffer + clipped gradient + weight_decay * w).
 
@@ -118,13 +133,35 @@ class Strategy(abc.ABC):
     record_names: tuple[str, ...] = ("normal", "reduce")  # the names in `record`
     minds_cost: bool = False  # whether it does something about the context's `cost`
     num_candidates: int = 0  # how many architectures are judged, one by one, when the weights have been trained
+    trains_candidates: bool = False  # whether each of them is trained by itself, so that there is no supernet to train
+
+    stage: int = 0  # the number of the stage that it is in
 
     def __init__(self, options: Options, context: SearchContext):
         self.options, self.context = options, context
 
+    def stages(self) -> list[Stage]:
+        """The stages of the search, in order; one if it is no progressive one."""
+        return [Stage(0, self.context.epochs)]
+
+    def stage_of(self, epoch: int) -> int:
+        """The number of the stage that an epoch belongs to; the last one after the search."""
+        return max(number for number, stage in enumerate(self.stages()) if stage.first <= epoch)
+
+    def begin_stage(self, number: int) -> None:
+        """Go on to a stage: the supernet begins anew."""
+        raise NotImplementedError
+
+    def stage_in(self, tensors: Mapping[str, Tensor]) -> int:
+        """The number of the stage that `tensors` were returned in."""
+        return 0
+
     @abc.abstractmethod
     def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """The mixing weights of the next weight step or, without a generator, those to evaluate (without noise)."""
+        """The mixing weights of the next weight step or, without a generator, those to evaluate (without noise).
+
+        If candidates are trained, those of a weight step are the candidate's.
+        """
 
     @abc.abstractmethod
     def update(self, step: SearchStep) -> dict[str, float]:
@@ -148,6 +185,10 @@ class Strategy(abc.ABC):
         Those of ops are zero where nothing has been chosen yet.
         """
 
+    def started_with(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
+        """The mixing weights that the stage of an epoch of the record began with, as `weights_at`."""
+        return self.weights_at(record, 0)
+
     @abc.abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """All tensors that the search changes, by name, including the record.
@@ -168,7 +209,10 @@ class Strategy(abc.ABC):
         return {}
 
     def candidate(self) -> dict[str, Tensor]:
-        """The mixing weights of the next architecture to judge, of a strategy that has `num_candidates`."""
+        """The mixing weights of the next architecture to judge, of a strategy that has `num_candidates`.
+
+        They stay the same until it is judged.
+        """
         raise NotImplementedError
 
     def judge(self, accuracies: Mapping[str, float]) -> dict[str, float]:
@@ -188,6 +232,16 @@ class Strategy(abc.ABC):
         return {}
 
     @property
+    def supernet_epochs(self) -> int:
+        """The number of epochs in which a supernet is trained. If candidates are trained, each takes the epochs."""
+        return 0 if self.trains_candidates else self.context.epochs
+
+    @property
+    def candidates_a_round(self) -> int:
+        """How many candidates a round has; the last one perhaps less."""
+        return 1 if self.trains_candidates else CANDIDATES_A_ROUND
+
+    @property
     def num_rounds(self) -> int:
-        """The number of rounds of CANDIDATES_A_ROUND candidates that follow the epochs; the last may be shorter."""
-        return -(-self.num_candidates // CANDIDATES_A_ROUND)
+        """The number of rounds of candidates that follow those epochs."""
+        return -(-self.num_candidates // self.candidates_a_round)

@@ -5,6 +5,9 @@ only its ops are computed. When the epochs are over, the weights stay as they ar
 by their accuracy on the alpha half, with BN statistics estimated for each of them (Guo et al., Single Path One-Shot
 Neural Architecture Search with Uniform Sampling, 2019).
 
+With `judge=train` there is no supernet: each candidate is trained by itself, from scratch, and then judged. That is
+what the supernet stands in for, and costs accordingly more.
+
 An architecture is an array of genes, int16 [cell types, edges]: the column of the op of each edge, or -1. Everything
 random follows from the seed and the number of the candidate or the step, so the state is the list of candidates.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,6 +38,11 @@ class CandidateOptions(Options):
     """Options of every strategy that judges candidates."""
 
     candidates: int = Field(100, ge=1, le=1_000_000, description="architectures to judge after the last epoch")
+    judge: Literal["supernet", "train"] = Field(
+        "supernet",
+        description="whose weights they are judged with: a supernet's, or their own: each is trained from scratch for "
+        "`epochs` epochs, and no supernet is",
+    )
     fitness: Literal["accuracy", "balanced_accuracy"] = Field(
         "accuracy", description="what they are judged by, on the alpha half; balanced: the mean over classes"
     )
@@ -44,20 +52,25 @@ class CandidateStrategy(Strategy):
     """Base class: the training by single paths, the list of candidates, and the record of the best.
 
     Attributes:
+        num_nodes: the intermediate nodes of a cell.
         genes: of the candidates judged so far, int16 [candidates, cell types, edges].
         fitness: of each of them, in percent, float64 [candidates].
     """
 
     options: CandidateOptions
+    num_nodes: ClassVar[int] = NUM_NODES
     minds_cost = True
 
     def __init__(self, options: Options, context: SearchContext):
         super().__init__(options, context)
         self.num_candidates = self.options.candidates
+        self.trains_candidates = self.options.judge == "train"
         self.columns = [column for column, op in enumerate(context.ops) if not OPS.get(op).facts.is_none]
-        self.genes: Genes = np.empty((0, len(CELL_TYPES), len(edge_list())), np.int16)
+        num_edges = len(edge_list(self.num_nodes))
+        self.genes: Genes = np.empty((0, len(CELL_TYPES), num_edges), np.int16)
         self.fitness = np.empty(0)
-        nothing = torch.zeros(1, len(edge_list()), len(context.ops))
+        self._proposed: Genes | None = None  # the next candidate, once it is known
+        nothing = torch.zeros(1, num_edges, len(context.ops))
         self.history = {kind: nothing.clone() for kind in CELL_TYPES}
 
     @abc.abstractmethod
@@ -65,11 +78,16 @@ class CandidateStrategy(Strategy):
         """The genes of the next candidate."""
 
     def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """A path drawn uniformly; without a generator the best candidate, or the first one if none was judged."""
+        """A path drawn uniformly, or the candidate that is trained.
+
+        Without a generator it is the best candidate, or the first one if none was judged.
+        """
         if generator is None:
             return self._mixing_of(self.best() if len(self.fitness) else self._next())
+        if self.trains_candidates:
+            return self.candidate()
         seed = int(torch.randint(2**62, (), generator=generator))
-        return self._mixing_of(random_genes(np.random.default_rng(seed), self.columns))
+        return self._mixing_of(self.random_genes(np.random.default_rng(seed)))
 
     def update(self, step: SearchStep) -> dict[str, float]:
         """Nothing is learned while the weights are trained."""
@@ -84,11 +102,18 @@ class CandidateStrategy(Strategy):
         value = accuracies[self.options.fitness]
         self.genes = np.concatenate([self.genes, self._next()[None]])
         self.fitness = np.append(self.fitness, value)
+        self._proposed = None
         return {"candidate_fitness": value}
 
     def _next(self) -> Genes:
         """The next candidate. One that costs more than the target is drawn again."""
-        numbers, cost = np.random.default_rng([self.context.seed, len(self.fitness)]), self.context.cost
+        if self._proposed is None:
+            self._proposed = self._affordable(np.random.default_rng([self.context.seed, len(self.fitness)]))
+        return self._proposed
+
+    def _affordable(self, numbers: np.random.Generator) -> Genes:
+        """A proposal that costs no more than the target, if there is one."""
+        cost = self.context.cost
         for _ in range(MAX_DRAWS):
             genes = self.propose(numbers)
             if cost is None or cost.target is None or self.costs_of(genes) <= cost.target:
@@ -102,9 +127,18 @@ class CandidateStrategy(Strategy):
         assert self.context.cost is not None
         return costs_of(genes, self.context.cost.ops, self.context.cost.fixed)
 
+    @property
+    def best_number(self) -> int:
+        """The number of the candidate of the highest fitness; the earliest of equals."""
+        return int(self.fitness.argmax())
+
     def best(self) -> Genes:
-        """The candidate of the highest fitness; the earliest of equals."""
-        return self.genes[self.fitness.argmax()]
+        """The genes of that candidate."""
+        return self.genes[self.best_number]
+
+    def random_genes(self, numbers: np.random.Generator) -> Genes:
+        """An architecture drawn uniformly from the space."""
+        return random_genes(numbers, self.columns, self.num_nodes)
 
     def _mixing_of(self, genes: Genes) -> dict[str, Tensor]:
         mixing = mixing_of(genes, len(self.context.ops))
@@ -145,6 +179,7 @@ class CandidateStrategy(Strategy):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         self.genes = tensors["candidates.genes"].numpy().copy()
         self.fitness = tensors["candidates.fitness"].numpy().copy()
+        self._proposed = None
         self.history = {kind: tensors[f"history.{kind}"].clone() for kind in CELL_TYPES}
 
 

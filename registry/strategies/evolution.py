@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from registry.core import STRATEGIES
 from registry.cost import front
 from registry.space import count_nodes, edges_into_nodes
-from registry.strategies.candidates import CandidateOptions, CandidateStrategy, Genes, random_genes
+from registry.strategies.candidates import CandidateOptions, CandidateStrategy, Genes
 
 
 class EvolutionOptions(CandidateOptions):
@@ -43,7 +43,7 @@ class EvolutionOptions(CandidateOptions):
 
 @STRATEGIES.register("evolution", options=EvolutionOptions)
 class Evolution(CandidateStrategy):
-    """Regularised evolution: children of the fittest of a sample replace the oldest, with one supernet's weights.
+    """Regularised evolution: children of the fittest of a sample replace the oldest.
 
     The first candidates, as many as the population has, are drawn uniformly. Every later one is a child: some of the
     newest candidates are drawn, and the fittest of them is changed at one place. The oldest leaves the population,
@@ -56,7 +56,7 @@ class Evolution(CandidateStrategy):
     def propose(self, numbers: np.random.Generator) -> Genes:
         """A random candidate, or a child."""
         if len(self.fitness) < self.options.population:
-            return random_genes(numbers, self.columns)
+            return self.random_genes(numbers)
         if numbers.random() < self.options.crossover:
             return mutate(cross(self._parent(numbers), self._parent(numbers), numbers), numbers, self.columns)
         return mutate(self._parent(numbers), numbers, self.columns)

@@ -72,13 +72,27 @@ class Gradient(Strategy):
         """The relaxation's mixing weights of the alphas, and the edges' own. In a step, skips may be dropped."""
         edges = self._weights_of_edges()
         if generator is None:
-            return {kind: self.relaxation.evaluated(alphas, progress) for kind, alphas in self.alphas.items()} | edges
-        weights = {kind: self.relaxation.weights(alphas, progress, generator) for kind, alphas in self.alphas.items()}
-        if not self.options.skip_dropout:
+            evaluated = {kind: self.relaxation.evaluated(alphas, progress) for kind, alphas in self._live().items()}
+            return self._placed(evaluated) | edges
+        drawn = {kind: self.relaxation.weights(alphas, progress, generator) for kind, alphas in self._live().items()}
+        weights = self._placed(drawn)
+        if not self._skip_dropout():
             return weights | edges
-        rate = self.options.skip_dropout * math.exp(-5 * progress)  # P-DARTS: exp(-0.2 epoch) in each 25 epochs
+        rate = self._skip_dropout() * math.exp(-5 * progress)  # P-DARTS: exp(-0.2 epoch) in each 25 epochs
         skips = [column for column, op in enumerate(self.context.ops) if OPS.get(op).facts.drop_path_exempt]
         return {kind: _drop(values, skips, rate, generator) for kind, values in weights.items()} | edges
+
+    def _live(self) -> dict[str, Tensor]:
+        """The alphas of the ops that are candidates, [num_edges, candidates of an edge]."""
+        return self.alphas
+
+    def _placed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mixing weights [num_edges, num_ops] from those of the candidates; 0 for others."""
+        return weights
+
+    def _skip_dropout(self) -> float:
+        """The probability at the start that a step leaves out an edge's skip connection."""
+        return self.options.skip_dropout
 
     def _weights_of_edges(self) -> dict[str, Tensor]:
         """The weights of whole edges; with partial channels 1 for each if they are not learned.
@@ -107,21 +121,21 @@ class Gradient(Strategy):
 
     def _regulariser(self, progress: float) -> Tensor:
         """The relaxation's regulariser, the penalty of the expected cost, and the decay of beta-DARTS."""
-        regulariser = self.relaxation.regulariser(self.alphas, progress)
+        regulariser = self.relaxation.regulariser(self._live(), progress)
         if self.context.cost is not None:
-            weights = {kind: self.relaxation.weights(alphas, progress) for kind, alphas in self.alphas.items()}
-            weights |= {name: weights_of_edges(numbers) for name, numbers in self.edges.items()}
+            live = {kind: self.relaxation.weights(alphas, progress) for kind, alphas in self._live().items()}
+            weights = self._placed(live) | {name: weights_of_edges(numbers) for name, numbers in self.edges.items()}
             regulariser = regulariser + self.context.cost.penalty(self._expected_cost(progress), weights)
         if not self.options.beta_decay:
             return regulariser
-        edges = torch.cat(list(self.alphas.values()))
+        edges = torch.cat(list(self._live().values()))
         return regulariser + self.options.beta_decay * progress * torch.logsumexp(edges, dim=-1).mean()
 
     def _expected_cost(self, progress: float) -> Tensor:
         """The mean cost of architectures that are drawn by the relaxation's probabilities."""
         assert self.context.cost is not None
-        chosen = {kind: self.relaxation.probabilities(alphas, progress) for kind, alphas in self.alphas.items()}
-        return self.context.cost.expected(chosen)
+        chosen = {kind: self.relaxation.probabilities(alphas, progress) for kind, alphas in self._live().items()}
+        return self.context.cost.expected(self._placed(chosen))
 
     def _gradients(self, step: SearchStep, learned: list[Tensor]) -> tuple[list[Tensor], float]:
         """The gradient of L_val with respect to all that is learned, and L_val."""
@@ -150,8 +164,12 @@ class Gradient(Strategy):
         facts = {"alpha_lr": self.optimizer.param_groups[0]["lr"]}
         if self.context.cost is not None:
             num_epochs = len(self.history[CELL_TYPES[0]]) - 1
-            facts["expected_cost"] = self._expected_cost(num_epochs / self.context.epochs).item()
+            facts["expected_cost"] = self._expected_cost(self._progress_after(num_epochs)).item()
         return facts
+
+    def _progress_after(self, num_epochs: int) -> float:
+        """The progress at the end of so many epochs."""
+        return num_epochs / self.context.epochs
 
     def record(self) -> dict[str, Tensor]:
         """The alphas of all epochs, and the numbers that the weights of edges are a softmax of."""
@@ -159,11 +177,14 @@ class Gradient(Strategy):
 
     def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
         """The mixing weights of recorded alphas, without noise, and the learned weights of edges."""
-        progress = epoch / self.context.epochs
-        edges = {name: weights_of_edges(record[name][epoch].double()).numpy() for name in self.edges}
+        progress = self._progress_after(epoch)
         return {
             kind: self.relaxation.weights(record[kind][epoch].double(), progress).numpy() for kind in CELL_TYPES
-        } | edges
+        } | self._edges_at(record, epoch)
+
+    def _edges_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
+        """The learned weights of edges, of an epoch of a record."""
+        return {name: weights_of_edges(record[name][epoch].double()).numpy() for name in self.edges}
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is learned, its history and the state of its optimizer."""

@@ -104,6 +104,7 @@ class Provenance(BaseModel):
     epoch: int | None = Field(None, description="epoch of the search")
     rule: str | None = Field(None, description="derivation rule")
     threshold: float | None = Field(None, description="smallest mixing weight that the rule kept")
+    max_skips: int | None = Field(None, description="how many skip connections the normal cell was allowed")
     alphas_sha256: str | None = Field(None, description="of the alphas that it was derived from")
     data: str | None = Field(None, description="folder of the data set of the search")
     data_sha256: str | None = Field(None, description="its identity")

@@ -45,11 +45,20 @@ def command(
     epoch: Annotated[
         int | None, typer.Option(help="Which epoch's alphas; 0: the initial.", show_default="last")
     ] = None,
+    max_skips: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="M",
+            help="At most M skip connections in the normal cell: the weakest give way to what the rule keeps next.",
+            show_default="any number",
+        ),
+    ] = None,
     candidate: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Of a search that judged candidates (random, evolution): the number of one, such as one of its front.",
+            help="Of a search that judged candidates (random, evolution, …): the number of one, such as of its front.",
             show_default="the fittest",
         ),
     ] = None,
@@ -128,6 +137,7 @@ def command(
         others = {"threshold": threshold != "auto", "epoch": epoch is not None, "candidate": candidate is not None}
         others |= {"max_params": max_params is not None, "max_macs": max_macs is not None}
         others |= {"cost_channels": cost_channels is not None, "cost_layers": cost_layers is not None}
+        others |= {"max_skips": max_skips is not None}
         _refuse_given(others, "is for the other rules")
         _perturb(run, load_settings(PerturbationSettings, config=config, sets=sets or (), flags=flags), locals())
         return
@@ -146,7 +156,7 @@ def command(
     recorded = folder.settings(SearchSettings)
     size = cost_channels or recorded.cost_channels, cost_layers or recorded.cost_layers
     limits = Limits(most, *size) if most else None
-    genotype = derive_run(folder, rule, value, epoch, candidate, limits)
+    genotype = derive_run(folder, rule, value, epoch, max_skips, candidate, limits)
     _say_what_it_is(genotype)
     outputs.write_output(output, genotype.to_json(), force)
     if output is not None and not is_stream(output):

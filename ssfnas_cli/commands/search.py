@@ -26,7 +26,7 @@ def command(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="The search strategy: gradient, random, evolution, or a plugin's.",
+            help="The search strategy: gradient, progressive, random, evolution, reinforce, or a plugin's.",
             autocompletion=common.names_of("strategy"),
             show_default="gradient",
         ),
@@ -64,7 +64,7 @@ def command(
         str | None,
         typer.Option(
             metavar="NUMBER",
-            help="What to reach: 300M, 0.3G, 3e8; a latency in ms. Of candidates (random, evolution) the most.",
+            help="What to reach: 300M, 0.3G, 3e8; a latency in ms. Of candidates (random, evolution, …) the most.",
             show_default="the cheaper the better",
             rich_help_panel=OF_COST,
         ),

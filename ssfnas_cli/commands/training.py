@@ -176,10 +176,11 @@ def _show_prediction(console: Console, facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     slowest, evaluation = facts["step_seconds_range"][1], f"{facts['evaluation_seconds']:.1f} s evaluation"
-    epochs = " and ".join(f"{part['epochs']} epochs of {part['phase']}" for part in facts["phases"])
+    epochs = " and ".join(f"{part['epochs']} {part['unit']}s of {part['phase']}" for part in facts["phases"])
+    unit = "a candidate" if facts["phases"][-1]["unit"] == "candidate" else "an epoch"
     rows = {
         "a step": f"{facts['step_seconds']:.3f} s (median of {facts['timed_steps']}; at most {slowest:.3f} s)",
-        "an epoch": f"{format_duration(facts['epoch_seconds'])} ({facts['steps_per_epoch']} steps, {evaluation})",
+        unit: f"{format_duration(facts['epoch_seconds'])} ({facts['steps_per_epoch']} steps, {evaluation})",
         "all of it": f"{format_duration(facts['total_seconds'])} ({epochs})",
         "peak memory": f"{facts['peak_memory_bytes'] / 2**20:,.0f} MB",
         "weights": f"{facts['num_params']:,}",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from registry.strategies.base import CANDIDATES_A_ROUND, Mixing
+from registry.strategies.base import CANDIDATES_A_ROUND, Mixing, Strategy
 from ssfnas_cli.artifacts.run import CANDIDATES
 from ssfnas_cli.artifacts.tensors import save_tensors
 from ssfnas_cli.engine.predict import accuracy, balanced_accuracy
@@ -69,8 +69,13 @@ class CandidateRounds:
     def publish(self, folder: Path) -> None:
         """Write the strategy's record, and the candidates that it has judged."""
         self.training.publish(folder)
-        if judged := self.strategy.judged():
-            save_tensors(folder / CANDIDATES, judged)
+        publish_judged(self.strategy, folder)
+
+
+def publish_judged(strategy: Strategy, folder: Path) -> None:
+    """Write the candidates that a strategy has judged so far."""
+    if judged := strategy.judged():
+        save_tensors(folder / CANDIDATES, judged)
 
 
 def candidate_accuracies(phase: SearchPhase, mixing: Mixing) -> dict[str, float]:

@@ -141,6 +141,11 @@ def _build_phase(work: Work, device: Device) -> PerturbationPhase:
         raise UsageError(
             f"--rule {PERTURBATION_RULE}: the strategy '{name}' has chosen a whole architecture: leave --rule out"
         )
+    if len(search.strategy.stages()) > 1:
+        raise UsageError(
+            f"--rule {PERTURBATION_RULE}: the last supernet of the strategy '{name}' has few candidates an edge, which "
+            "alphas have chosen: leave --rule out"
+        )
     search.load(work.source.tensors)
     phase = PerturbationPhase(work.settings, search)
     mixing = phase.mixing()

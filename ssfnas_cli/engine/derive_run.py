@@ -30,6 +30,7 @@ def derive_run(
     rule: str | None = None,
     threshold: float | str = "auto",
     epoch: int | None = None,
+    max_skips: int | None = None,
     candidate: int | None = None,
     limits: Limits | None = None,
 ) -> Genotype:
@@ -39,6 +40,7 @@ def derive_run(
         rule: the derivation rule; None means the strategy's default.
         threshold: see `engine.rules.derive`.
         epoch: the epoch whose record is used; 0 is the initial state, None the last epoch.
+        max_skips: see `engine.rules.derive`.
         candidate: of a search that judged candidates, the number of the one to derive; None means the fittest.
         limits: what the network must fit into. Of candidates the fittest that fits is derived; other genotypes are
             changed so that they fit (`engine.fit`).
@@ -47,7 +49,8 @@ def derive_run(
         InputError: the run diverged, has no alphas yet, or has not reached that epoch, or nothing fits.
     """
     if "derivation" in run.config:
-        given = {"--candidate": candidate is not None, "--max-params, --max-macs": limits is not None}
+        given = {"--candidate": candidate is not None, "--max-skips": max_skips is not None}
+        given |= {"--max-params, --max-macs": limits is not None}
         return _of_derivation(run, rule, threshold, epoch, given)
     status = run.status()
     if status["state"] == "diverged":
@@ -55,26 +58,21 @@ def derive_run(
     settings = run.settings(SearchSettings)
     strategy = build_strategy(settings)
     record = run.alphas()
-    reached = _check_record(run, record, strategy.record_names, len(settings.ops))
-    if epoch is None:
-        epoch, all_of_it = reached, settings.epochs + strategy.num_rounds
-        if reached < all_of_it:
-            log.warning("%s is at epoch %d of %d: deriving from there", run.path, reached, all_of_it)
-    if not 0 <= epoch <= reached:
-        raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
+    epoch = _choose_epoch(run, strategy, _check_record(run, record, strategy.record_names, len(settings.ops)), epoch)
     weights = strategy.weights_at(record, epoch)
     _check_choice(strategy, settings.strategy.name, rule, weights, epoch)
+    _check_max_skips(strategy, settings.strategy.name, max_skips, limits)
     sources = [record[name][epoch].double() for name in strategy.record_names]
     rule = rule or strategy.default_rule
-    space, more = limits.of(run, settings) if limits else None, dict[str, Any]()
+    space, more = limits.of(run, settings) if limits else None, dict[str, Any](max_skips=max_skips)
     if strategy.num_candidates and (candidate is not None or space):
-        judged = Judged.of(run, epoch - settings.epochs)
+        judged = Judged.of(run, (epoch - strategy.supernet_epochs) * strategy.candidates_a_round)
         more["candidate"] = judged.choose(candidate, space)
         weights = mixing_of(judged.genes[more["candidate"]], len(settings.ops))
         sources = [torch.from_numpy(weights[kind]).double() for kind in CELL_TYPES]
     elif candidate is not None:
         raise UsageError(f"--candidate: the strategy '{settings.strategy.name}' judges none: leave it out")
-    derived = derive(weights, settings.ops, rule, threshold)
+    derived = derive(weights, settings.ops, rule, threshold, max_skips)
     genotype = derived.genotype
     if space is not None:
         more["limits"] = space.provenance()
@@ -87,6 +85,21 @@ def derive_run(
     for note in derived.notes:
         log.log(logging.DEBUG if said_before else logging.WARNING, "%s: %s", run.path, note)
     return genotype
+
+
+def _choose_epoch(run: RunFolder, strategy: Strategy, reached: int, epoch: int | None) -> int:
+    """The epoch that is asked for, or the last one.
+
+    Raises:
+        InputError: the run has not reached it.
+    """
+    if epoch is None:
+        epoch, all_of_it = reached, strategy.supernet_epochs + strategy.num_rounds
+        if reached < all_of_it:
+            log.warning("%s is at epoch %d of %d: deriving from there", run.path, reached, all_of_it)
+    if not 0 <= epoch <= reached:
+        raise InputError(f"--epoch {epoch}: {run.path} has the epochs 0 to {reached}")
+    return epoch
 
 
 def _of_derivation(
@@ -109,6 +122,19 @@ def _of_derivation(
     return read_genotype(run.path / "genotype.json")
 
 
+def _check_max_skips(strategy: Strategy, name: str, max_skips: int | None, limits: Limits | None) -> None:
+    """Refuse a limit to skip connections where something else decides about ops, too."""
+    if max_skips is None:
+        return
+    if strategy.num_candidates:
+        raise UsageError(f"--max-skips: the strategy '{name}' has chosen a whole architecture: leave it out")
+    if limits is not None:
+        raise UsageError(
+            "--max-skips: a genotype that is made to fit a size (--max-params, --max-macs) may get more skip "
+            "connections: leave one of both out"
+        )
+
+
 def _check_choice(
     strategy: Strategy, name: str, rule: str | None, weights: Mapping[str, np.ndarray], epoch: int
 ) -> None:
@@ -123,7 +149,7 @@ def _check_choice(
     if rule not in (None, strategy.default_rule):
         raise UsageError(f"--rule {rule}: the strategy '{name}' has chosen a whole architecture: leave --rule out")
     if not any(weights[kind].any() for kind in CELL_TYPES):
-        first = strategy.context.epochs + 1
+        first = strategy.supernet_epochs + 1
         when = f"chooses in the rounds after the epochs, from --epoch {first} on"
         raise InputError(f"nothing is chosen in epoch {epoch}: '{name}' {when}")
 

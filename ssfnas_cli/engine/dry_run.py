@@ -23,6 +23,7 @@ from ssfnas_cli.artifacts.dataset import Split
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.candidate_rounds import CandidateRounds
+from ssfnas_cli.engine.candidate_trainings import CandidateTrainings
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.federated import FederatedSearch
 from ssfnas_cli.engine.loop import Diverged, Phase, seed_for_step
@@ -68,19 +69,17 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
         plan = plan_search(settings, output, force)
         _report_if_done(plan, force)
         device, phase = build_search(plan)
-        warmup = min(plan.settings.warmup_epochs, phase.epochs)  # type: ignore[attr-defined]
-        # Epochs without alpha steps take less time than the others.
-        groups = [EpochGroup(phase, 0, warmup), EpochGroup(phase, warmup, phase.epochs - warmup)]
-        mixing = phase.strategy.mixing(1 / phase.epochs)
+        groups = _groups_of_search(phase)
+        mixing = lambda: phase.strategy.mixing(1 / phase.epochs)
 
         def estimate() -> None:
             if isinstance(phase, FederatedSearch):
                 phase.equip_clients()
-            with phase.estimated_statistics(mixing):
+            with phase.estimated_statistics(mixing()):
                 pass
 
-        figures = predict_phases(groups, lambda split, rows: phase.accuracy(split, rows, mixing), estimate)
-        if phase.strategy.num_candidates:
+        figures = predict_phases(groups, lambda split, rows: phase.accuracy(split, rows, mixing()), estimate)
+        if phase.strategy.num_candidates and not phase.strategy.trains_candidates:
             figures = _with_candidates(figures, CandidateRounds(phase))
     chosen = {name: getattr(plan.settings, name).name for name in ("strategy", "relax", "loss")}
     chosen["order"] = plan.settings.order  # type: ignore[attr-defined]
@@ -92,6 +91,30 @@ def predict_search(settings: SearchSettings, output: Path | None, force: bool) -
     return _facts(plan, device, phase, num_params, chosen) | figures
 
 
+def _groups_of_search(phase: SearchPhase) -> list[EpochGroup]:
+    """The epochs of a supernet, stage by stage, or the trainings of the candidates."""
+    if phase.strategy.trains_candidates:
+        trainings = _Trainings(phase)
+        return [EpochGroup(trainings, 0, trainings.epochs)]
+    groups = []
+    for stage in phase.strategy.stages():
+        warmup = min(phase.settings.warmup_epochs, stage.epochs)
+        # Epochs without alpha steps take less time than the others.
+        groups.append(EpochGroup(phase, stage.first, warmup))
+        groups.append(EpochGroup(phase, stage.first + warmup, stage.epochs - warmup))
+    return groups
+
+
+class _Trainings(CandidateTrainings):
+    """Trains another candidate in each step, since they differ in what a step takes."""
+
+    def step(self, epoch: int, step: int, batch: Any) -> dict[str, float]:
+        """A step, after which the candidate counts as judged."""
+        values = super().step(epoch, step, batch)
+        self.strategy.judge({"accuracy": 0.0, "balanced_accuracy": 0.0})
+        return values
+
+
 def _with_candidates(figures: Mapping[str, Any], rounds: CandidateRounds) -> dict[str, Any]:
     """The figures of the epochs, and the time of the candidates that are judged after them."""
     judge = lambda: rounds.step(rounds.training.epochs, 0, None)
@@ -100,7 +123,7 @@ def _with_candidates(figures: Mapping[str, Any], rounds: CandidateRounds) -> dic
     seconds, number = statistics.median(_seconds_of(judge) for _ in range(3)), rounds.strategy.num_rounds
     closing = number * (figures["evaluation_seconds"] + figures["checkpoint_seconds"])
     total = rounds.strategy.num_candidates * seconds + closing
-    part = {"phase": "candidate rounds", "epochs": number, "epoch_seconds": round(total / number, 3)}
+    part = {"phase": "candidate rounds", "unit": "epoch", "epochs": number, "epoch_seconds": round(total / number, 3)}
     return {
         **figures,
         "phases": [*figures["phases"], part],
@@ -165,7 +188,7 @@ def _computed_by(compiled: int, total: int) -> str:
 class EpochGroup(NamedTuple):
     """Consecutive epochs of a phase that take the same time: `epochs` of them, beginning with `first`."""
 
-    phase: SearchPhase | TrainPhase
+    phase: SearchPhase | CandidateTrainings | TrainPhase
     first: int
     epochs: int
 
@@ -209,7 +232,12 @@ def predict_phases(
         "checkpoint_seconds": round(last.save_seconds, 2),
         "epoch_seconds": round(last.epoch_seconds, 1),
         "phases": [
-            {"phase": group.phase.name, "epochs": group.epochs, "epoch_seconds": round(times.epoch_seconds, 1)}
+            {
+                "phase": group.phase.name,
+                "unit": getattr(group.phase, "unit", "epoch"),  # what one of its epochs is
+                "epochs": group.epochs,
+                "epoch_seconds": round(times.epoch_seconds, 1),
+            }
             for group, times in zip(groups, timed, strict=True)
         ],
         "total_seconds": round(total, 1),

@@ -134,6 +134,11 @@ class FederatedSearch(SearchPhase):
             if not self.strategy.averaged():
                 name = settings.strategy.name
                 raise UsageError(f"setting 'sync': the strategy '{name}' has no alphas to average: set sync=step")
+            if len(self.strategy.stages()) > 1:
+                raise UsageError(
+                    f"setting 'sync': the supernet of the strategy '{settings.strategy.name}' begins anew in each "
+                    "stage, and clients have one: set sync=step"
+                )
             self.parts = partition(settings, self.split.labels, self.halves, data.num_classes)
             self.rounds = Rounds(settings, [super(FederatedSearch, self).num_steps(e) for e in range(self.epochs)])
             mine = range(rank, self.rounds.num_clients, num_ranks)

@@ -10,6 +10,7 @@ from torch import Tensor
 from registry.state import under
 from ssfnas_cli.artifacts.checkpoint import load_newest
 from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.settings import SearchSettings
 
@@ -34,15 +35,31 @@ class FinishedSearch(NamedTuple):
     def of(cls, run: RunFolder) -> FinishedSearch:
         """As `open`, of a folder that is open."""
         run.refuse_unfinished()
+        settings = run.settings(SearchSettings).resolve_plugins()
+        refuse_without_supernet(run, settings)
         checkpoint = load_newest(run.checkpoints)
         if checkpoint is None:
             raise InputError(f"{run.path}: has no checkpoint, so its supernet is gone: search again, with --force")
-        return cls(run, run.settings(SearchSettings).resolve_plugins(), checkpoint.tensors)
+        return cls(run, settings, checkpoint.tensors)
 
     @property
     def supernet(self) -> dict[str, Tensor]:
         """The weights and buffers of the supernet and its heads, under the names of `SearchModel`."""
         return under("model", self.tensors)
+
+    @property
+    def layers(self) -> int:
+        """The number of cells of that supernet; after a progressive search those of its last stage."""
+        return self.settings.layers + build_strategy(self.settings).stages()[-1].more_layers
+
+
+def refuse_without_supernet(run: RunFolder, settings: SearchSettings) -> None:
+    """Refuse a search that has none: its last checkpoint holds the network of its last candidate."""
+    if settings.trains_candidates:
+        raise InputError(
+            f"{run.path}: has trained each candidate by itself (strategy.judge=train), so there is no supernet: name a "
+            "search that has one"
+        )
 
 
 class Start(NamedTuple):

@@ -187,11 +187,12 @@ def _options(
         for edge, kept in _kept_ops(genotype, kind).items():
             row = edges.index(edge)
             values = weights[kind][row] * weights.get(EDGE_WEIGHTS[kind], ones)[row]
+            live = [column for column in candidates if values[column] != 0]  # what a progressive search dropped has 0
             held = sum(values[ops.index(op)] for op in kept)
             nothing = values[ops.index("none")] if rule.none_competes and "none" in ops else 0.0
             options = []
             for number in range(len(kept), -1, -1):
-                for columns in itertools.combinations(candidates, number):
+                for columns in itertools.combinations(live, number):
                     gained = sum(values[list(columns)]) if columns else nothing
                     size = tuple(float(sum(one.ops[kind][row, list(columns)])) for one in costs.values())
                     named = tuple(ops[column] for column in sorted(columns, key=lambda k: -values[k]))

@@ -61,7 +61,7 @@ def inherit(encoder: DerivedEncoder, start: Start) -> Inherited:
     """
     supernet, settings = under("encoder", start.source.supernet), start.source.settings
     named = dict(encoder.named_parameters())
-    pairs = [(name, supernet.get(origin)) for name, origin in _origins(encoder, settings.ops, settings.layers)]
+    pairs = [(name, supernet.get(origin)) for name, origin in _origins(encoder, settings.ops, start.source.layers)]
     fitting = {name: given for name, given in pairs if given is not None and given.shape == named[name].shape}
     if not fitting:
         raise UsageError(

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry.cost import costs_of
-from registry.strategies.base import CANDIDATES_A_ROUND
 from ssfnas_cli.artifacts.run import CANDIDATES, RunFolder
 from ssfnas_cli.artifacts.tensors import load_tensors
 from ssfnas_cli.console import log
@@ -23,8 +22,8 @@ class Judged(NamedTuple):
     fitness: NDArray[np.float64]
 
     @classmethod
-    def of(cls, run: RunFolder, rounds: int) -> Judged:
-        """Those of the first rounds of a run.
+    def of(cls, run: RunFolder, num: int) -> Judged:
+        """The first of a run, at most so many.
 
         Raises:
             InputError: they are not recorded.
@@ -35,7 +34,7 @@ class Judged(NamedTuple):
                 f"{run.path}: has no {CANDIDATES}: it has judged none, or an earlier ssfnas made it: leave "
                 "--candidate, --max-params and --max-macs out"
             )
-        tensors, num = load_tensors(path), rounds * CANDIDATES_A_ROUND
+        tensors = load_tensors(path)
         if not {"genes", "fitness"} <= tensors.keys() or tensors["genes"].ndim != 3:
             raise InputError(f"{path}: does not hold the candidates of a search")
         return cls(tensors["genes"].numpy()[:num], tensors["fitness"].numpy()[:num])

@@ -164,7 +164,10 @@ class Loop:
     def _restore(self, phase: Phase) -> None:
         """Load the checkpoint. Tensors that an earlier version of ssfnas did not save keep their initial values."""
         assert self._restored_from is not None
-        saved, initial = self._restored_from.tensors, phase.tensors()
+        saved = self._restored_from.tensors
+        if fit := getattr(phase, "fit", None):  # its tensors may have another shape later on
+            fit(saved)
+        initial = phase.tensors()
         # Drop tensors of the model that only an earlier version had. Keep all tensors of optimizers, which have none
         # before their first step.
         saved = {name: value for name, value in saved.items() if name in initial or not name.startswith("model.")}

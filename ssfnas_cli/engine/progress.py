@@ -17,6 +17,8 @@ MIN_BAR = 8  # columns
 
 
 class _Named(Protocol):
+    """A phase. One whose epochs are something else to a user has that word as `unit`."""
+
     name: str
     epochs: int
 
@@ -26,6 +28,7 @@ class Progress:
 
     def __init__(self, phase: _Named, log_seconds: float):
         self.phase, self.log_seconds = phase, log_seconds
+        self.unit = getattr(phase, "unit", "epoch")
         self._logged_at = time.monotonic()
         self._first_update: tuple[float, float] | None = None
         self._steps, self._forecast = 0, False
@@ -67,7 +70,7 @@ class Progress:
         if self._bar is None and now - self._logged_at < self.log_seconds:
             return
         means = {name: f"{name} {total / step:.4g}" for name, total in sums.items()}
-        place = f"epoch {epoch + 1}/{self.phase.epochs} step {step}/{num_steps}"
+        place = f"{self.unit} {epoch + 1}/{self.phase.epochs} step {step}/{num_steps}"
         left = self._remaining(now, share)
         if self._bar is not None:
             self._draw(share, [*left, place], {**self._last, **means})
@@ -95,7 +98,7 @@ class Progress:
         seconds = self._seconds_left(now, share)
         if seconds is not None:
             self._forecast = True
-            epochs = f"{self.phase.epochs} epoch{'' if self.phase.epochs == 1 else 's'}"
+            epochs = f"{self.phase.epochs} {self.unit}{'' if self.phase.epochs == 1 else 's'}"
             log.info("%s: about %s left of all %s", self.phase.name, in_words(seconds), epochs)
 
     def end_epoch(self, line: Mapping[str, Any]) -> None:
@@ -105,7 +108,7 @@ class Progress:
         facts = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
         self._last = {name: f"{name} {value:.4g}" for name, value in shown.items() if "accuracy" in name}
         pace = f"; {line['step_seconds']} s a step" if "step_seconds" in line else ""
-        log.info("%s epoch %d/%d: %s%s", self.phase.name, line["epoch"], self.phase.epochs, facts, pace)
+        log.info("%s %s %d/%d: %s%s", self.phase.name, self.unit, line["epoch"], self.phase.epochs, facts, pace)
         self._logged_at = time.monotonic()
 
     def _remaining(self, now: float, share: float) -> list[str]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from registry.space import NUM_INPUTS, NUM_NODES
+from registry.space import CELL_TYPES, NUM_INPUTS, NUM_NODES
+from registry.strategies.base import Mixing, Strategy
 from ssfnas_cli.artifacts.checkpoint import load_newest
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.run import RunFolder
@@ -13,6 +14,7 @@ from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.candidate_rounds import candidate_accuracies
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.finished_search import refuse_without_supernet
 from ssfnas_cli.engine.search_health import pruned_mixing
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.errors import InputError
@@ -38,6 +40,7 @@ def supernet_accuracies(
         InputError: a genotype is not in the search's space, or the run has no checkpoint.
     """
     settings = run.settings(SearchSettings).model_copy(update=dict(execution or {})).resolve_plugins()
+    refuse_without_supernet(run, settings)
     for name, genotype in genotypes.items():
         _refuse_outside(name, genotype, run, settings)
     recorded = run.config["data"]
@@ -52,7 +55,23 @@ def supernet_accuracies(
     phase = SearchPhase(settings, data, device)
     phase.load(checkpoint.tensors)
     mixings = {name: pruned_mixing(one, settings.ops, device.torch) for name, one in genotypes.items()}
+    for name, mixing in mixings.items():
+        _refuse_dropped(name, mixing, run, phase.strategy)
     return {name: candidate_accuracies(phase, mixing) for name, mixing in mixings.items()}
+
+
+def _refuse_dropped(name: str, mixing: Mixing, run: RunFolder, strategy: Strategy) -> None:
+    """Refuse a genotype with an op that was no candidate any more in the last stage of a progressive search."""
+    if len(strategy.stages()) == 1:
+        return
+    record = strategy.record()
+    weights = strategy.weights_at(record, len(next(iter(record.values()))) - 1)
+    for kind in CELL_TYPES:
+        if ((mixing[kind].cpu().numpy() != 0) & (weights[kind] == 0)).any():
+            raise InputError(
+                f"{name}: its {kind} cell has an op that {run.path} had dropped before its last stage, so its supernet "
+                "has not trained it there: rank genotypes of what was left, or by a search without stages"
+            )
 
 
 def _refuse_outside(name: str, genotype: Genotype, run: RunFolder, settings: SearchSettings) -> None:

@@ -7,12 +7,13 @@ a product says nothing about how decided an op is.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from registry import OPS
 from registry.space import EDGE_WEIGHTS, count_nodes, edge_list, edges_into_nodes
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.errors import InputError, UsageError
@@ -57,7 +58,11 @@ class Derivation(NamedTuple):
 
 
 def derive(
-    weights: Mapping[str, np.ndarray], ops: Sequence[str], rule_name: str, threshold: float | str = "auto"
+    weights: Mapping[str, np.ndarray],
+    ops: Sequence[str],
+    rule_name: str,
+    threshold: float | str = "auto",
+    max_skips: int | None = None,
 ) -> Derivation:
     """Derive both cells from mixing weights.
 
@@ -67,11 +72,56 @@ def derive(
         ops: the names of the columns.
         rule_name: one of RULES.
         threshold: a number, or `auto`, which means 0.85, or less if a node would otherwise have no input.
+        max_skips: how many skip connections the normal cell may have; None: any number.
 
     Raises:
         UsageError: the rule does not exist, or it has no threshold but one was given.
-        InputError: a cell would be empty. The message names a threshold at which it would not be.
+        InputError: a cell would be empty. The message names a threshold at which it would not be. Or the normal cell
+            needs more skip connections.
     """
+    derived = _derive(weights, ops, rule_name, threshold)
+    if max_skips is None:
+        return derived
+    return _with_fewer_skips(derived, weights, max_skips, lambda less: _derive(less, ops, rule_name, threshold), ops)
+
+
+def _with_fewer_skips(
+    derived: Derivation,
+    weights: Mapping[str, np.ndarray],
+    max_skips: int,
+    derive_again: Callable[[Mapping[str, np.ndarray]], Derivation],
+    ops: Sequence[str],
+) -> Derivation:
+    """Take the weight of the weakest skip connection of the normal cell away, as long as it has more than max_skips.
+
+    Then the rule decides anew, so that another op or edge may take its place (P-DARTS: train_search.py, "restrict
+    skipconnect"). Of equal weights the later edge's goes first.
+    """
+    rows = {edge: row for row, edge in enumerate(edge_list(count_nodes(len(weights["normal"]))))}
+    values = np.array(weights["normal"], dtype=np.float64)
+    found = [(rows[edge.source, edge.target], ops.index(edge.op)) for edge in _skips(derived)]
+    while len(found) > max_skips:
+        values[min(found, key=lambda place: (values[place], -place[0]))] = 0
+        derived = derive_again({**weights, "normal": values})
+        found = [(rows[edge.source, edge.target], ops.index(edge.op)) for edge in _skips(derived)]
+        for edge in derived.genotype.normal.edges:
+            if values[rows[edge.source, edge.target], ops.index(edge.op)] == 0:
+                raise InputError(
+                    f"--max-skips {max_skips}: no other op has a weight on the edge {edge.source} -> {edge.target} of "
+                    "the normal cell, which the rule keeps: allow more, or take another --rule or --epoch"
+                )
+    return derived
+
+
+def _skips(derived: Derivation) -> list[Edge]:
+    """The skip connections of the normal cell."""
+    return [edge for edge in derived.genotype.normal.edges if OPS.get(edge.op).facts.drop_path_exempt]
+
+
+def _derive(
+    weights: Mapping[str, np.ndarray], ops: Sequence[str], rule_name: str, threshold: float | str
+) -> Derivation:
+    """As `derive`, with any number of skip connections."""
     if rule_name not in RULES:
         raise UsageError(f"--rule: unknown rule '{rule_name}'. Available: {', '.join(RULES)}, perturbation")
     rule = RULES[rule_name]

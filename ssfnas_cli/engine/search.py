@@ -13,7 +13,7 @@ from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
-from ssfnas_cli.engine.candidate_rounds import CandidateRounds
+from ssfnas_cli.engine.candidate_trainings import whole_phase
 from ssfnas_cli.engine.closing import say_search_figure, say_search_health
 from ssfnas_cli.engine.cost import RECORDED, cost_identity, find_cost, say_cost, say_final_cost
 from ssfnas_cli.engine.derive_run import derive_run
@@ -23,7 +23,7 @@ from ssfnas_cli.engine.loop import never
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
 from ssfnas_cli.engine.start import begin_with, find_start, say_start
-from ssfnas_cli.errors import InputError
+from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.results.health import collapsed_since
 from ssfnas_cli.settings import PluginSection, SearchSettings
 
@@ -63,8 +63,10 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             log.info("%s", phase.description())
         if phase.cost is not None:
             say_cost(phase.cost, phase.settings)
-        rounds = CandidateRounds(phase) if phase.strategy.num_candidates else phase
-        loop.run_phase(0, rounds, collapse if settings.stop_when_collapsed else never)
+        if phase.strategy.trains_candidates:
+            told = phase.strategy.num_candidates, phase.epochs
+            log.info("each of the %d candidates is trained from scratch, for %d epochs; there is no supernet", *told)
+        loop.run_phase(0, whole_phase(phase), collapse if settings.stop_when_collapsed else never)
         if world.is_first():
             _write_genotype(run)
         last = loop.cursor.metrics[-1]
@@ -119,6 +121,7 @@ def collapse(lines: Sequence[Mapping[str, Any]]) -> str | None:
 def plan_search(settings: SearchSettings, output: Path | None, force: bool = False) -> RunPlan:
     """Resolve the settings, open the data set (the embedded one is created on first use) and choose the run folder."""
     settings = settings.resolve_plugins()
+    _refuse_without_supernet(settings)
     data = DataSet.open(Path(settings.data)) if settings.data else open_embedded()
     start = find_start(settings, data)
     extra, config = ({}, {}) if start is None else (start.identity(), {"init": start.config()})
@@ -130,6 +133,22 @@ def plan_search(settings: SearchSettings, output: Path | None, force: bool = Fal
     if start is not None:
         start.refuse_as_output(plan.path)
     return plan
+
+
+def _refuse_without_supernet(settings: SearchSettings) -> None:
+    """Refuse what is said of a supernet where each candidate is trained by itself."""
+    if not settings.trains_candidates:
+        return
+    if settings.init_from:
+        raise UsageError(
+            "--init-from: candidates that are trained by themselves (strategy.judge=train) begin from scratch: leave "
+            "one of both out"
+        )
+    if settings.track_test:
+        raise UsageError(
+            "--set track_test=true: with strategy.judge=train every candidate is a network of its own, and none is "
+            "kept: leave it out, and evaluate the genotype's network when it is retrained"
+        )
 
 
 def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:

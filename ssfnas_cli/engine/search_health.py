@@ -27,7 +27,7 @@ def epoch_health(strategy: Strategy, ops: Sequence[str]) -> dict[str, float | in
     record, newest = strategy.record(), _newest_epoch(strategy)
     figures: dict[str, float | int] = {}
     if not strategy.num_candidates:
-        figures |= weight_figures(*(strategy.weights_at(record, epoch) for epoch in (0, newest)))
+        figures |= weight_figures(strategy.started_with(record, newest), strategy.weights_at(record, newest))
     genotype = newest_genotype(strategy, ops)
     if genotype is None:
         return figures

@@ -19,10 +19,11 @@ from registry.losses import Objective
 from registry.norm import average_running_statistics, estimated_statistics, held_statistics
 from registry.samplers import Instance, Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
-from registry.strategies.base import Mixing
+from registry.strategies.base import Mixing, Stage
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.artifacts.run import ALPHAS
 from ssfnas_cli.artifacts.tensors import save_tensors
+from ssfnas_cli.console import log
 from ssfnas_cli.data.batches import (
     Batch,
     BilevelBatches,
@@ -40,16 +41,13 @@ from ssfnas_cli.data.batches import (
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, set_lr
 from ssfnas_cli.engine.mix import Mix, build_mix
-from ssfnas_cli.engine.network import head_builder, resolve_head
 from ssfnas_cli.engine.predict import Scores, accuracy, predict
 from ssfnas_cli.engine.ranks import check_shares, sampled_lengths
 from ssfnas_cli.engine.search_health import epoch_health, newest_genotype, pruned_mixing
+from ssfnas_cli.engine.search_network import build_search_model
 from ssfnas_cli.engine.search_step import CurrentStep, step_generator
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.engine.tracking import Tracking
-from ssfnas_cli.nets.search_model import SearchModel
-from ssfnas_cli.nets.stems import choose_stem
-from ssfnas_cli.nets.supernet import Supernet
 from ssfnas_cli.settings import PluginSection, SearchSettings, build_plugin
 
 
@@ -90,7 +88,7 @@ class SearchPhase:
             for section, half in zip((settings.sampler, settings.alpha_sampler), self.halves, strict=True)
         )
         self._check_shares()
-        self._build_model()
+        self._build_model(settings.seed, settings.layers)
         self.strategy = build_strategy(settings, device.torch, cost)
         self._build_optimizers()
 
@@ -110,38 +108,33 @@ class SearchPhase:
     def _objective(self, section: PluginSection, half: np.ndarray) -> Objective:
         return build_plugin(LOSSES, section, num_classes=self.data.num_classes, class_counts=self._counts(half))
 
-    def _build_model(self) -> None:
-        settings, data = self.settings, self.data
-        torch.manual_seed(settings.seed)
-        stem, _ = choose_stem(settings.stem, data.image_size)
-        shape = (data.channels, settings.channels, settings.layers)
-        encoder = Supernet(*shape, settings.ops, settings.op_options, stem, settings.partial_channels)
-        head, alpha_head = self._head_sections()
-        model = SearchModel(
-            encoder,
-            data.num_classes,
-            self.weight_loss,
-            head_builder(head, self.weight_loss),
-            None if alpha_head is None else head_builder(alpha_head, self.alpha_loss),
-            None if self.mix is None else self.mix.objective.build_head,
-        )
+    def _enter_stage(self, number: int) -> None:
+        """Go on to another stage, if this is one: its supernet begins anew."""
+        if number != self.strategy.stage:
+            self.strategy.begin_stage(number)
+            self.begin_anew(number)
+            log.info("stage %d of %d: a new supernet of %d cells", number + 1, len(self.strategy.stages()), self.layers)
+
+    @property
+    def layers(self) -> int:
+        """The number of cells."""
+        return self.settings.layers + self.strategy.stages()[self.strategy.stage].more_layers
+
+    def begin_anew(self, number: int) -> None:
+        """Draw all weights anew, by the seed and a number, and forget the state of their optimizers."""
+        seeds = np.random.SeedSequence([self.settings.seed, number]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            self._build_model(int(seeds[0] >> np.uint64(1)), self.layers)
+        self._build_optimizers()
+
+    def _build_model(self, seed: int, layers: int) -> None:
+        torch.manual_seed(seed)
+        model = build_search_model(self.settings, self.data, layers, self.weight_loss, self.alpha_loss, self.mix)
         self.model = self.device.place(model)
-        self.frozen: list[nn.Module] = []  # what a start from another search keeps as it is
-        if settings.init_from and settings.adapt != "all":
-            self.frozen = [encoder] if settings.adapt == "head" else [model]
+        kept: dict[str, list[nn.Module]] = {"head": [model.encoder], "none": [model]}  # of another search
+        self.frozen = kept.get(self.settings.adapt, []) if self.settings.init_from else []
         for part in self.frozen:
             part.requires_grad_(False)
-
-    def _head_sections(self) -> tuple[PluginSection, PluginSection | None]:
-        """The heads of the weights' loss and of the alphas' loss; None for the latter if both share one.
-
-        They share a head only if both heads would be identical.
-        """
-        head = resolve_head(self.settings.head, self.weight_loss)
-        if self.settings.alpha_loss.name == "none":
-            return head, None
-        own = resolve_head(PluginSection(name="auto"), self.alpha_loss)
-        return head, None if own == head and own.name != "auto" else own
 
     def _build_optimizers(self) -> None:
         settings = self.settings
@@ -183,8 +176,13 @@ class SearchPhase:
         return make(stream=stream, num_views=loss.num_views, beside=beside)
 
     def _progress(self, epoch: int) -> float:
-        """Of samplers: from 0 to 1, and 1 in epochs that follow a search."""
-        return min(1.0, epoch / self.epochs)
+        """Of samplers: from 0 to 1 in a stage, and 1 in epochs that follow a search."""
+        return self._stage_of(epoch).progress(epoch)
+
+    def _stage_of(self, epoch: int) -> Stage:
+        """The stage of an epoch. A client's passes over its images are of one stage."""
+        stages = self.strategy.stages()
+        return stages[self.strategy.stage_of(epoch)] if len(stages) > 1 else Stage(0, self.epochs)
 
     def num_steps(self, epoch: int) -> int:
         return num_batches(self.sampler.length(self._progress(epoch)), self.settings.batch_size)
@@ -204,7 +202,8 @@ class SearchPhase:
 
     def step(self, epoch: int, step: int, batch: SearchBatch) -> dict[str, float]:
         """Update the architecture, then take a weight step (DARTS, Algorithm 1)."""
-        progress = (epoch + step / self.num_steps(epoch)) / self.epochs
+        self._enter_stage(self.strategy.stage_of(epoch))
+        progress = self._stage_of(epoch).progress(epoch + step / self.num_steps(epoch))
         return self.architecture_step(batch, epoch, progress) | self.weight_step(batch, progress)
 
     def architecture_step(self, batch: SearchBatch, epoch: int, progress: float) -> dict[str, float]:
@@ -263,7 +262,8 @@ class SearchPhase:
         model, weights, head_views = self.model, batch.weights, batch.alpha_head
         mixing = collective.replicated(mixing)
         with self._precision(full_precision), collective.sharing(weights.share):
-            with self._kept_statistics():
+            # A frozen backbone normalises by its batch and keeps its running averages.
+            with held_statistics(model.encoder) if self.frozen else contextlib.nullcontext():
                 features = [model.encoder(view, mixing) for view in weights.views]
             loss = self.weight_loss([model.head(feature) for feature in features], weights.labels, progress)
             loss = loss + self._mixed(self.mix, weights, mixing, progress)
@@ -274,10 +274,6 @@ class SearchPhase:
                 loss = loss + self.alpha_loss(outputs, head_views.labels, progress)
         first = features[0].to(torch.promote_types(features[0].dtype, torch.float32))
         return collective.global_loss(loss, weights.share), first
-
-    def _kept_statistics(self) -> contextlib.AbstractContextManager[None]:
-        """A context in which a frozen backbone normalises by its batch and keeps its running averages."""
-        return held_statistics(self.model.encoder) if self.frozen else contextlib.nullcontext()
 
     def _learning_parts(self) -> list[nn.Module]:
         """The model, or those of its parts that are not frozen."""
@@ -319,14 +315,15 @@ class SearchPhase:
         """
         facts = self.strategy.end_epoch()
         name = "accuracy" if self.model.probe is None else "probe_accuracy"
-        mixing = self.strategy.mixing((epoch + 1) / self.epochs)
+        mixing = self.strategy.mixing(self._stage_of(epoch).progress(epoch + 1))
         with self.estimated_statistics(mixing):
             accuracies = {f"{name}_alpha_half": self.accuracy(self.split, self.halves[1], mixing)}
             tracked = self.tracking.accuracies(epoch, lambda split: self.scores(split, None, mixing))
             accuracies |= {f"{name}_{split}": value for split, value in tracked.items()}
         if epoch + 1 == self.epochs and (pruned := self._pruned_accuracy()) is not None:
             accuracies[f"pruned_{name}_alpha_half"] = pruned
-        return accuracies | facts | epoch_health(self.strategy, self.settings.ops)
+        stage = {"stage": self.strategy.stage + 1, "layers": self.layers} if len(self.strategy.stages()) > 1 else {}
+        return accuracies | facts | stage | epoch_health(self.strategy, self.settings.ops)
 
     def _pruned_accuracy(self) -> float | None:
         """Accuracy on the alpha half of the supernet that is left with the derived genotype's ops, each of weight 1."""
@@ -385,8 +382,13 @@ class SearchPhase:
             named |= optimizer_tensors(f"optimizer.{name}", optimizer)
         return named
 
+    def fit(self, tensors: Mapping[str, Tensor]) -> None:
+        """Have the supernet of the stage in which `tensors` were returned."""
+        self._enter_stage(self.strategy.stage_in(tensors))
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state that `tensors` returned."""
+        self.fit(tensors)
         load_module("model", self.model, tensors)
         self.strategy.load(tensors)
         for name, optimizer in self.optimizers.items():

@@ -250,7 +250,7 @@ def finish(run: RunFolder, loop: Loop, settings: Training, facts: Mapping[str, A
         **{key: value for key, value in last.items() if "accuracy" in key},
         "elapsed_seconds": last["elapsed_seconds"],
     }
-    progress = {"phase": last["phase"], "epoch": settings.epochs, "epochs": settings.epochs}
+    progress = {"phase": last["phase"], "epoch": last["epoch"], "epochs": last["epoch"]}
     if world.is_first():
         run.write_status("done", **progress, last=last, result=result)
     log.info("done: %s", run.path)

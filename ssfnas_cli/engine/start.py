@@ -20,6 +20,7 @@ from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.finished_search import FinishedSearch, Start
 from ssfnas_cli.engine.search_phase import SearchPhase
+from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.nets.count import count_params
 from ssfnas_cli.nets.stems import choose_stem
@@ -41,6 +42,11 @@ def find_start(settings: SearchSettings, data: DataSet) -> Start | None:
     """
     if not settings.init_from:
         return None
+    if len(build_strategy(settings).stages()) > 1:
+        raise UsageError(
+            f"--init-from: the strategy '{settings.strategy.name}' begins each of its stages with new weights: leave "
+            "one of both out"
+        )
     source = FinishedSearch.open(Path(settings.init_from))
     _refuse_another_shape(source, settings, data)
     if settings.adapt == "none" and settings.is_federated:
@@ -59,7 +65,7 @@ def _refuse_another_shape(source: FinishedSearch, settings: SearchSettings, data
     stem, _ = choose_stem(settings.stem, data.image_size)
     names = ("channels", "layers", "ops", "op_options", "partial_channels")
     pairs: dict[str, tuple[Any, Any]] = {name: (getattr(theirs, name), getattr(settings, name)) for name in names}
-    pairs["stem"] = (source.run.stem, stem)
+    pairs |= {"layers": (source.layers, settings.layers), "stem": (source.run.stem, stem)}
     for name, (there, here) in pairs.items():
         if there != here:
             mend = {

@@ -117,7 +117,7 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
             settings["genotype"] = _genotype_name(genotype)
         else:
             theirs = own_settings(search, resolve)
-            told = {"rule": origin.get("rule"), "epoch": origin.get("epoch")}
+            told = {name: origin.get(name) for name in ("rule", "epoch", "max_skips")}
             if f"{DERIVATION}rule" in theirs:  # it says that rule itself, with its settings
                 del told["rule"]
             settings |= {SEARCH + key: value for key, value in (theirs | told).items()}

@@ -19,7 +19,10 @@ from ssfnas_cli.artifacts.run import ADJUSTMENT, BESIDE_SETTINGS, DERIVATION, IN
 from ssfnas_cli.results.facts import SEARCH, RunFacts, changed_settings, read_facts, search_of
 
 BARE = ("loss", "network", "strategy", "relax", "genotype")  # sections whose plugin's name speaks for itself
-NOT_SETTINGS = ("data", "threshold", "ranks", "genotype", f"{SEARCH}rule", f"{SEARCH}epoch")  # that have no default
+NOT_SETTINGS = (  # that have no default
+    *("data", "threshold", "ranks", "genotype"),
+    *(f"{SEARCH}rule", f"{SEARCH}epoch", f"{SEARCH}max_skips"),
+)
 MEANT = ("flip", "stem")  # whose `auto` was replaced by what it meant
 # The rules that go without saying, by relaxation; None: a strategy without alphas
 USUAL_RULE = {None: "darts", "softmax": "darts", "sigmoid": "fairdarts", "gumbel": "darts", "dirichlet": "darts"}

@@ -49,7 +49,7 @@ class CostAware(Settings):
     cost: Literal["none"] | CostName = Field(
         "none",
         description="what the search minds of the derived network beside its accuracy: its weights, its multiply-adds, "
-        "or its latency by a table of measurements. gradient: a term of the alphas' loss; random, evolution: of the "
+        "or its latency by a table of measurements. gradient: a term of the alphas' loss; random, evolution, …: of the "
         "candidates",
     )
     cost_target: Annotated[Literal["none"] | Annotated[float, Field(gt=0)], BeforeValidator(parse_amount)] = Field(

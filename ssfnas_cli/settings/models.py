@@ -230,7 +230,7 @@ class SearchSettings(CostAware, Federated, Partial, Training):
     # A search that stops early can go on. Where the first weights and the table of latencies lay changes nothing, and
     # their content is hashed (INIT, COST_TABLE).
     NO_RESULT = Training.NO_RESULT | {"stop_when_collapsed", "init_from", "cost_table"}
-    WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution"})  # strategies that have none
+    WITHOUT_ALPHAS: ClassVar[frozenset[str]] = frozenset({"random", "evolution", "reinforce"})  # strategies with none
     OF_ALPHAS: ClassVar[tuple[str, ...]] = (
         *("relax", "alpha_sampler", "order", "warmup_epochs", "edge_weights"),
         *("alpha_optimizer", "alpha_lr", "alpha_betas", "alpha_weight_decay", "cost_at", "cost_weight"),
@@ -244,6 +244,11 @@ class SearchSettings(CostAware, Federated, Partial, Training):
         "sampler": "sampler",
         "alpha_sampler": "sampler",
     }
+
+    @property
+    def trains_candidates(self) -> bool:
+        """Whether each candidate is trained by itself, so that there is no supernet."""
+        return self.strategy.options().get("judge") == "train"
 
     def unused(self) -> frozenset[str]:
         """As for every command; what is said of alphas to a strategy that has none; and `adapt` without `init_from`."""

@@ -40,6 +40,7 @@ class DeriveSettings(Settings):
     rule: str = ""
     threshold: Literal["auto"] | float = "auto"
     epoch: int = Field(0, ge=0)
+    max_skips: int = Field(0, ge=0)
     candidate: int = Field(0, ge=0)
     max_params: Amount = 1.0
     max_macs: Amount = 1.0

@@ -85,17 +85,19 @@ def _genotype_is_derived(cell: Cell) -> bool:
         return False
     origin = read_genotype(cell.output).provenance
     asked = dict(zip(cell.argv[2::2], cell.argv[3::2], strict=True))
-    threshold = asked.get("--threshold", "auto")
+    threshold, skips = asked.get("--threshold", "auto"), asked.get("--max-skips")
     return (
         origin.run == str(cell.source.resolve())
         and asked.get("--rule", origin.rule) == origin.rule
         and int(asked.get("--epoch", _last_epoch(cell.source))) == origin.epoch
+        and (None if skips is None else int(skips)) == origin.max_skips
         and (threshold == "auto" or float(threshold) == origin.threshold)
     )
 
 
 def _last_epoch(search: Path) -> int:
-    return int(RunFolder.open(search, "search").config["settings"]["epochs"])
+    """The last epoch of a finished search; rounds of candidates count as epochs."""
+    return int(RunFolder.open(search, "search").metrics()[-1]["epoch"])
 
 
 def _is_evaluated(cell: Cell) -> bool:

@@ -34,9 +34,11 @@ def runs(ssfnas, world, tmp_path_factory):
     shutil.copytree(world / "retrain", folder / "runs" / "net")
     data = ["--data", "data/lt", *ssfnas.tiny, "--set", "track_test=true"]
     cost = ["--cost", "params", "--cost-channels", "2", "--cost-layers", "3"]
-    barlow = ["--relax", "sigmoid", "--loss", "barlow", *cost]
+    barlow = ["--relax", "sigmoid", "--loss", "barlow", "--strategy", "progressive", "--set", "strategy.ops=4,2"]
+    barlow += ["--set", "strategy.add_layers=0,0", "--set", "strategy.skip_dropout=0,0", "--epochs", "2"]
+    barlow += ["--set", "edge_weights=true", *cost]
     ssfnas.ok("search", *data, *ssfnas.ops, *barlow, "-o", "runs/barlow", cwd=folder)
-    judged = ["--strategy", "random", "--set", "strategy.candidates=1"]
+    judged = ["--strategy", "reinforce", "--set", "strategy.candidates=1"]
     ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *judged, "-o", "runs/judged", cwd=folder)
     clients = ["--set", "sync=round", "--set", "clients=2"]
     ssfnas.ok("search", "--data", "data/lt", *ssfnas.tiny, *ssfnas.ops, *clients, "-o", "runs/federated", cwd=folder)

@@ -166,12 +166,9 @@ def test_what_cannot_be_reached_or_is_not_minded_is_refused(tiny_digits):
         find_cost(settings_of("strategy.parents=front", strategy="evolution"), tiny_digits, CPU.torch, None)
 
 
-def test_a_strategy_that_minds_no_cost_says_so(tiny_digits, monkeypatch):
-    from registry.strategies.random_search import RandomSearch
-
-    monkeypatch.setattr(RandomSearch, "minds_cost", False)
-    with pytest.raises(UsageError, match=r"--cost macs: the strategy 'random' does nothing about a cost"):
-        find_cost(settings_of(strategy="random", cost="macs"), tiny_digits, CPU.torch, None)
+def test_a_strategy_that_minds_no_cost_says_so(tiny_digits):
+    with pytest.raises(UsageError, match=r"--cost macs: the strategy 'reinforce' does nothing about a cost"):
+        find_cost(settings_of(strategy="reinforce", cost="macs"), tiny_digits, CPU.torch, None)
 
 
 # By latencies

@@ -42,6 +42,33 @@ def test_a_search_killed_at_twenty_moments_ends_as_if_nothing_had_been(zygote, w
     assert_same_end(place / "run", world / "search")
 
 
+def test_a_search_that_trains_candidates_killed_in_a_training_and_between_two_ends_the_same(zygote, world, place):
+    argv = [*SHORT, "--strategy", "evolution", "--set", "strategy.judge=train", "--set", "strategy.candidates=3"]
+    argv += ["--set", "strategy.population=2", "--set", "strategy.sample=1"]
+    assert zygote.run([*argv, "-o", "whole"], place).code == 0
+    faults = [
+        {"signal_at_step": [KILL, "search", 1, 3, 500]},
+        {"signals_at_file_event": [KILL, 1, "checkpoints/."]},  # between candidates, as between any steps
+        {"signal_at_step": [KILL, "search", 2, 0, 0]},
+    ]
+    kill_and_go_on(zygote, [*argv, "-o", "run"], place, faults)
+    assert_same_end(place / "run", place / "whole")
+
+
+def test_a_progressive_search_killed_around_the_bound_of_its_stages_ends_the_same(zygote, world, place):
+    argv = [*SHORT, "--epochs", "2", "--strategy", "progressive", "--set", "strategy.ops=4,2"]
+    argv += ["--set", "strategy.add_layers=0,1", "--set", "strategy.skip_dropout=0,0.5"]
+    assert zygote.run([*argv, "-o", "whole"], place).code == 0
+    faults = [
+        {"signal_at_step": [KILL, "search", 0, STEPS - 1, 800]},
+        {"signal_at_step": [KILL, "search", 1, 0, 0]},  # the first stage is saved, and the second not begun
+        {"signal_at_step": [KILL, "search", 1, 0, 800]},
+        {"signal_at_step": [KILL, "search", 1, 1, 0]},
+    ]
+    kill_and_go_on(zygote, [*argv, "-o", "run"], place, faults)
+    assert_same_end(place / "run", place / "whole")
+
+
 def test_a_retraining_killed_in_pretraining_in_training_and_between_ends_the_same(zygote, world, place):
     faults = [
         {"signal_at_step": [KILL, "pretrain", 0, 3, 700]},

@@ -83,12 +83,13 @@ def apply(faults: dict) -> None:
 
 def _on_step(act) -> None:
     """Call `act(phase, number)` before every training step; numbers count over epochs and phases of this process."""
+    from ssfnas_cli.engine.candidate_trainings import CandidateTrainings
     from ssfnas_cli.engine.federated import FederatedSearch
     from ssfnas_cli.engine.perturbation_phase import PerturbationPhase
     from ssfnas_cli.engine.search_phase import SearchPhase
     from ssfnas_cli.engine.train_phase import TrainPhase
 
-    for phase_class in (SearchPhase, FederatedSearch, TrainPhase, PerturbationPhase):
+    for phase_class in (SearchPhase, FederatedSearch, TrainPhase, PerturbationPhase, CandidateTrainings):
 
         def step(self, epoch, step, batch, _original=phase_class.step):
             act(self, epoch, step)

@@ -1,5 +1,6 @@
 """What counts as done: a whole output of the same command and the same inputs."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -129,6 +130,19 @@ def test_a_genotype_is_of_the_rule_and_the_epoch_that_are_asked_for(place, flags
     Path("g.json").write_bytes(derived.to_json())
     argv = ("derive", "search", *flags, "-o", "g.json")
     assert is_done(cell("derive", "g.json", argv, "search")) is done
+
+
+def test_the_last_epoch_of_a_search_that_judges_candidates_is_its_last_round(place):
+    """Its epochs are followed by rounds."""
+    search = make_run(Path("search"), "search", epochs=3)
+    rounds = [*search.metrics(), {"phase": "search", "epoch": 4}]
+    (search.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rounds))
+    genotype = random_genotype(0)
+    for epoch in (3, 4):
+        origin = {"run": str(search.path.resolve()), "epoch": epoch, "rule": "darts", "threshold": None}
+        derived = genotype.model_copy(update={"provenance": genotype.provenance.model_copy(update=origin)})
+        Path("g.json").write_bytes(derived.to_json())
+        assert is_done(cell("derive", "g.json", ("derive", "search", "-o", "g.json"), "search")) is (epoch == 4)
 
 
 def test_what_needs_a_missing_cell_is_missing(place):

@@ -6,17 +6,20 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest, chisquare
+from scipy.stats import binomtest, chisquare, mannwhitneyu
 from strategies_support import build_strategy
 
 from registry import STRATEGIES, PluginError
 from registry.space import CELL_TYPES, NUM_INPUTS, edge_list, edges_into_nodes
-from registry.strategies.candidates import mixing_of, random_genes
+from registry.strategies.candidates import CandidateStrategy, mixing_of, random_genes
 from registry.strategies.evolution import cross, mutate
 
 OPS = ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3")
 COLUMNS = [1, 2, 3]
-STRATEGIES_HERE = ("random", "evolution")
+STRATEGIES_HERE = ("random", "evolution", "reinforce")
+
+
+OWN = {"random": {}, "evolution": {"population": 10, "crossover": 0.5}, "reinforce": {}}
 
 
 def build(name, seed=0, **options):
@@ -186,6 +189,78 @@ def test_a_sample_cannot_be_larger_than_the_population():
         STRATEGIES.get("evolution").parse_options({"population": 3, "sample": 4})
 
 
+# How many draws it takes, in a space of two nodes and three ops; the reduction cell does not matter
+
+
+@pytest.fixture
+def draws_to_the_best(monkeypatch):
+    """`draws_to_the_best(name, seed, at_most, **options)`: how many candidates it took; None if it took more."""
+    monkeypatch.setattr(CandidateStrategy, "num_nodes", 2)
+    best = random_genes(np.random.default_rng(3), COLUMNS, num_nodes=2)[0]
+
+    def count(name, seed, at_most, **options):
+        strategy = build(name, seed, candidates=at_most, judge="train", **options)
+        assert strategy.num_rounds == at_most and strategy.supernet_epochs == 0
+        while len(strategy.fitness) < at_most:
+            trained = strategy.mixing(0.5, torch.Generator())["normal"]
+            genes = np.where(trained.sum(1) > 0, trained.argmax(1), -1)
+            likeness = float((genes == best).sum())
+            strategy.judge({"accuracy": likeness, "balanced_accuracy": 0.0})
+            if likeness == len(best):
+                return len(strategy.fitness)
+        return None
+
+    return count
+
+
+def test_random_draws_find_the_best_of_243_as_soon_as_chance(draws_to_the_best):
+    within = 168  # half of all searches
+    found = sum(draws_to_the_best("random", seed, within) is not None for seed in range(60))
+    assert binomtest(found, 60, 1 - (1 - 1 / 243) ** within).pvalue > 0.001
+
+
+def plain_evolution(numbers, population, sample, at_most):
+    """Regularised evolution as its paper tells it, of two cells of two nodes: draws until the first cell is all 0."""
+
+    def new_cell():
+        pairs = [(0, 1), tuple(sorted(numbers.choice(3, 2, replace=False)))]
+        return [{int(source): int(numbers.integers(3)) for source in pair} for pair in pairs]
+
+    def likeness(model):
+        wanted = [{0: 0, 1: 0}, {0: 0, 1: 0}]
+        return sum(a.get(k) == b.get(k) for a, b in zip(model[0], wanted, strict=True) for k in range(3))
+
+    alive = []
+    for count in range(1, at_most + 1):
+        if count <= population:
+            model = [new_cell(), new_cell()]
+        else:
+            contest = [alive[place] for place in sorted(numbers.choice(population, sample, replace=False))]
+            model = [[dict(node) for node in cell] for cell in max(contest, key=likeness)]
+            cell = model[numbers.integers(2)]
+            if numbers.random() < 0.5:  # only the second node has another possible input
+                old = list(cell[1])[numbers.integers(2)]
+                (new,) = {0, 1, 2} - set(cell[1])
+                cell[1][new] = cell[1].pop(old)
+            else:
+                node = cell[numbers.integers(2)]
+                source = list(node)[numbers.integers(2)]
+                node[source] = (node[source] + int(numbers.integers(1, 3))) % 3
+            alive.pop(0)
+        alive.append(model)
+        if likeness(model) == 6:
+            return count
+    return at_most
+
+
+def test_evolution_finds_it_in_as_many_draws_as_evolution_written_down_plainly(draws_to_the_best):
+    given = {"population": 10, "sample": 4}
+    ours = [draws_to_the_best("evolution", seed, 500, **given) or 500 for seed in range(60)]
+    theirs = [plain_evolution(np.random.default_rng(seed), 10, 4, 500) for seed in range(60, 180)]
+    assert mannwhitneyu(ours, theirs).pvalue > 0.001
+    assert np.mean(ours) < 243 / 2, "a fraction of what random draws take"
+
+
 # The record
 
 
@@ -212,9 +287,9 @@ def test_the_fitness_is_the_figure_that_the_option_names():
     assert strategy.judge({"accuracy": 90.0, "balanced_accuracy": 40.0}) == {"candidate_fitness": 40.0}
 
 
-@pytest.mark.parametrize("name", STRATEGIES_HERE)
-def test_a_strategy_that_is_loaded_goes_on_as_the_one_that_was_saved(name):
-    options = {"candidates": 40, **({"population": 10, "crossover": 0.5} if name == "evolution" else {})}
+@pytest.mark.parametrize("name, own", OWN.items())
+def test_a_strategy_that_is_loaded_goes_on_as_the_one_that_was_saved(name, own):
+    options = {"candidates": 40, **own}
     whole, first, second = (build(name, **options) for _ in range(3))
     judge_all(whole, likeness)
     first.num_candidates = 17
@@ -223,4 +298,7 @@ def test_a_strategy_that_is_loaded_goes_on_as_the_one_that_was_saved(name):
     judge_all(second, likeness)
     np.testing.assert_array_equal(second.genes, whole.genes)
     np.testing.assert_array_equal(second.fitness, whole.fitness)
+    ours, theirs = second.tensors(), whole.tensors()
+    named = [name for name in theirs if not name.startswith("history")]
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in named)
     assert math.isclose(second.fitness.max(), whole.fitness.max())

@@ -68,7 +68,7 @@ def find_cost(
     if not getattr(STRATEGIES.get(name).factory, "minds_cost", False):
         raise UsageError(
             f"--cost {settings.cost}: the strategy '{name}' does nothing about a cost: take --strategy gradient, "
-            "random or evolution"
+            "progressive, random, evolution or reinforce"
         )
     facts = dict(recorded) if recorded else world.from_first(lambda: _work_out(settings, data, device))
     cost = cost_of(settings, facts)

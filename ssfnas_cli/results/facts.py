@@ -117,7 +117,7 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
             settings["genotype"] = _genotype_name(genotype)
         else:
             theirs = own_settings(search, resolve)
-            told = {name: origin.get(name) for name in ("rule", "epoch", "max_skips")}
+            told = {name: origin.get(name) for name in ("rule", "epoch", "max_skips")} | _limits(origin)
             if f"{DERIVATION}rule" in theirs:  # it says that rule itself, with its settings
                 del told["rule"]
             settings |= {SEARCH + key: value for key, value in (theirs | told).items()}
@@ -129,6 +129,14 @@ def read_facts(run: RunFolder, resolve: bool = False) -> RunFacts:
     lineage = _lineage(run)
     cost = _cost(lineage, [metrics, *(base.metrics() for base in lineage[1:])], search)
     return RunFacts(run, seeds, settings, changed, threshold, metrics, evaluation, cost, lineage)
+
+
+def _limits(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What a genotype had to fit into, or which of the candidates that were judged it is."""
+    limits = origin.get("limits")
+    if isinstance(limits, Mapping):  # they choose another candidate for each seed
+        return {key: value for key, value in limits.items() if key in ("max_params", "max_macs")}
+    return {} if origin.get("candidate") is None else {"candidate": origin["candidate"]}
 
 
 def own_settings(run: RunFolder, resolve: bool = False) -> dict[str, Any]:

@@ -22,6 +22,7 @@ BARE = ("loss", "network", "strategy", "relax", "genotype")  # sections whose pl
 NOT_SETTINGS = (  # that have no default
     *("data", "threshold", "ranks", "genotype"),
     *(f"{SEARCH}rule", f"{SEARCH}epoch", f"{SEARCH}max_skips"),
+    *(f"{SEARCH}max_params", f"{SEARCH}max_macs", f"{SEARCH}candidate"),
 )
 MEANT = ("flip", "stem")  # whose `auto` was replaced by what it meant
 # The rules that go without saying, by relaxation; None: a strategy without alphas

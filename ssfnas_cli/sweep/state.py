@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ssfnas_cli.artifacts.dataset import MANIFEST
 from ssfnas_cli.artifacts.files import sha256_file
-from ssfnas_cli.artifacts.genotype import read_genotype
+from ssfnas_cli.artifacts.genotype import Provenance, read_genotype
 from ssfnas_cli.artifacts.model import MODEL
 from ssfnas_cli.artifacts.run import ADJUSTMENT, RunFolder
 from ssfnas_cli.data.embedded import embedded_path
 from ssfnas_cli.errors import InputError
+from ssfnas_cli.settings import parse_amount
 from ssfnas_cli.sweep.cells import Cell
 
 EXECUTION = ("--threads", "--workers", "--device")  # flags with a value that change no result
@@ -92,7 +93,21 @@ def _genotype_is_derived(cell: Cell) -> bool:
         and int(asked.get("--epoch", _last_epoch(cell.source))) == origin.epoch
         and (None if skips is None else int(skips)) == origin.max_skips
         and (threshold == "auto" or float(threshold) == origin.threshold)
+        and _limits_are_those(asked, origin)
     )
+
+
+def _limits_are_those(asked: Mapping[str, str], origin: Provenance) -> bool:
+    """Whether a genotype fits the size that is asked for, and is the candidate that is asked for."""
+    limits, candidate = origin.limits or {}, asked.get("--candidate")
+    for flag, key in {"--max-params": "max_params", "--max-macs": "max_macs"}.items():
+        if (parse_amount(asked[flag]) if flag in asked else None) != limits.get(key):
+            return False
+    sizes = {"--cost-channels": "channels", "--cost-layers": "layers"}
+    same_size = all(int(asked[flag]) == limits.get(key) for flag, key in sizes.items() if flag in asked)
+    if candidate is None:
+        return same_size and (origin.candidate is None or bool(limits))  # limits may have chosen one
+    return same_size and int(candidate) == origin.candidate
 
 
 def _last_epoch(search: Path) -> int:

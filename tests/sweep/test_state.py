@@ -132,6 +132,28 @@ def test_a_genotype_is_of_the_rule_and_the_epoch_that_are_asked_for(place, flags
     assert is_done(cell("derive", "g.json", argv, "search")) is done
 
 
+@pytest.mark.parametrize(
+    ("limits", "candidate", "flags", "done"),
+    [
+        (None, None, ("--max-macs", "250M"), False),
+        ({"max_macs": 2.5e8, "channels": 36, "layers": 20}, None, ("--max-macs", "0.25G"), True),
+        ({"max_macs": 2.5e8, "channels": 36, "layers": 20}, 7, ("--max-macs", "250M", "--cost-layers", "20"), True),
+        ({"max_macs": 2.5e8, "channels": 36, "layers": 20}, None, ("--max-macs", "250M", "--cost-layers", "8"), False),
+        ({"max_macs": 2.5e8, "channels": 36, "layers": 20}, None, (), False),
+        (None, 7, ("--candidate", "7"), True),
+        (None, 7, ("--candidate", "8"), False),
+        (None, 7, (), False),
+    ],
+)
+def test_a_genotype_fits_what_is_asked_for(place, limits, candidate, flags, done):
+    search = make_run(Path("search"), "search", epochs=3)
+    origin = {"run": str(search.path.resolve()), "epoch": 3, "rule": "darts", "limits": limits, "candidate": candidate}
+    genotype = random_genotype(0)
+    derived = genotype.model_copy(update={"provenance": genotype.provenance.model_copy(update=origin)})
+    Path("g.json").write_bytes(derived.to_json())
+    assert is_done(cell("derive", "g.json", ("derive", "search", *flags, "-o", "g.json"), "search")) is done
+
+
 def test_the_last_epoch_of_a_search_that_judges_candidates_is_its_last_round(place):
     """Its epochs are followed by rounds."""
     search = make_run(Path("search"), "search", epochs=3)

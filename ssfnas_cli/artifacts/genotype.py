@@ -112,7 +112,7 @@ class Provenance(BaseModel):
     init_from: str | None = Field(None, description="folder of the search whose supernet that search began with")
     init_sha256: str | None = Field(None, description="of the weights that it began with")
     candidate: int | None = Field(None, description="number of the candidate, of those that the search has judged")
-    limits: dict[str, float | str] | None = Field(
+    limits: dict[str, int | float | str] | None = Field(
         None, description="what the network had to fit into (max_params, max_macs), and the size that it is meant of"
     )
     versions: dict[str, str] | None = Field(None, description="of ssfnas, torch and Python")

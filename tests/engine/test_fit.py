@@ -121,3 +121,18 @@ def test_without_the_data_set_the_counting_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "ssfnas"):
         space = Limits({"params": 1e6}, 36, 20).of(run, settings).space
     assert space.shape == NetworkShape(36, 20, "cifar", 10, 32, 3) and "counting with num_classes 10" in caplog.text
+
+
+def test_ops_without_weight_never_take_a_place():
+    """Those that a progressive search has dropped: on every edge two of four are left."""
+    weights, numbers = random_weights(2), np.random.default_rng(2)
+    for values in weights.values():
+        for row in values:
+            row[numbers.choice([1, 2, 3, 4], 2, replace=False)] = 0
+    genotype = derive(weights, OPS, "darts").genotype
+    (params,) = space_of(params=1e9).size_of(genotype)
+    fitted = fit(genotype, weights, RULES["darts"], space_of(params=0.9 * params))
+    assert fitted.cells() != genotype.cells()
+    rows = {edge: row for row, edge in enumerate((s, t) for t in range(2, 6) for s in range(t))}
+    for kind, cell in fitted.cells().items():
+        assert all(weights[kind][rows[edge.source, edge.target], OPS.index(edge.op)] > 0 for edge in cell.edges)

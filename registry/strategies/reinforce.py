@@ -46,6 +46,7 @@ class Reinforce(CandidateStrategy):
     """
 
     options: ReinforceOptions
+    minds_cost = False  # drawing again what is too expensive would make the gradient one of another distribution
 
     def __init__(self, options: Options, context: SearchContext):
         super().__init__(options, context)

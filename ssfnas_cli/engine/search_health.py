@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from registry import OPS
-from registry.cost import SearchCost
 from registry.space import CELL_TYPES, edge_list
 from registry.strategies.base import Strategy
 from ssfnas_cli.artifacts.genotype import Genotype
@@ -19,7 +18,7 @@ from ssfnas_cli.errors import InputError
 from ssfnas_cli.results.health import Family, genotype_figures, weight_figures
 
 
-def epoch_health(strategy: Strategy, ops: Sequence[str], cost: SearchCost | None = None) -> dict[str, float | int]:
+def epoch_health(strategy: Strategy, ops: Sequence[str]) -> dict[str, float | int]:
     """The figures of the newest epoch in a strategy's record. Those of a genotype are left out if there is none.
 
     Those of the mixing weights are left out if the strategy judges candidates: its weights are 0 or 1 from the first.
@@ -32,8 +31,8 @@ def epoch_health(strategy: Strategy, ops: Sequence[str], cost: SearchCost | None
     genotype = newest_genotype(strategy, ops)
     if genotype is None:
         return figures
-    if cost is not None:
-        figures["genotype_cost"] = cost.of(genotype_weights(genotype, ops))
+    if strategy.context.cost is not None:
+        figures["genotype_cost"] = strategy.context.cost.of(genotype_weights(genotype, ops))
     before = derived(strategy.weights_at(record, newest - 1), ops, strategy.default_rule)
     families = {op: op_family(op) for op in ops}
     return figures | genotype_figures(None if before is None else _live_edges(before), _live_edges(genotype), families)

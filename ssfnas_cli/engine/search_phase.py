@@ -323,7 +323,7 @@ class SearchPhase:
         if epoch + 1 == self.epochs and (pruned := self._pruned_accuracy()) is not None:
             accuracies[f"pruned_{name}_alpha_half"] = pruned
         stage = {"stage": self.strategy.stage + 1, "layers": self.layers} if len(self.strategy.stages()) > 1 else {}
-        return accuracies | facts | stage | epoch_health(self.strategy, self.settings.ops, self.cost)
+        return accuracies | facts | stage | epoch_health(self.strategy, self.settings.ops)
 
     def _pruned_accuracy(self) -> float | None:
         """Accuracy on the alpha half of the supernet that is left with the derived genotype's ops, each of weight 1."""

@@ -62,7 +62,7 @@ def test_wrong_limits_of_a_derivation(ssfnas, world, tmp_path, code, words, flag
 
 
 def test_latencies_are_measured_once_kept_and_predicted_from(ssfnas, world, tmp_path):
-    ops = ["--ops", "none,max_pool_3x3,skip_connect,sep_conv_3x3", "--threads", "1"]
+    ops = ["--ops", ssfnas.ops[1].removeprefix("ops="), "--threads", "1"]
     size = ["--channels", "4", "--layers", "5", "--data", world / "data"]
     first = ssfnas.ok("latency", *size, *ops, "--repeats", "1", "-o", "mine.json", cwd=tmp_path)
     assert first.json["measured"] == len(first.json["parts"]) > 10 and first.json["known"] == 0

@@ -122,11 +122,19 @@ def test_the_derived_network_comes_to_the_target_though_no_edge_is_decided(mindi
     assert off[-20:].mean() < 0.12 and abs(np.log(phase.cost.mean / phase.cost.target)) > 0.3
 
 
-def test_weights_of_edges_take_part_in_what_would_be_derived(minding, tiny_digits):
-    phase = minding("partial_channels=2", channels=4, cost_target="80k")
+@pytest.mark.parametrize(
+    "sets, flags",
+    [
+        (["partial_channels=2"], {"channels": 4}),
+        (["strategy.ops=4,2", "strategy.add_layers=0,1", "strategy.skip_dropout=0,0"], {"strategy": "progressive"}),
+    ],
+    ids=["weights of edges", "stages"],
+)
+def test_what_would_be_derived_is_what_the_search_derives(minding, tiny_digits, sets, flags):
+    phase = minding(*sets, cost_target="80k", **flags)
     for number, values in enumerate(phase.strategy.edges.values()):
         values.data.copy_(torch.linspace(-1, 1, 14).roll(number))
-    phase.strategy.end_epoch()
+    assert phase.strategy.end_epoch()["expected_cost"] == pytest.approx(phase.cost.mean, rel=1e-3)
     wanted = size_of(newest_genotype(phase.strategy, phase.settings.ops), tiny_digits)[1]
     (values,) = run(phase, 1)
     assert values["regulariser"] == pytest.approx(10 * abs(np.log(wanted / 80_000)), rel=1e-5)
@@ -166,12 +174,9 @@ def test_what_cannot_be_reached_or_is_not_minded_is_refused(tiny_digits):
         find_cost(settings_of("strategy.parents=front", strategy="evolution"), tiny_digits, CPU.torch, None)
 
 
-def test_a_strategy_that_minds_no_cost_says_so(tiny_digits, monkeypatch):
-    from registry.strategies.random_search import RandomSearch
-
-    monkeypatch.setattr(RandomSearch, "minds_cost", False)
-    with pytest.raises(UsageError, match=r"--cost macs: the strategy 'random' does nothing about a cost"):
-        find_cost(settings_of(strategy="random", cost="macs"), tiny_digits, CPU.torch, None)
+def test_a_strategy_that_minds_no_cost_says_so(tiny_digits):
+    with pytest.raises(UsageError, match=r"--cost macs: the strategy 'reinforce' does nothing about a cost"):
+        find_cost(settings_of(strategy="reinforce", cost="macs"), tiny_digits, CPU.torch, None)
 
 
 # By latencies

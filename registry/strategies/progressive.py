@@ -1,4 +1,4 @@
-"""Progressive search (Chen et al., Progressive DARTS: Bridging the Depth Gap, ICCV 2019; P-DARTS).
+"""Progressive search (Chen et al., Progressive Differentiable Architecture Search, ICCV 2019; P-DARTS).
 
 A search by gradient in stages. Each stage has a deeper supernet than the one before, and fewer candidates an edge:
 those with the largest mixing weights at the end of the stage before. All weights and alphas begin anew (P-DARTS:

@@ -77,7 +77,7 @@ class CandidateTrainings:
         if self.strategy.best_number == epoch:
             self.best_accuracy = accuracies["accuracy"]
         name = "accuracy" if self.training.model.probe is None else "probe_accuracy"
-        health = epoch_health(self.strategy, self.settings.ops, self.training.cost)
+        health = epoch_health(self.strategy, self.settings.ops)
         return {f"{name}_alpha_half": self.best_accuracy, **values, "candidates": 1, **health}
 
     def evaluation_rows(self, epoch: int) -> dict[str, tuple[Split, np.ndarray]]:

@@ -108,7 +108,8 @@ class Plugin(Generic[T]):
                 hint = did_you_mean(key, known)
                 available = ", ".join(known) or "none"
                 raise PluginError(f"'{self.name}' has no option '{key}'.{hint} Its options: {available}") from None
-            raise PluginError(f"option '{key}' of '{self.name}': {first['msg']} (got {first['input']!r})") from None
+            message = first["msg"].removeprefix("Value error, ")
+            raise PluginError(f"option '{key}' of '{self.name}': {message} (got {first['input']!r})") from None
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -15,7 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from ssfnas_cli.artifacts.files import open_plain, parse_json, read_bytes, sha256_bytes, sha256_file, validation_error
+from ssfnas_cli.artifacts.files import (
+    open_plain,
+    parse_json,
+    read_bytes,
+    read_schema,
+    sha256_bytes,
+    sha256_file,
+    validation_error,
+)
 from ssfnas_cli.artifacts.shards import (
     INT64,
     Count,
@@ -28,7 +36,6 @@ from ssfnas_cli.artifacts.shards import (
 from ssfnas_cli.errors import InputError
 
 SCHEMA = "ssfnas.dataset/1"
-SCHEMA_FAMILY = "ssfnas.dataset/"
 MANIFEST = "manifest.json"
 SPLITS = ("train", "val", "test", "test_longtail")
 
@@ -292,9 +299,7 @@ def _first_bytes(path: Path) -> bytes:
 
 def _parse_manifest(data: bytes, where: str) -> Manifest:
     value = parse_json(data, where)
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if isinstance(schema, str) and schema.startswith(SCHEMA_FAMILY) and schema != SCHEMA:
-        raise InputError(f"{where}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas")
+    schema = read_schema(value, where, SCHEMA)
     if schema != SCHEMA:
         raise InputError(f"{where}: is not a data set's manifest: its schema is {schema!r}, not '{SCHEMA}'")
     try:

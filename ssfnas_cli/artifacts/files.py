@@ -272,6 +272,18 @@ def validation_error(where: str, error: ValidationError, within: str = "") -> In
     return InputError(f"{where}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}")
 
 
+def read_schema(value: Any, where: str, known: str) -> Any:
+    """The `schema` of an object that was read, or None. `known` is the one that this ssfnas reads.
+
+    Raises:
+        InputError: it is a later one of the same kind.
+    """
+    schema = value.get("schema") if isinstance(value, dict) else None
+    if isinstance(schema, str) and schema.startswith(f"{known.partition('/')[0]}/") and schema != known:
+        raise InputError(f"{where}: has schema '{schema}', newer than this ssfnas reads ('{known}'): upgrade ssfnas")
+    return schema
+
+
 def set_aside(path: Path) -> Path:
     """Rename an old output to the first free `NAME.old-N` next to it. Nothing is deleted."""
     if path.name in ("", ".."):

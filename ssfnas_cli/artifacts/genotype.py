@@ -15,11 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from registry import OPS, PluginError
-from ssfnas_cli.artifacts.files import dump_json, parse_json, read_bytes, validation_error
+from ssfnas_cli.artifacts.files import dump_json, parse_json, read_bytes, read_schema, validation_error
 from ssfnas_cli.errors import InputError
 
 SCHEMA = "ssfnas.genotype/1"
-SCHEMA_FAMILY = "ssfnas.genotype/"
 MAX_GENOTYPE_BYTES = 1 << 20
 MAX_NODES = 64
 MAX_EDGES = 256  # per cell
@@ -176,9 +175,7 @@ def parse_genotype(data: bytes, where: str) -> Genotype:
         raise InputError(f"{where}: is not a genotype: expected an object with a 'schema'")
     if "kind" in value and "schema" not in value:
         raise InputError(f"{where}: is a {value['kind']}, not a genotype{_derive_hint(value)}")
-    schema = value.get("schema")
-    if isinstance(schema, str) and schema.startswith(SCHEMA_FAMILY) and schema != SCHEMA:
-        raise InputError(f"{where}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas")
+    schema = read_schema(value, where, SCHEMA)
     if schema != SCHEMA:
         raise InputError(f"{where}: is not a genotype: its schema is {schema!r}, not '{SCHEMA}'")
     try:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ssfnas_cli.artifacts.files import cache_folder, read_json, validation_error, write_bytes
+from ssfnas_cli.artifacts.files import cache_folder, read_json, read_schema, validation_error, write_bytes
 from ssfnas_cli.console import log
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.json_text import layout_json
@@ -84,10 +84,7 @@ def read_table(path: Path) -> LatencyFile:
         InputError: there is none, or the file is no table.
     """
     value = read_json(path)
-    schema = value.get("schema") if isinstance(value, dict) else None
-    if isinstance(schema, str) and schema.startswith("ssfnas.latency/") and schema != SCHEMA:
-        raise InputError(f"{path}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas")
-    if schema != SCHEMA:
+    if read_schema(value, str(path), SCHEMA) != SCHEMA:
         raise InputError(f"{path}: is no table of latencies: 'ssfnas latency -o FILE' makes one")
     try:
         return LatencyFile.model_validate(value)

@@ -20,6 +20,7 @@ from ssfnas_cli.artifacts.files import (
     delete_temporaries,
     parse_json,
     read_bytes,
+    read_schema,
     read_sealed_json,
     reason,
     refuse_special_file,
@@ -96,11 +97,7 @@ class RunFolder:
             what = "a data set, not a run" if (path / "manifest.json").exists() else "not a run folder"
             raise InputError(f"{path}: is {what}: it has no config.json")
         config = read_sealed_json(path / "config.json")
-        schema = config.get("schema")
-        if isinstance(schema, str) and schema.startswith("ssfnas.run/") and schema != SCHEMA:
-            raise InputError(
-                f"{path}: has schema '{schema}', newer than this ssfnas reads ('{SCHEMA}'): upgrade ssfnas"
-            )
+        read_schema(config, str(path), SCHEMA)
         _check_config(path / "config.json", config)
         run = cls(path, config)
         if kind is not None and run.kind != kind:

@@ -12,7 +12,6 @@ import typer
 
 from ssfnas_cli import stop, world
 from ssfnas_cli.artifacts.run import RunFolder
-from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import expect_stdin, is_stream, log, set_verbosity, stdout
 from ssfnas_cli.errors import InputError, UsageError
@@ -115,9 +114,10 @@ def _load(run: RunFolder, device: str | None, threads: int | None, prior: str | 
     """
     from ssfnas_cli.deploy.model import load_run
     from ssfnas_cli.engine.device import Device
+    from ssfnas_cli.engine.ranks import agree_on_network
 
     model = load_run(run, Device(device or "auto", threads or 0).torch, from_prior or "")
-    world.agree({"trained network": sha256_of(model.module.state_dict())[:12]})
+    agree_on_network(model.module)
     if prior and model.prior is None:
         raise UsageError(
             f"--prior {prior}: after the loss '{model.card.loss.name}' it is not known which prior the outputs of "

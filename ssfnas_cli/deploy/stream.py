@@ -44,10 +44,12 @@ class Row(NamedTuple):
 class Stream:
     """Predicts images one after the other, in memory that does not grow with their number.
 
-    Attributes: (of several ranks, those of the first one count the images of all)
+    Attributes:
         num_read: images that were predicted.
         num_bad: files that could not be read.
         num_others: files in folders that are no images, and do not have the name of one.
+
+    Of several ranks, each counts the images of all.
     """
 
     def __init__(self, model: Model, shift: Floats, num_top: int):

@@ -14,13 +14,13 @@ from ssfnas_cli.artifacts.metrics import FEW, MANY
 from ssfnas_cli.artifacts.model import ModelCard
 from ssfnas_cli.artifacts.predictions import Predicted
 from ssfnas_cli.artifacts.run import EVALUATION, RunFolder
-from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.console import log
 from ssfnas_cli.data.augment import Normalise
 from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.network import load_finished
 from ssfnas_cli.engine.predict import predict
+from ssfnas_cli.engine.ranks import agree_on_network
 from ssfnas_cli.engine.shared_images import SharedSplits
 from ssfnas_cli.errors import DiskError, InputError, UsageError
 from ssfnas_cli.nets.heads import Classifier
@@ -60,9 +60,8 @@ def evaluate_run(
     """
     network, card, data = open_network_and_data(run, data_path, other_data)
     data.verify()
-    world.agree(
-        {"data set": data.sha256, "trained network": sha256_of(network.state_dict())[:12], "splits": ", ".join(splits)}
-    )
+    world.agree({"data set": data.sha256, "splits": ", ".join(splits)})
+    agree_on_network(network)
     unknown = [name for name in splits if name not in data.splits]
     if unknown:
         raise UsageError(f"--split {unknown[0]}: {data.path} has no such split. Available: {', '.join(data.splits)}")

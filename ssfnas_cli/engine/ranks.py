@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from registry import collective
 from registry.samplers import Sampler
 from ssfnas_cli import world
 from ssfnas_cli.artifacts.checkpoint import Checkpoint
+from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.console import log
 from ssfnas_cli.data.batches import num_batches
 from ssfnas_cli.errors import InputError, UsageError
@@ -94,6 +95,16 @@ def check_equal(tensors: Mapping[str, Tensor]) -> None:
 def _digest(tensor: Tensor) -> bytes:
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) if tensor.numel() else tensor.new_empty(0)
     return hashlib.blake2b(data.numpy().tobytes(), digest_size=16).digest()
+
+
+def agree_on_network(network: nn.Module) -> None:
+    """Check that all ranks have loaded the same trained network.
+
+    Raises:
+        InputError: they have not. The message is the same on all ranks.
+    """
+    if world.size() > 1:  # alone, a process needs no hash of all weights
+        world.agree({"trained network": sha256_of(network.state_dict())[:12]})
 
 
 def check_shares(settings: Training, what: str, lengths: Iterable[int]) -> None:

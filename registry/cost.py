@@ -8,6 +8,7 @@ et al., Direct Neural Architecture Search on Target Task and Hardware, 2019).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ class SearchCost:
         """The cost of an architecture, all nodes of which have an input; its ops have the weight 1, others 0."""
         return self.fixed + sum(float((self.ops[kind] * weights).sum()) for kind, weights in mixing.items())
 
-    @property
+    @functools.cached_property
     def mean(self) -> float:
         """The mean over all architectures."""
         uniform = {kind: torch.full(costs.shape, 1.0, dtype=torch.float64) for kind, costs in self.ops.items()}

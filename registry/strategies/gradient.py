@@ -104,8 +104,8 @@ class Gradient(Strategy):
         return {name: weights_of_edges(numbers) for name, numbers in self.edges.items()}
 
     def update(self, step: SearchStep) -> dict[str, float]:
-        """Take an alpha step, except in the warm-up epochs."""
-        if step.epoch < self.context.warmup_epochs:
+        """Take an alpha step, except in the warm-up epochs of a stage."""
+        if step.epoch - self.stages()[self.stage].first < self.context.warmup_epochs:
             return {}
         learned = list(self.learned.values())
         gradients, loss = self._gradients(step, learned)
@@ -168,8 +168,8 @@ class Gradient(Strategy):
         return facts
 
     def _progress_after(self, num_epochs: int) -> float:
-        """The progress at the end of so many epochs."""
-        return num_epochs / self.context.epochs
+        """The progress of the stage at the end of so many epochs."""
+        return self.stages()[self.stage_of(max(0, num_epochs - 1))].progress(num_epochs)
 
     def record(self) -> dict[str, Tensor]:
         """The alphas of all epochs, and the numbers that the weights of edges are a softmax of."""

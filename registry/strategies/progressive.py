@@ -19,7 +19,7 @@ from torch import Tensor
 
 from registry.core import OPS, STRATEGIES, Options, PluginError
 from registry.space import CELL_TYPES
-from registry.strategies.base import SearchContext, SearchStep, Stage
+from registry.strategies.base import SearchContext, Stage
 from registry.strategies.edge_weights import initial_edges
 from registry.strategies.gradient import Gradient
 
@@ -138,12 +138,6 @@ class Progressive(Gradient):
         alphas = {kind: self.relaxation.initial_alphas(num_edges, num_ops, generator) for kind in CELL_TYPES}
         return alphas | (initial_edges(generator) if self.edges else {})
 
-    def update(self, step: SearchStep) -> dict[str, float]:
-        """Take an alpha step, except in the warm-up epochs of the stage."""
-        if step.epoch - self.stages()[self.stage].first < self.context.warmup_epochs:
-            return {}
-        return super().update(step)
-
     # Candidates
 
     def _live(self) -> dict[str, Tensor]:
@@ -166,9 +160,6 @@ class Progressive(Gradient):
     def weights_at(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
         """The mixing weights of recorded alphas, without noise; 0 for ops that were no candidates."""
         return self._weights_of(record, epoch, self._progress_after(epoch))
-
-    def _progress_after(self, num_epochs: int) -> float:
-        return self.stages()[self.stage_of(max(0, num_epochs - 1))].progress(num_epochs)
 
     def started_with(self, record: Mapping[str, Tensor], epoch: int) -> dict[str, NDArray]:
         """The weights of the stage's initial alphas."""

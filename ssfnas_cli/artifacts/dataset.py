@@ -235,6 +235,11 @@ class DataSet:
         return cls(path, manifest, sha256_bytes(data))
 
     @property
+    def network_facts(self) -> dict[str, int]:
+        """What the size of a network depends on: `num_classes`, `image_size` and `in_channels`."""
+        return {"num_classes": self.num_classes, "image_size": self.image_size, "in_channels": self.channels}
+
+    @property
     def held_out(self) -> list[str]:
         """The splits that are not trained on, in the order of `SPLITS`."""
         return [name for name in self.splits if name != "train"]

@@ -49,6 +49,7 @@ DERIVATION = "derivation."  # and those that only a derivation by perturbation h
 INIT = "init."  # and those of a run that begins with another run's weights
 COST_TABLE = "cost_table."  # and that of a search by the latencies of a table that it names
 BESIDE_SETTINGS = (ADJUSTMENT, DERIVATION, INIT, COST_TABLE)
+COST = "cost"  # the key in config.json of what a search knows of the cost that it minds
 CANDIDATES = "candidates.safetensors"  # the architectures that a search has judged one by one
 PERTURBATION = "perturbation.json"  # what a derivation by perturbation has measured and decided
 TRAINING_VERSION = "recipe"  # the key in config.json of a number: runs of another one were trained differently

@@ -186,7 +186,7 @@ def _size_of(run: RunFolder, given: Mapping[str, Any]) -> dict[str, Any]:
             assumed = ", ".join(f"--{name.replace('_', '-')} {DEFAULTS[name]}" for name in missing)
             log.warning("%s: counting with %s", error, assumed)
         return size
-    return size | {"num_classes": data.num_classes, "image_size": data.image_size, "in_channels": data.channels}
+    return size | data.network_facts
 
 
 def _show(console: Console, facts: Mapping[str, Any]) -> None:

@@ -72,8 +72,7 @@ def command(
     if data is not None:
         from ssfnas_cli.artifacts.dataset import DataSet
 
-        opened = DataSet.open(data, splits=())
-        size |= {"num_classes": opened.num_classes, "image_size": opened.image_size, "in_channels": opened.channels}
+        size |= DataSet.open(data, splits=()).network_facts
     given = {"num_classes": num_classes, "image_size": image_size, "in_channels": in_channels}
     size |= {name: value for name, value in given.items() if value is not None}
     from ssfnas_cli.engine.device import Device

@@ -27,11 +27,9 @@ from ssfnas_cli.engine.rules import RULES
 from ssfnas_cli.engine.search_health import derived, genotype_weights
 from ssfnas_cli.engine.strategy import build_strategy
 from ssfnas_cli.errors import UsageError
-from ssfnas_cli.nets.parts import NetworkShape, Space, part_macs, part_params
+from ssfnas_cli.nets.parts import COUNTS, NetworkShape, Space
 from ssfnas_cli.nets.stems import choose_stem
 from ssfnas_cli.settings import SearchSettings, show_amount
-
-RECORDED = "cost"  # the key in config.json
 
 
 def cost_identity(settings: SearchSettings) -> dict[str, str]:
@@ -107,18 +105,17 @@ def _origin(source: int) -> str:
 def space_of(settings: SearchSettings, data: DataSet) -> Space:
     """The networks that can be derived of a search, at the size that its costs are meant of."""
     stem, _ = choose_stem(settings.stem, data.image_size)
-    size = settings.cost_channels, settings.cost_layers
-    shape = NetworkShape(*size, stem, data.num_classes, data.image_size, data.channels)
+    shape = NetworkShape(settings.cost_channels, settings.cost_layers, stem, **data.network_facts)
     return Space(shape, settings.ops, settings.op_options)
 
 
 def _work_out(settings: SearchSettings, data: DataSet, device: torch.device) -> dict[str, Any]:
     """What config.json records: the costs of the ops, and the network that they are meant of."""
-    space, counts = space_of(settings, data), {"params": part_params, "macs": part_macs}
+    space = space_of(settings, data)
     table: LatencyTable | None = None
     if settings.cost == "latency":
         table = _table(settings, space, device)
-    costs = space.costs(counts[settings.cost] if table is None else table)
+    costs = space.costs(COUNTS[settings.cost] if table is None else table)
     edges = [edge_list().index((0, 2)), edge_list().index((2, 3))]
     ops = {
         kind: {

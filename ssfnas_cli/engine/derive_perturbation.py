@@ -19,6 +19,7 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, read_genotype
 from ssfnas_cli.artifacts.run import (
+    COST,
     DERIVATION,
     TRAINING_VERSION,
     RunFolder,
@@ -29,7 +30,7 @@ from ssfnas_cli.artifacts.run import (
 from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.console import command_line, format_duration, log
 from ssfnas_cli.data.embedded import find_data
-from ssfnas_cli.engine.cost import RECORDED, cost_of
+from ssfnas_cli.engine.cost import cost_of
 from ssfnas_cli.engine.derive_run import provenance_of
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.finished_search import FinishedSearch
@@ -134,7 +135,7 @@ def _build_phase(work: Work, device: Device) -> PerturbationPhase:
             f"--rule {PERTURBATION_RULE}: tunes the supernet on all images, and the clients of a federated search keep "
             "their own: leave --rule out"
         )
-    facts, name = work.source.run.config.get(RECORDED), work.training.strategy.name
+    facts, name = work.source.run.config.get(COST), work.training.strategy.name
     cost = cost_of(work.training, facts) if facts else None
     search = DecidedSupernet(work.training, work.data, device, cost=cost)
     if search.strategy.num_candidates:
@@ -189,7 +190,7 @@ def _config(work: Work, device: Device) -> dict[str, Any]:
         "settings": work.settings.model_dump(mode="json"),
     }
     return {
-        **{key: source[key] for key in ("resolved", "changed", "init", RECORDED) if key in source},
+        **{key: source[key] for key in ("resolved", "changed", "init", COST) if key in source},
         "settings": work.training.model_dump(mode="json"),
         "data": {"path": str(work.data.path.resolve()), "sha256": work.data.sha256},
         "environment": environment() | device.facts(),

@@ -18,18 +18,18 @@ import numpy as np
 from registry.space import EDGE_WEIGHTS, edge_list
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
-from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.artifacts.run import COST, RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.rules import Rule
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.nets.parts import NetworkShape, Space, SpaceCosts, network_parts, part_macs, part_params
+from ssfnas_cli.nets.parts import COUNTS, NetworkShape, Space, SpaceCosts, network_parts
 from ssfnas_cli.settings import SearchSettings, show_amount
 
-MEASURES = {"params": part_params, "macs": part_macs}
+OpCosts = Mapping[str, np.ndarray]  # what ops cost, [num_edges, num_ops] by cell type
 
 
 class Limits(NamedTuple):
-    """The most that a derived network may have of each of MEASURES, and the size of the network that is meant."""
+    """The most that a derived network may have of each of COUNTS, and the size of the network that is meant."""
 
     most: dict[str, float]
     channels: int
@@ -54,12 +54,12 @@ class FittingSpace(NamedTuple):
 
     def costs(self) -> dict[str, SpaceCosts]:
         """The costs of the space, by measure."""
-        return {name: self.space.costs(MEASURES[name]) for name in self.names}
+        return {name: self.space.costs(COUNTS[name]) for name in self.names}
 
     def size_of(self, genotype: Genotype) -> tuple[float, ...]:
         """What a network has of each measure."""
         parts = network_parts(genotype, self.space.shape)
-        return tuple(float(sum(map(MEASURES[name], parts))) for name in self.names)
+        return tuple(float(sum(map(COUNTS[name], parts))) for name in self.names)
 
     def fits(self, size: Sequence[float]) -> bool:
         """Whether a size is within the limits."""
@@ -85,13 +85,12 @@ class FittingSpace(NamedTuple):
 def _images_of(run: RunFolder) -> dict[str, int]:
     """What a network is told of its images: those of the run's data set."""
     try:
-        data = DataSet.open(run.config["data"]["path"], splits=())
+        return DataSet.open(run.config["data"]["path"], splits=()).network_facts
     except InputError as error:
         found = {"num_classes": 10, "image_size": 32, "in_channels": 3}
-        found |= {name: run.config["cost"][name] for name in found if name in run.config.get("cost", {})}
+        found |= {name: value for name, value in run.config.get(COST, {}).items() if name in found}
         log.warning("%s: counting with %s", error, ", ".join(f"{name} {value}" for name, value in found.items()))
         return found
-    return {"num_classes": data.num_classes, "image_size": data.image_size, "in_channels": data.channels}
 
 
 class Option(NamedTuple):
@@ -136,8 +135,9 @@ def fit(genotype: Genotype, weights: Mapping[str, np.ndarray], rule: Rule, space
     size = space.size_of(genotype)
     if space.fits(size):
         return genotype
-    nodes = _options(genotype, weights, rule, space)
-    taken = [_size_of_ops(genotype, kind, space) for kind in genotype.cells()]
+    costs = [one.ops for one in space.costs().values()]
+    nodes = _options(genotype, weights, rule, space.space.ops, costs)
+    taken = [_size_of_ops(genotype, kind, space.space.ops, costs) for kind in genotype.cells()]
     fixed = tuple(total - sum(parts) for total, parts in zip(size, zip(*taken, strict=True), strict=True))
     best = _least_loss(nodes, [m - f for m, f in zip(space.limits.most.values(), fixed, strict=True)])
     if best is None:
@@ -156,11 +156,11 @@ def fit(genotype: Genotype, weights: Mapping[str, np.ndarray], rule: Rule, space
     return fitted
 
 
-def _size_of_ops(genotype: Genotype, kind: str, space: FittingSpace) -> tuple[float, ...]:
+def _size_of_ops(genotype: Genotype, kind: str, ops: Sequence[str], costs: Sequence[OpCosts]) -> tuple[float, ...]:
     """What the live ops of a cell type have in all its cells."""
     rows = {edge: row for row, edge in enumerate(edge_list())}
-    places = [(rows[e.source, e.target], list(space.space.ops).index(e.op)) for e in _live(genotype, kind)]
-    return tuple(sum(costs.ops[kind][place] for place in places) for costs in space.costs().values())
+    places = [(rows[edge.source, edge.target], ops.index(edge.op)) for edge in _live(genotype, kind)]
+    return tuple(sum(one[kind][place] for place in places) for one in costs)
 
 
 def _live(genotype: Genotype, kind: str) -> list[Edge]:
@@ -176,10 +176,10 @@ def _kept_ops(genotype: Genotype, kind: str) -> dict[tuple[int, int], list[str]]
 
 
 def _options(
-    genotype: Genotype, weights: Mapping[str, np.ndarray], rule: Rule, space: FittingSpace
+    genotype: Genotype, weights: Mapping[str, np.ndarray], rule: Rule, ops: Sequence[str], costs: Sequence[OpCosts]
 ) -> list[list[list[Option]]]:
     """For each node of both cells, for each of its edges, the options that no other beats in loss and size."""
-    ops, costs, edges = list(space.space.ops), space.costs(), edge_list()
+    edges = edge_list()
     candidates, ones = [column for column, op in enumerate(ops) if op != "none"], np.ones(len(edges))
     nodes = []
     for kind in genotype.cells():
@@ -194,7 +194,7 @@ def _options(
             for number in range(len(kept), -1, -1):
                 for columns in itertools.combinations(live, number):
                     gained = sum(values[list(columns)]) if columns else nothing
-                    size = tuple(float(sum(one.ops[kind][row, list(columns)])) for one in costs.values())
+                    size = tuple(float(sum(one[kind][row, list(columns)])) for one in costs)
                     named = tuple(ops[column] for column in sorted(columns, key=lambda k: -values[k]))
                     options.append(Option(float(held - gained), size, (kind, row), named))
             by_node.setdefault(edge[1], []).append(_unbeaten(options))

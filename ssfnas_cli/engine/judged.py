@@ -53,12 +53,11 @@ class Judged(NamedTuple):
             sizes = np.stack([costs_of(self.genes, *costs) for costs in space.costs().values()], axis=1)
             fitting = [place for place in places if space.fits(sizes[place])]
             if not fitting:
-                least = space.in_words(sizes[list(places)].min(axis=0))
-                what = "none of the candidates that were judged" if number is None else f"candidate {number}"
+                least = f"{space.in_words(sizes[list(places)].min(axis=0))} {space.where()}"
+                if number is not None:
+                    raise InputError(f"{space.flags()}: candidate {number} has {least}")
                 raise InputError(
-                    f"{space.flags()}: {what} is so small: the least is {least} {space.where()}"
-                    if number is None
-                    else f"{space.flags()}: {what} has {least} {space.where()}"
+                    f"{space.flags()}: none of the candidates that were judged is so small: the least is {least}"
                 )
             places = fitting
         best = max(places, key=lambda place: self.fitness[place])

@@ -10,12 +10,12 @@ from typing import Any
 from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
-from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.artifacts.run import COST, RunFolder
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import open_embedded
 from ssfnas_cli.engine.candidate_trainings import whole_phase
 from ssfnas_cli.engine.closing import say_search_figure, say_search_health
-from ssfnas_cli.engine.cost import RECORDED, cost_identity, find_cost, say_cost, say_final_cost
+from ssfnas_cli.engine.cost import cost_identity, find_cost, say_cost, say_final_cost
 from ssfnas_cli.engine.derive_run import derive_run
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.federated import FederatedSearch
@@ -128,8 +128,8 @@ def plan_search(settings: SearchSettings, output: Path | None, force: bool = Fal
     extra |= cost_identity(settings)
     plan = plan_run("search", settings, data, extra, list(_choices(settings).values()), output, config, force)
     if settings.cost != "none" and not force:
-        begun = lambda: RunFolder.open(plan.path).config.get(RECORDED) if plan.is_in_folder() else None
-        plan.config.update({RECORDED: recorded} if (recorded := world.from_first(begun)) else {})
+        begun = lambda: RunFolder.open(plan.path).config.get(COST) if plan.is_in_folder() else None
+        plan.config.update({COST: recorded} if (recorded := world.from_first(begun)) else {})
     if start is not None:
         start.refuse_as_output(plan.path)
     return plan
@@ -157,9 +157,9 @@ def build_search(plan: RunPlan) -> tuple[Device, SearchPhase]:
     assert isinstance(settings, SearchSettings)
     plan.data.verify()
     device = Device.from_settings(settings)
-    found = find_cost(settings, plan.data, device.torch, plan.config.get(RECORDED))
+    found = find_cost(settings, plan.data, device.torch, plan.config.get(COST))
     cost, facts = (None, {}) if found is None else found
-    plan.config.update({RECORDED: facts} if facts else {})
+    plan.config.update({COST: facts} if facts else {})
     phase = (FederatedSearch if settings.is_federated else SearchPhase)(settings, plan.data, device, cost=cost)
     if cost is not None and phase.strategy.num_candidates:
         phase.strategy.candidate()  # it says at once if hardly any network is cheap enough

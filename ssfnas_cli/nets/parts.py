@@ -113,6 +113,9 @@ def part_macs(part: Part) -> int:
     return _counts(part)[1]
 
 
+COUNTS: dict[str, PartCost] = {"params": part_params, "macs": part_macs}
+
+
 class CellPlace(NamedTuple):
     """A cell's place in a network: its type and width, and the sides of its inputs before they are projected."""
 
@@ -130,10 +133,8 @@ class CellPlace(NamedTuple):
 
     def fixed_parts(self, width: int) -> tuple[Part, ...]:
         """What brings both inputs to the cell's width and side, and what concatenates `width` nodes."""
-        spec, older = (
-            self.spec,
-            Part("projection", "", "{}", self.spec.prev_prev_channels, self.spec.channels, self.older_side, 1),
-        )
+        spec = self.spec
+        older = Part("projection", "", "{}", spec.prev_prev_channels, spec.channels, self.older_side, 1)
         if spec.reduction_prev:
             older = older._replace(kind="reduction", stride=2)
         newer = Part("projection", "", "{}", spec.prev_channels, spec.channels, self.side, 1)

@@ -5,10 +5,11 @@ import contextlib
 import pytest
 import torch
 
+from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import seed_for_step
 from ssfnas_cli.engine.search_phase import SearchPhase
-from ssfnas_cli.settings import SearchSettings, load_settings
+from ssfnas_cli.settings import MakeDatasetSettings, SearchSettings, load_settings
 
 TINY = {
     "channels": 2,
@@ -29,6 +30,13 @@ def search(tiny_digits):
         return SearchPhase(resolved, data, Device("cpu", 0), halves)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def few_digits(tmp_path_factory):
+    """Four images of each class, for whole runs."""
+    made = MakeDatasetSettings(dist="balance", max_per_class=4)
+    return build_dataset(made, tmp_path_factory.mktemp("few") / "digits", lambda line: None)
 
 
 def run(phase, steps, epoch=0, start=0):

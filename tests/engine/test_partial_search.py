@@ -10,7 +10,6 @@ from search_support import TINY, alphas_of, run, same, state
 from registry.space import CELL_TYPES, EDGE_WEIGHTS, edges_into_nodes
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.data.batches import Batch, SearchBatch
-from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.engine.candidate_rounds import CandidateRounds
 from ssfnas_cli.engine.derive_perturbation import derive_by_perturbation
 from ssfnas_cli.engine.derive_run import derive_run, weights_of_run
@@ -21,7 +20,7 @@ from ssfnas_cli.engine.perturbation_phase import PerturbationPhase
 from ssfnas_cli.engine.rules import RULES, derive
 from ssfnas_cli.engine.search import plan_search, run_search
 from ssfnas_cli.errors import InputError, UsageError
-from ssfnas_cli.settings import MakeDatasetSettings, PerturbationSettings, SearchSettings, load_settings
+from ssfnas_cli.settings import PerturbationSettings, SearchSettings, load_settings
 from tests.oracle import direct, partial, steps
 
 EDGES = tuple(EDGE_WEIGHTS.values())
@@ -133,13 +132,6 @@ def test_candidates_are_judged_with_partial_channels(search, strategy):
 def settings_of(data, *sets, **flags):
     given = {**TINY, "batch_size": 64, "epochs": 1, "kernels": "torch", "data": str(data.path), **flags}
     return load_settings(SearchSettings, sets=("partial_channels=2", "statistics_batches=1", *sets), flags=given)
-
-
-@pytest.fixture(scope="module")
-def few_digits(tmp_path_factory):
-    """Four images of each class."""
-    made = MakeDatasetSettings(dist="balance", max_per_class=4)
-    return build_dataset(made, tmp_path_factory.mktemp("few") / "digits", lambda line: None)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from registry.space import CELL_TYPES, EDGE_WEIGHTS, edge_list
 from ssfnas_cli.artifacts.genotype import read_genotype
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.data.batches import normaliser
-from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.engine.derive_perturbation import derive_by_perturbation
 from ssfnas_cli.engine.derive_run import derive_run, weights_of_run
 from ssfnas_cli.engine.device import Device
@@ -25,7 +24,7 @@ from ssfnas_cli.engine.search import run_search
 from ssfnas_cli.engine.search_health import pruned_mixing
 from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
 from ssfnas_cli.results.facts import read_facts
-from ssfnas_cli.settings import MakeDatasetSettings, PerturbationSettings, SearchSettings, load_settings
+from ssfnas_cli.settings import PerturbationSettings, SearchSettings, load_settings
 
 OPS = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3")
 RUN_OPS = ("none", "max_pool_3x3", "dil_conv_3x3")  # of whole runs, which are the quicker for it
@@ -40,13 +39,6 @@ def search_settings(data, *sets, **flags):
 def perturb(source, output, *sets, force=False, **flags):
     settings = load_settings(PerturbationSettings, sets=sets, flags={"epochs_between": 1, "kernels": "torch", **flags})
     return derive_by_perturbation(RunFolder.open(source), settings, output, force)[1]
-
-
-@pytest.fixture(scope="module")
-def few_digits(tmp_path_factory):
-    """Four images of each class, for whole runs."""
-    made = MakeDatasetSettings(dist="balance", max_per_class=4)
-    return build_dataset(made, tmp_path_factory.mktemp("few") / "digits", lambda line: None)
 
 
 @pytest.fixture(scope="module")

@@ -133,20 +133,17 @@ def command(
     set_verbosity(quiet, verbose)
     value = _parse_threshold(threshold)
     flags = common.flags_of(PerturbationSettings, locals())
+    of_size = {"cost_channels": cost_channels, "cost_layers": cost_layers}
     if rule == PERTURBATION_RULE:
-        others = {"threshold": threshold != "auto", "epoch": epoch is not None, "candidate": candidate is not None}
-        others |= {"max_params": max_params is not None, "max_macs": max_macs is not None}
-        others |= {"cost_channels": cost_channels is not None, "cost_layers": cost_layers is not None}
-        others |= {"max_skips": max_skips is not None}
+        others = {"threshold": None if threshold == "auto" else threshold, "epoch": epoch, "candidate": candidate}
+        others |= {"max_params": max_params, "max_macs": max_macs, **of_size, "max_skips": max_skips}
         _refuse_given(others, "is for the other rules")
         _perturb(run, load_settings(PerturbationSettings, config=config, sets=sets or (), flags=flags), locals())
         return
-    given = {name: value is not None for name, value in flags.items()}
-    given |= {"config": config is not None, "set": bool(sets), "show-settings": show_settings}
+    given = {**flags, "config": config, "set": sets or None, "show-settings": show_settings or None}
     _refuse_given(given, "is for --rule perturbation")
     most = _amounts({"max_params": max_params, "max_macs": max_macs})
     if not most:
-        of_size = {"cost_channels": cost_channels is not None, "cost_layers": cost_layers is not None}
         _refuse_given(of_size, "is for --max-params and --max-macs")
     outputs.refuse_existing(output, force)
     folder = inputs.open_run(run, "search", ["ssfnas_cli.engine.derive_run"])
@@ -178,10 +175,10 @@ def _amounts(given: Mapping[str, str | None]) -> dict[str, float]:
     return found
 
 
-def _refuse_given(given: Mapping[str, bool], why: str) -> None:
-    """Refuse a flag that the rule has no use for."""
-    for name, is_given in given.items():
-        if is_given:
+def _refuse_given(given: Mapping[str, Any], why: str) -> None:
+    """Refuse a flag that there is no use for; None stands for one that was not given."""
+    for name, value in given.items():
+        if value is not None:
             raise UsageError(f"--{name.replace('_', '-')}: {why}: leave it out")
 
 

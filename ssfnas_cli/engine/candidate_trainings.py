@@ -44,10 +44,7 @@ class CandidateTrainings:
         self.epochs = self.strategy.num_candidates
         self.best_accuracy = 0.0
         steps = [training.num_steps(number) for number in range(training.epochs)]
-        self.starts = [
-            0,
-            *accumulate(steps),
-        ]  # the step with which each epoch of a candidate begins; the last is the end
+        self.starts = [0, *accumulate(steps)]  # of each epoch of a candidate, its first step; the last is the end
 
     def num_steps(self, epoch: int) -> int:
         """The number of steps of a candidate's training."""

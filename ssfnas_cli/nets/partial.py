@@ -33,7 +33,7 @@ def join(seen: Tensor, passed: Tensor) -> Tensor:
     """A node's map [N, C, H, W] from the sums of the ops [N, C / K, H, W] and of what passed by them.
 
     They are concatenated and shuffled in K groups: of C / K groups of K channels, the first channel of each comes from
-    the ops (REFERENCE: channel_shuffle in yuhuixu1993/PC-DARTS, model_search.py).
+    the ops (channel_shuffle in model_search.py of yuhuixu1993/PC-DARTS).
     """
     width = seen.shape[1]
     groups = [part.permute(0, 2, 3, 1).unflatten(-1, (-1, width)).transpose(-1, -2) for part in (seen, passed)]

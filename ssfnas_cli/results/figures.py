@@ -75,11 +75,11 @@ SEARCH_FIGURES = (
 def search_figures() -> list[Figure]:
     """What a search says of its last epoch: accuracies of the supernet, its health, and the cost that it minds."""
     figures = [Figure(name, title, digits, _of_last_epoch(name)) for name, title, digits in SEARCH_FIGURES]
-    costs = [
+    costs = (
         ("genotype_params", "weights of genotype", None, "params"),
+        ("genotype_macs", "multiply-adds of genotype", None, "macs"),
         ("genotype_ms", "ms of genotype", 2, "latency"),
-    ]
-    costs.insert(1, ("genotype_macs", "multiply-adds of genotype", None, "macs"))
+    )
     return figures + [Figure(name, title, digits, _minded(cost), effect=False) for name, title, digits, cost in costs]
 
 

@@ -6,8 +6,10 @@ error's text where the system refuses. `faults` names things to do to the child.
 """
 
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import signal
 import sys
 import time
@@ -18,13 +20,7 @@ AUDITED = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", 
 
 
 def serve() -> None:
-    import sklearn.metrics  # noqa: F401
-    import torch._dynamo  # noqa: F401  the first optimizer imports it, which takes a second
-
-    import ssfnas_cli.engine.evaluate
-    import ssfnas_cli.main  # noqa: F401
-
-    gc.freeze()  # a child's garbage collections leave the pages alone that it shares with this process
+    prepare()
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -32,6 +28,23 @@ def serve() -> None:
         except OSError as error:
             answer = str(error)
         print(json.dumps(answer), flush=True)
+
+
+def prepare() -> None:
+    """Do once what every command would do alike at its start: imports, and the parser of all flags."""
+    import sklearn.metrics  # noqa: F401
+    import torch._dynamo  # noqa: F401  the first optimizer imports it, which takes a second
+    import typer
+
+    import ssfnas_cli
+    from ssfnas_cli import main
+
+    for package in ("artifacts", "commands", "data", "deploy", "engine", "nets", "results", "sweep"):
+        folders = [str(Path(folder, package)) for folder in ssfnas_cli.__path__]
+        for module in pkgutil.walk_packages(folders, f"ssfnas_cli.{package}."):
+            importlib.import_module(module.name)
+    main.app = typer.main.get_command(main.app)  # which a call of the application begins with
+    gc.freeze()  # a child's garbage collections leave the pages alone that it shares with this process
 
 
 def _wait(pid: int) -> int:

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 from faults_support import Zygote
 from PIL import Image
+
+from ssfnas_cli.artifacts.files import cache_folder
 
 SCRIPT = Path(sys.executable).with_name("ssfnas")
 SHAPE = ["--epochs", "1", "--channels", "2", "--layers", "3", "--batch-size", "16"]
@@ -163,6 +166,18 @@ def ssfnas(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Program:
     """The program, with a cache folder of its own."""
     stand_in = zygote.open_door(tmp_path_factory.mktemp("bin"))
     return Program(tmp_path_factory.mktemp("cache"), zygote, stand_in)
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels() -> Callable[[Path], None]:
+    """Copies kernels into a cache folder, as any user has them after the first command, if there are any here."""
+
+    def copy(cache: Path) -> None:
+        compiled = cache_folder() / "kernels"
+        if compiled.is_dir():
+            shutil.copytree(compiled, cache / "ssfnas" / "kernels", dirs_exist_ok=True)
+
+    return copy
 
 
 @pytest.fixture(scope="session")

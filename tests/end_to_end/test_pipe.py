@@ -9,7 +9,7 @@ import pytest
 
 def test_the_whole_pipe(ssfnas, world, tmp_path):
     tiny, ops = " ".join(ssfnas.tiny), " ".join(ssfnas.ops)
-    result = ssfnas.installed.shell(
+    result = ssfnas.shell(
         f"ssfnas search --data {world / 'data'} {tiny} {ops} --relax sigmoid --loss barlow -o s"
         f" | ssfnas derive - | tee genotype.json | ssfnas retrain - {tiny} -o r | ssfnas evaluate - --threads 1",
         tmp_path,
@@ -35,8 +35,9 @@ def test_a_reader_that_has_seen_enough(ssfnas, world, tmp_path):
         assert (result.code, result.err) == (0, ""), command
 
 
-def test_search_without_any_other_flag(ssfnas, tmp_path):
+def test_search_without_any_other_flag(ssfnas, compiled_kernels, tmp_path):
     """It makes the embedded data set and starts; its run derives without flags, even when stopped at once."""
+    compiled_kernels(tmp_path / "cache")
     environ = ssfnas.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -118,7 +119,7 @@ def test_what_a_plugin_prints_goes_to_stderr_and_the_pipe_holds(ssfnas, world, n
 def test_streams_that_the_caller_has_closed(ssfnas, world, tmp_path):
     """No file that is opened later may get the number of stdout or stderr, and so what strangers print."""
     genotype = world / "genotype.json"
-    closed = ssfnas.installed.shell(f"ssfnas describe {genotype} >&-", tmp_path)
+    closed = ssfnas.installed.shell(f"ssfnas runs {world} >&-", tmp_path)
     assert closed.code == 5 and closed.err == "ssfnas: standard output: Bad file descriptor\n"
     for command, code in {
         f"ssfnas plot-genotype {genotype} -o cells.svg >&- 2>&- <&-": 0,

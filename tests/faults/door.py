@@ -6,6 +6,7 @@ like the installed program, which has imported torch already. What is about impo
 locale of a process needs the installed program itself.
 """
 
+import fcntl
 import json
 import os
 import select
@@ -16,20 +17,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 HEADER = 8  # bytes of a request's length, and of an exit code
+HIGH = 512  # no stream of a stand-in has a number like this
 PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 STAND_IN = """#!{python} -ISs
 import json, os, signal, socket, sys
 
 passed_on = [getattr(signal, name) for name in {passed_on}]
+streams = [number for number in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{{number}}")]
 ignored = [int(number) for number in passed_on if signal.getsignal(number) == signal.SIG_IGN]
 request = {{"argv": sys.argv[1:], "cwd": os.getcwd(), "environ": dict(os.environ), "ignored": ignored,
-           "program": {program!r}}}
+           "streams": streams, "program": {program!r}}}
 text = json.dumps(request).encode()
 door = socket.socket(socket.AF_UNIX)
 signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)
 door.connect({path!r})
-socket.send_fds(door, [len(text).to_bytes({header})], [0, 1, 2])
+socket.send_fds(door, [len(text).to_bytes({header})], streams)
 door.sendall(text)
 for number in set(passed_on) - set(ignored):
     signal.signal(number, lambda number, frame: door.send(bytes([number])))
@@ -84,19 +87,27 @@ def _reap() -> bool:
         return False
 
 
+def _give_numbers(streams: list[int], numbers: list[int]) -> None:
+    """Give open streams the numbers that they have in the stand-in, and close all others."""
+    aside = [fcntl.fcntl(stream, fcntl.F_DUPFD, HIGH) for stream in streams]
+    os.closerange(0, HIGH)
+    for stream, number in zip(aside, numbers, strict=True):
+        os.dup2(stream, number)
+        os.close(stream)
+
+
 def _attend(visitor: socket.socket, run: Callable[[dict], int]) -> None:
     """Run what a stand-in asks for in a fork, hand its signals on, and tell it the exit code."""
-    head, streams, _, _ = socket.recv_fds(visitor, HEADER, 3)
+    head, streams, _, _ = socket.recv_fds(visitor, HEADER, 64)
     text = b""
     while len(text) < int.from_bytes(head):
         text += visitor.recv(1 << 16)
+    request = json.loads(text)
     pid = os.fork()
     if pid == 0:
         visitor.close()
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-        os.closerange(3, max(streams) + 1)
-        run(json.loads(text))
+        _give_numbers(streams, request["streams"])
+        run(request)
     for stream in streams:
         os.close(stream)
     ended = os.pidfd_open(pid)

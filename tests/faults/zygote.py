@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import pkgutil
+import runpy
 import signal
 import sys
 import time
@@ -120,7 +121,10 @@ def _visitor(request: dict) -> int:
     from ssfnas_cli.sweep import costs, runner
 
     costs.PROGRAM = runner.PROGRAM = (request["program"],)  # a sweep's cells come through the door, too
-    return _run(request["argv"], json.loads(os.environ.pop("SSFNAS_TEST_FAULTS", "{}")))
+    for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        if Path(folder, "sitecustomize.py").is_file():  # what Python does when it starts
+            runpy.run_path(str(Path(folder, "sitecustomize.py")))
+    return _run(request["argv"], {})
 
 
 def _run(argv: list[str], faults: dict) -> int:
@@ -133,6 +137,8 @@ def _run(argv: list[str], faults: dict) -> int:
     try:
         main.run()
     except SystemExit as error:
+        if isinstance(error.code, str):  # from a script
+            print(error.code, file=sys.stderr)
         return error.code if isinstance(error.code, int) else 1
     return 1
 
@@ -163,7 +169,6 @@ def _on_step(act) -> None:
 def fault_script(value) -> None:
     """Run the script of that path with the given arguments, not a command; what it would spawn are forks of it."""
     import multiprocessing
-    import runpy
 
     forks = multiprocessing.get_context("fork")
     multiprocessing.get_context = lambda method=None: forks
@@ -364,6 +369,18 @@ def fault_shared_memory(value) -> None:
     assert libc.unshare(new_namespace) == 0
     assert libc.mount(b"none", b"/", None, private, None) == 0
     assert libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, f"size={value}".encode()) == 0
+
+
+def fault_on_host(value) -> None:
+    """PID: go into the namespaces of a process, which stands for another host (as nsenter does)."""
+    import ctypes
+
+    libc, folder = ctypes.CDLL(None, use_errno=True), Path.cwd()
+    files = [os.open(f"/proc/{value}/ns/{kind}", os.O_RDONLY) for kind in ("user", "net", "uts", "mnt")]
+    for file in files:
+        assert libc.setns(file, 0) == 0, os.strerror(ctypes.get_errno())
+        os.close(file)
+    os.chdir(folder)  # the mounts are others
 
 
 def fault_umask(value) -> None:

@@ -120,7 +120,8 @@ def test_the_printed_commands_are_a_script(ssfnas, tmp_path):
 
 def test_a_dry_run_adds_up_what_is_missing_and_writes_nothing(ssfnas, tmp_path):
     """Two seeds of a network: one is measured, on data made for it, two are counted."""
-    text = "seeds = [0, 1]\n[data]\nmax_per_class = 12\n[networks]\nresnet20 = {}\n[retrain]\nepochs = 1\nthreads = 1\nbatch_size = 8\n"
+    text = "seeds = [0, 1]\n[data]\nmax_per_class = 12\n[networks]\nresnet20 = {}\n"
+    text += "[retrain]\nepochs = 1\nthreads = 1\nbatch_size = 8\n"
     (tmp_path / "sweep.toml").write_text(text)
     result = ssfnas.through_the_door.ok("sweep", "sweep.toml", "--dry-run", "--jobs", "2", cwd=tmp_path)
     facts = result.json

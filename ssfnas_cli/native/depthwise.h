@@ -68,9 +68,11 @@ void transposed_columns(const Vec<T> *dt, int pitch, int y, int width, const Vec
     for (; m < count; ++m) transposed_pixels<T, K, D, S, Q, 1>(dt + m, pitch, y, w, g + m * S + Q, first);
 }
 
+// The same in the rows [begin, end) of the image g.
 template <class T, int K, int D, int S>
-void depthwise_transposed(const Vec<T> *dt, int pitch, int height, int width, const Vec<T> *w, Vec<T> *g, bool first) {
-    for (int y = 0; y < height; ++y, g += width) {
+void depthwise_transposed(const Vec<T> *dt, int pitch, int begin, int end, int width, const Vec<T> *w, Vec<T> *g, bool first) {
+    g += long(begin) * width;
+    for (int y = begin; y < end; ++y, g += width) {
         transposed_columns<T, K, D, S, 0>(dt, pitch, y, width, w, g, first);
         if (S == 2 && D == 1) transposed_columns<T, K, D, S, S - 1>(dt, pitch, y, width, w, g, first);
         for (int x = 1; S == 2 && D == 2 && first && x < width; x += 2) g[x] = Vec<T>{};  // they meet no output

@@ -277,7 +277,7 @@ void write_gradient(Workspace<T> &w, const Group &group, int n, int y, int end, 
 }
 
 // Through the depthwise convolution, tile by tile: add to its weights' gradient, and to the gradient with respect to the
-// input, which is set if this is the first item. `finish(first row, last row)` takes the rows as they are done.
+// input, which the first item begins. `finish(first row, last row)` takes the rows as they are done.
 template <class T, class Finish>
 void depthwise_backward(Workspace<T> &w, const Item &item, const Vec<T> *depthwise, bool first, Vec<T> *d_depthwise, const Finish &finish) {
     const Layout<T> &l = w.l;
@@ -291,8 +291,9 @@ void depthwise_backward(Workspace<T> &w, const Item &item, const Vec<T> *depthwi
             if (d_depthwise != nullptr)
                 ops.weights(w.first_tap(item, block, row), w.pitch, dt + long(row) * w.gradient_pitch, w.gradient_pitch, rows,
                             l.out_width, d_depthwise + long(block) * taps);
-            ops.transposed(dt, w.gradient_pitch, begin, end, l.width, depthwise + long(block) * taps,
-                           w.gradient + block * l.pixels(), first);
+            Vec<T> *gradient = w.gradient + block * l.pixels();
+            if (first) std::memset(static_cast<void *>(gradient + long(begin) * l.width), 0, long(end - begin) * l.width * VECTOR_BYTES);
+            ops.transposed(dt, w.gradient_pitch, begin, end, l.width, depthwise + long(block) * taps, gradient);
         }
         finish(begin, end);
     });

@@ -101,6 +101,17 @@ def test_ranks_are_measured_beside_one_process_and_more_are_projected(run, tmp_p
 
 
 @pytest.mark.slow
+@needs_compiler
+def test_kernels_are_held_against_a_matrix_product_and_a_copy(run):
+    page = (ROOT / "docs" / "performance.md").read_bytes()
+    rows = [line.split("|")[1:-1] for line in run("kernel_floor.py").splitlines() if line.startswith("| ")]
+    parts, widths = rows[2:6], rows[8:]
+    assert len(parts) == 4 and all(float(row[2]) > 0 and float(row[6]) > 0 for row in parts)
+    assert [int(row[0]) for row in widths] == [16, 24, 32, 36, 40, 48] and float(widths[0][2]) == 1.0
+    assert (ROOT / "docs" / "performance.md").read_bytes() == page, "a quick run writes no docs"
+
+
+@pytest.mark.slow
 def test_every_part_of_a_recipe_is_measured(run):
     page = (ROOT / "docs" / "performance.md").read_bytes()
     rows = [line.split("|")[1:3] for line in run("recipe.py").splitlines() if line.startswith("| ")][2:]

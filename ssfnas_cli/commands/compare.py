@@ -88,6 +88,7 @@ def command(
 def _format(named: str | None, output: Path | None, json: bool) -> str:
     """The format that is asked for, in words or by a file's suffix."""
     if named is not None:
+        named = {suffix: name for name, suffix in FORMATS.items()}.get(named, named)
         if named not in FORMATS:
             raise UsageError(f"--format {named}: should be one of {', '.join(FORMATS)}")
         return named

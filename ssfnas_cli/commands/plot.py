@@ -103,6 +103,9 @@ def _drawer(kind: str, paths: Sequence[Path], split: str, lines: bool, against: 
 
     if kind == "curves" and not curves.is_tracked(groups):
         log.info("no test split was tracked; '--set track_test=true' in search or retrain tracks them")
+    elif kind == "curves":
+        for label in curves.untracked(groups):
+            log.warning("%s: has no line: it tracked none of these splits ('--set track_test=true' tracks them)", label)
     drawers: dict[str, Callable[[], Figure]] = {
         "curves": partial(curves.draw, groups),
         "health": partial(health.draw, groups),

@@ -52,7 +52,8 @@ def run_retrain(
     device, phases, model = build_retrain(plan, card)
     with open_run(plan, device, force, phases[-1].tracking) as (run, loop):
         weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
-        log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
+        aux = f", {with_aux:,} with the auxiliary head" if with_aux != weights else ""
+        log.info("network: %s weights%s", f"{weights:,}", aux)
         if "init" in plan.config:
             init = plan.config["init"]
             log.info("taken from %s: %s; the others are new", init["source"], Inherited(**init["taken"]))

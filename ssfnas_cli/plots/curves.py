@@ -64,6 +64,12 @@ def is_tracked(groups: Sequence[Group]) -> bool:
     return any(_has(groups, name) for name, _ in _candidates(groups) if name.rpartition("accuracy_")[2] in SPLITS)
 
 
+def untracked(groups: Sequence[Group]) -> list[str]:
+    """The labels of groups that have no line, because other groups tracked held-out splits and they did not."""
+    shown = [name for name, _ in shown_figures(groups)]
+    return [group.label for group in groups if all(curve_of(group, name) is None for name in shown)]
+
+
 def _candidates(groups: Sequence[Group]) -> list[tuple[str, str]]:
     """The figures that can be drawn, with a title each; tracked splits come first."""
     search = groups[0].runs[0].run.kind == "search"
@@ -101,6 +107,8 @@ def _draw_panel(groups: Sequence[Group], name: str, title: str, axes: Axes) -> N
         axes.plot(curve.epochs, curve.mean, label=label, markevery=(number % every, every), **looks)
         if len(group.runs) > 1:
             axes.fill_between(curve.epochs, curve.low, curve.high, color=looks["color"], alpha=0.15, linewidth=0)
+        if len(group.runs) > 1 and len(curve.epochs) == 1:  # a band over a single epoch has no width
+            axes.vlines(curve.epochs, curve.low, curve.high, color=looks["color"], alpha=0.5)
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy in percent")

@@ -24,6 +24,7 @@ NOT_SETTINGS = (  # that have no default
     *(f"{SEARCH}rule", f"{SEARCH}epoch", f"{SEARCH}max_skips"),
     *(f"{SEARCH}max_params", f"{SEARCH}max_macs", f"{SEARCH}candidate"),
 )
+ORIGINS = ("genotype", f"{SEARCH}relax.name", f"{SEARCH}strategy.name")  # what networks that are searched come from
 MEANT = ("flip", "stem")  # whose `auto` was replaced by what it meant
 # The rules that go without saying, by relaxation; None: a strategy without alphas
 USUAL_RULE = {None: "darts", "softmax": "darts", "sigmoid": "fairdarts", "gumbel": "darts", "dirichlet": "darts"}
@@ -209,6 +210,8 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
         name = name.replace(f"{DERIVATION}rule", "rule").replace(f"{INIT}kind", "init")
         is_bare = short.removesuffix(".name") in BARE and short not in both
         if value == "none" and is_bare:
+            if short == "network.name" and not any(one in differing for one in ORIGINS):
+                words += _origin(run)
             continue
         words.append(_text(value) if is_bare or key == "data" else f"{name}={_text(value)}")
     return ", ".join(words) or _own_label(run)
@@ -223,11 +226,18 @@ def _is_default(run: RunFacts, key: str) -> bool:
 
 def _own_label(run: RunFacts) -> str:
     """The label of a group that has no other beside it."""
-    telling = ["network.name", "genotype"]
+    values = [run.settings.get(key, "none") for key in ("network.name", "loss.name")]
+    network, loss = ([_text(value)] if value != "none" else [] for value in values)
+    return ", ".join([*network, *_origin(run), *loss])
+
+
+def _origin(run: RunFacts) -> list[str]:
+    """What a network that is not plain comes from: its genotype, or its search; that of a search is its own."""
+    telling = ["genotype"]
     for stage in (SEARCH, ""):  # a strategy without alphas tells itself, another one by its relaxation
         telling.append(f"{stage}relax.name" if f"{stage}relax.name" in run.settings else f"{stage}strategy.name")
-    values = [run.settings.get(key, "none") for key in (*telling, "loss.name")]
-    return ", ".join(_text(value) for value in values if value != "none")
+    values = [run.settings.get(key, "none") for key in telling]
+    return [_text(value) for value in values if value != "none"]
 
 
 def _text(value: Any) -> str:

@@ -11,12 +11,12 @@
 //   - The depthwise results are computed again in the backward pass, which is cheaper than to write and read them.
 //   - A map is read and written in its place, and in as few passes as its statistics allow.
 //
-// Layouts. Tensors of torch are NHWC ("channels last"). Maps of our own are "blocked": [N][blocks][H][W][lanes], a
-// block being as many channels as a vector has lanes, the last one filled up with zeros.
+// All maps are NHWC ("channels last"); a loop reads and writes them block by block, a block being as many channels as a
+// vector has lanes.
 //
 // The batch is cut into at most NUM_CHUNKS chunks, each with sums of its own, which are added in order: the results do
 // not depend on how many threads there are, nor on which of them was faster.
-
+//
 // The library is compiled for one type, REAL: a search in float32 does not wait until the kernels for float64 are there.
 
 #include "cells.h"

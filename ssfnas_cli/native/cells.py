@@ -134,9 +134,8 @@ class CellKernels:
         return self
 
     def new_maps(self, count: int, num: int, channels: int, height: int, width: int) -> Tensor:
-        """Allocate so many blocked maps, one after the other, as a flat tensor."""
-        padded = -(-channels // self.lanes) * self.lanes
-        return torch.empty(count * num * padded * height * width, dtype=self.dtype)
+        """Allocate so many maps [N, H, W, C], one after the other, as a flat tensor."""
+        return torch.empty(count * num * channels * height * width, dtype=self.dtype)
 
 
 def load(dtype: torch.dtype = torch.float32) -> CellKernels | None:

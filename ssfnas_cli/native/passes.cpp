@@ -28,14 +28,13 @@ struct Sizes {
     Shape out;
     int images, channels;  // side by side; of one image
     long count;            // the values of one channel over the batch
-    long map_values;       // of one blocked map
+    long map_values;       // of one map
 
     Sizes(const Shape &in, int images_) : images(images_), channels(in.channels / images_) {
         const auto divided = [&](int side) { return (side + in.stride - 1) / in.stride; };
         out = {in.num, divided(in.height), divided(in.width), in.channels, 1, in.threads};
-        const long pixels = long(out.num) * out.height * out.width, lanes = vector_bytes() / long(sizeof(T));
-        count = pixels * images;
-        map_values = pixels * ((in.channels + lanes - 1) / lanes * lanes);
+        const long pixels = long(out.num) * out.height * out.width;
+        count = pixels * images, map_values = pixels * in.channels;
     }
 };
 
@@ -156,7 +155,7 @@ struct FanPass {
             inner_shift.set(j, [&](int c) { return (beta == nullptr ? 0.0 : double(beta[c])) - mean(k, c) * scaled(c); });
             groups[j].x = items[k].y;
             groups[j].scale = inner_scale[j], groups[j].shift = inner_shift[j];
-            groups[j].first_item = j, groups[j].num_items = 1, groups[j].blocked = 1;
+            groups[j].first_item = j, groups[j].num_items = 1;
         }
         return groups;
     }
@@ -169,7 +168,7 @@ struct FanPass {
             const int use = fan.by_target[i], k = fan.last_map[use];
             const bool identity = items[k].kind == IDENTITY;
             term_scale.set(use, [&](int c) { return scale(use, c) * inverse(k, c); });
-            terms[i].y = identity ? call.x : items[k].y, terms[i].blocked = !identity;
+            terms[i].y = identity ? call.x : items[k].y;
             terms[i].scale = term_scale[use], terms[i].centre = centre[k], terms[i].sample = sample(use);
             terms[i].target = fan.target[use];
         }
@@ -259,7 +258,7 @@ struct FanPass {
         }
         for (int i = 0; i < fan.num_uses; ++i) {
             const int use = fan.by_map[i];
-            upstreams[i] = {call.gs[fan.target[use]], term_scale[use], sample(use), 0};
+            upstreams[i] = {call.gs[fan.target[use]], term_scale[use], sample(use)};
         }
     }
 
@@ -272,7 +271,7 @@ struct FanPass {
         for (int j = 0; j < num_inner; ++j) {
             groups[j].dx = map + j * sizes.map_values, groups[j].centre = items[fan.inner[j]].centre;
             groups[j].sum = &products[2 * j * row], groups[j].dot = &products[(2 * j + 1) * row];
-            upstreams[fan.num_uses + j] = {groups[j].dx, groups[j].scale, nullptr, 1};
+            upstreams[fan.num_uses + j] = {groups[j].dx, groups[j].scale, nullptr};
         }
         kernel_groups_backward(&sizes.out, num_inner, groups.data(), num_inner, &items[fan.num_first], upstreams.data());
         for (int j = 0; j < num_inner; ++j) {
@@ -306,7 +305,7 @@ struct ProjectionPass {
         rows.set(0, [&](int c) { return call.mean[c]; });
         rows.set(1, [&](int c) { return call.inverse[c] * factor(c); });
         Term term{};
-        term.y = call.y, term.blocked = 1, term.centre = rows[0], term.scale = rows[1], term.shift = call.beta;
+        term.y = call.y, term.centre = rows[0], term.scale = rows[1], term.shift = call.beta;
         return term;
     }
 
@@ -329,7 +328,7 @@ struct ProjectionPass {
         rows.set(3, [&](int c) { return offset_of(call.inverse[c], factor(c) * call.d_beta[c], sizes.count); });
         for (int c = 0; c < sizes.channels; ++c) call.d_gamma[c] = dots[c] * call.inverse[c];
         result.centre = rows[0], result.slope = rows[2], result.offset = rows[3], result.num_upstream = 1;
-        const Upstream upstream = {call.g, rows[1], nullptr, 0};
+        const Upstream upstream = {call.g, rows[1], nullptr};
         kernel_project_backward(&shape, &call.job, &result, &upstream);
     }
 };

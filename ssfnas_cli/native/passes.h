@@ -40,7 +40,7 @@ struct ProjectionCall {  // one pass of a projection
     Projection job;
     Norms norms;               // of one map
     const void *gamma, *beta;  // [C], or null
-    void *y;                   // the convolutions' result before its BN, a blocked map
+    void *y;                   // the convolutions' result before its BN, [N, H, W, C]
     double *mean, *inverse;    // [C]
     void *out;                 // forward
     const void *g;             // backward

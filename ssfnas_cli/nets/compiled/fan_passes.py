@@ -56,7 +56,7 @@ class Stored(NamedTuple):
     """What the forward pass keeps for the backward pass, beside its inputs.
 
     Attributes:
-        maps: of the convolutions and pools before their BNs, blocked, one after the other.
+        maps: of the convolutions and pools before their BNs, one after the other.
         statistics: the mean and 1 / deviation of each map, [2, maps, C] in float64, because sums over many values
             cancel; 0 and 1 for a map without a BN. They hold for every image, also where several are side by side.
     """

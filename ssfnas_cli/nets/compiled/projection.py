@@ -98,7 +98,7 @@ def _call(x: Tensor, gamma: Tensor | None, y: Tensor, statistics: Tensor, weight
     """The structure of a pass.
 
     Args:
-        y: the convolutions' result before BN, a blocked map.
+        y: the convolutions' result before BN, [N, H, W, C].
         statistics: its mean and 1 / deviation, [2, C] in float64.
     """
     job = cells.Projection(x.data_ptr(), x.shape[1], len(weights), len(weights[0]))

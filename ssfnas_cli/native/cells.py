@@ -124,10 +124,10 @@ class CellKernels:
         check_layouts(cdll, "cells_layout", MIRRORS)
         self.dtype = dtype
         self.lanes = cdll.vector_bytes() // dtype.itemsize
-        self.fan_forward = _function(cdll.fan_forward, Shape, Fan, FanCall)
-        self.fan_backward = _function(cdll.fan_backward, Shape, Fan, FanCall)
-        self.projection_forward = _function(cdll.projection_forward, Shape, ProjectionCall)
-        self.projection_backward = _function(cdll.projection_backward, Shape, ProjectionCall)
+        self.fan_forward = bind(cdll.fan_forward, Shape, Fan, FanCall)
+        self.fan_backward = bind(cdll.fan_backward, Shape, Fan, FanCall)
+        self.projection_forward = bind(cdll.projection_forward, Shape, ProjectionCall)
+        self.projection_backward = bind(cdll.projection_backward, Shape, ProjectionCall)
 
     def __deepcopy__(self, memo: object) -> CellKernels:
         """The same functions: a copy of a network that they compute shares them."""
@@ -138,14 +138,19 @@ class CellKernels:
         return torch.empty(count * num * channels * height * width, dtype=self.dtype)
 
 
+def library_for(dtype: torch.dtype) -> tuple[str, str]:
+    """The arguments of `library.load` for tensors of this type."""
+    real = {torch.float32: "float", torch.float64: "double"}[dtype]
+    return "cells", f"-DREAL={real}"
+
+
 def load(dtype: torch.dtype = torch.float32) -> CellKernels | None:
     """Load the compiled kernels; None if they cannot be compiled here."""
-    real = {torch.float32: "float", torch.float64: "double"}[dtype]
-    cdll = library.load("cells", f"-DREAL={real}")
+    cdll = library.load(*library_for(dtype))
     return None if cdll is None else CellKernels(cdll, dtype)
 
 
-def _function(function: ctypes._NamedFuncPointer, *structures: type[ctypes.Structure]) -> ctypes._NamedFuncPointer:
+def bind(function: ctypes._NamedFuncPointer, *structures: type[ctypes.Structure]) -> ctypes._NamedFuncPointer:
     """A function of pointers to structures, which can be given the structures themselves."""
     function.argtypes = [POINTER(structure) for structure in structures]
     function.restype = None

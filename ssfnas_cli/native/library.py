@@ -78,6 +78,12 @@ def load(name: str, *defines: str) -> ctypes.CDLL | None:
         return None
 
 
+def prepare(*libraries: tuple[str, ...]) -> None:
+    """Load libraries, each given as the arguments of `load`. Those that are new are compiled at the same time."""
+    with ThreadPoolExecutor(len(libraries)) as pool:
+        list(pool.map(lambda arguments: load(*arguments), libraries))
+
+
 @functools.cache
 def _say(reason: str) -> None:  # once, not once a library
     log.warning("the fast kernels are not here (%s): torch's own are used, which are slower", reason)

@@ -30,6 +30,7 @@ check: $(READY) ## check style, types, imports and scripts, as CI does before th
 
 bench: $(READY) ## run all benchmarks and write their tables to docs/performance.md
 	PYTHONPATH=. $(BIN)/python benchmarks/search_step.py
+	PYTHONPATH=. $(BIN)/python benchmarks/digits.py --pairs 20
 	PYTHONPATH=. $(BIN)/python benchmarks/relaxations.py
 	PYTHONPATH=. $(BIN)/python benchmarks/retrain_step.py
 	PYTHONPATH=. $(BIN)/python benchmarks/kernel_floor.py

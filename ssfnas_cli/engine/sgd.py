@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from registry.optimizers import SGD
 from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.settings import RetrainSettings
 
 
-def build_sgd(weights: Sequence[Tensor], lr: float, settings: RetrainSettings) -> torch.optim.SGD:
+def build_sgd(weights: Sequence[Tensor], lr: float, settings: RetrainSettings) -> SGD:
     """The optimizer of a phase.
 
     Without the setting `decay_bn`, weights of one dimension do not decay: these are the biases, and the scales of
@@ -23,7 +23,7 @@ def build_sgd(weights: Sequence[Tensor], lr: float, settings: RetrainSettings) -
         vectors = [weight for weight in weights if weight.ndim <= 1]
         others = [weight for weight in weights if weight.ndim > 1]
         groups = [{"params": others, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    return SGD(groups, lr, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
 def learning_rate(

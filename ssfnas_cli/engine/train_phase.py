@@ -175,7 +175,8 @@ class TrainPhase:
             schedule.lr, self.settings.lr_min, epoch, step, num_steps, self.epochs, schedule.warmup_epochs
         )
         set_lr(self.optimizer, lr)
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         self.model.encoder.set_progress(epoch / self.epochs if schedule.regularised else 0.0)
         with collective.sharing(batch.share):
             loss, train_accuracy = self._loss(batch, progress)

@@ -21,56 +21,29 @@
 //
 // The batch is cut into at most NUM_CHUNKS chunks, each with sums of its own, which are added in order: the results do
 // not depend on how many threads there are, nor on which of them was faster.
+//
+// The library is compiled for one type, REAL: a search in float32 does not wait until the kernels for float64 are there.
+
+#include "cells.h"
 
 #include "fan.h"
-#include "layout.h"
 #include "projection.h"
 #include "sums.h"
 
-extern "C" {
+using T = REAL;
 
 int vector_bytes() { return VECTOR_BYTES; }
-
-const LayoutEntry *cells_layout() {
-    static const LayoutEntry entries[] = {
-        SIZE_OF(Shape), OFFSET_OF(Shape, num), OFFSET_OF(Shape, height), OFFSET_OF(Shape, width),
-        OFFSET_OF(Shape, channels), OFFSET_OF(Shape, stride), OFFSET_OF(Shape, threads),
-        SIZE_OF(Upstream), OFFSET_OF(Upstream, g), OFFSET_OF(Upstream, scale), OFFSET_OF(Upstream, sample),
-        SIZE_OF(Item), OFFSET_OF(Item, kind), OFFSET_OF(Item, kernel), OFFSET_OF(Item, dilation),
-        OFFSET_OF(Item, first_upstream), OFFSET_OF(Item, num_upstream), OFFSET_OF(Item, depthwise),
-        OFFSET_OF(Item, pointwise), OFFSET_OF(Item, y), OFFSET_OF(Item, mean), OFFSET_OF(Item, variance),
-        OFFSET_OF(Item, centre), OFFSET_OF(Item, slope), OFFSET_OF(Item, offset), OFFSET_OF(Item, d_depthwise),
-        OFFSET_OF(Item, d_pointwise),
-        SIZE_OF(Group), OFFSET_OF(Group, x), OFFSET_OF(Group, scale), OFFSET_OF(Group, shift),
-        OFFSET_OF(Group, first_item), OFFSET_OF(Group, num_items), OFFSET_OF(Group, dx),
-        OFFSET_OF(Group, centre), OFFSET_OF(Group, sum), OFFSET_OF(Group, dot),
-        SIZE_OF(Projection), OFFSET_OF(Projection, x), OFFSET_OF(Projection, in_channels),
-        OFFSET_OF(Projection, taps), OFFSET_OF(Projection, first_channels), OFFSET_OF(Projection, weights),
-        OFFSET_OF(Projection, d_weights), OFFSET_OF(Projection, dx),
-        SIZE_OF(Term), OFFSET_OF(Term, y), OFFSET_OF(Term, scale), OFFSET_OF(Term, centre), OFFSET_OF(Term, shift),
-        OFFSET_OF(Term, sample), OFFSET_OF(Term, target), OFFSET_OF(Term, sum),
-        OFFSET_OF(Term, dot),
-        {nullptr, 0},
-    };
-    return entries;
+void kernel_groups_forward(const Shape *s, int g, const Group *gs, int i, const Item *is) {
+    groups_forward<T>(*s, g, gs, i, is);
 }
-
-#define FOR_TYPE(T, SUFFIX)                                                                                             \
-    void groups_forward_##SUFFIX(const Shape *s, int g, const Group *gs, int i, const Item *is) {                       \
-        groups_forward<T>(*s, g, gs, i, is);                                                                            \
-    }                                                                                                                   \
-    void groups_backward_##SUFFIX(const Shape *s, int g, const Group *gs, int i, const Item *is, const Upstream *us) {  \
-        groups_backward<T>(*s, g, gs, i, is, us);                                                                       \
-    }                                                                                                                   \
-    void project_forward_##SUFFIX(const Shape *s, const Projection *p, const Item *i) { project_forward<T>(*s, *p, *i); } \
-    void project_backward_##SUFFIX(const Shape *s, const Projection *p, const Item *i, const Upstream *us) {            \
-        project_backward<T>(*s, *p, *i, us);                                                                            \
-    }                                                                                                                   \
-    void add_terms_##SUFFIX(const Shape *s, int n, const Term *ts, int k, void *const *outs, const int *add) {        \
-        add_terms<T>(*s, n, ts, k, outs, add);                                                                        \
-    }                                                                                                                   \
-    void term_sums_##SUFFIX(const Shape *s, int n, const Term *ts, const void *const *gs) { term_sums<T>(*s, n, ts, gs); }
-
-FOR_TYPE(float, float)
-FOR_TYPE(double, double)
+void kernel_groups_backward(const Shape *s, int g, const Group *gs, int i, const Item *is, const Upstream *us) {
+    groups_backward<T>(*s, g, gs, i, is, us);
 }
+void kernel_project_forward(const Shape *s, const Projection *p, const Item *i) { project_forward<T>(*s, *p, *i); }
+void kernel_project_backward(const Shape *s, const Projection *p, const Item *i, const Upstream *us) {
+    project_backward<T>(*s, *p, *i, us);
+}
+void kernel_add_terms(const Shape *s, int n, const Term *ts, int k, void *const *outs, const int *add) {
+    add_terms<T>(*s, n, ts, k, outs, add);
+}
+void kernel_term_sums(const Shape *s, int n, const Term *ts, const void *const *gs) { term_sums<T>(*s, n, ts, gs); }

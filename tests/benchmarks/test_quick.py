@@ -42,6 +42,7 @@ def run_afresh(script, *arguments):
     [
         pytest.param("search_step.py", "softmax-ce-1", marks=needs_compiler),
         pytest.param("retrain_step.py", "FairDARTS_b-16x8", marks=needs_compiler),
+        pytest.param("digits.py", "barlow-32", marks=needs_compiler),
     ],
 )
 def test_a_case_is_measured_once_and_rendered(run, tmp_path, script, case):

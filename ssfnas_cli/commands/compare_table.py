@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssfnas_cli.console import box_style, format_duration, plain_console, printable, stdout
 from ssfnas_cli.json_text import layout_json
+from ssfnas_cli.results.baseline import Contrast
 from ssfnas_cli.results.comparison import Comparison, to_json
 from ssfnas_cli.results.figures import Figure
-from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.results.statistics import LEVEL, MAX_EXACT, Difference, Spread
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ def grids(comparison: Comparison) -> list[Grid]:
     if comparison.baseline is None:
         return whole
     compared = [one for one in figures if one.effect]
-    others = [group for group in groups if group is not comparison.baseline]
-    rows = [[group.label, *_difference_cells(comparison, group, compared)] for group in others]
+    rows = [[one.label, *_difference_cells(one, compared)] for one in comparison.baseline.contrasts]
     title = (
         f"Difference from {comparison.baseline.label}, paired by seed: mean [{LEVEL:.0%} t interval], p of the exact "
         "permutation test"
@@ -91,8 +90,8 @@ def _number(value: float, digits: int | None) -> str:
     return f"{value:,.0f}" if digits is None else f"{value:.{digits}f}"
 
 
-def _difference_cells(comparison: Comparison, group: Group, figures: Sequence[Figure]) -> list[str]:
-    found = [comparison.difference(group, figure) for figure in figures]
+def _difference_cells(contrast: Contrast, figures: Sequence[Figure]) -> list[str]:
+    found = [contrast.difference(figure) for figure in figures]
     pairs = max((one.num for one in found if one is not None), default=0)
     return [str(pairs), *(_difference(one, figure) for one, figure in zip(found, figures, strict=True))]
 
@@ -108,10 +107,16 @@ def _difference(value: Difference | None, figure: Figure) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What to mind about the figures."""
+    """What to mind about the figures, and what the runs took."""
     told = [remark.sentence for remark in comparison.remarks]
+    if comparison.core_hours:
+        words = {"search": "searches", "retrain": "networks"}
+        each = ", ".join(f"{words[kind]} {hours:.1f}" for kind, hours in comparison.core_hours.items())
+        told.append(
+            f"all of it took {sum(comparison.core_hours.values()):.1f} core-hours (hours times threads): {each}"
+        )
     if comparison.baseline is not None:
-        pairs = [comparison.difference(group, comparison.figures[0]) for group in comparison.groups]
+        pairs = [one.difference(comparison.figures[0]) for one in comparison.baseline.contrasts]
         fewest = min((one.num for one in pairs if one is not None and 1 < one.num <= MAX_EXACT), default=None)
         if fewest is not None:
             told.append(f"with {fewest} pairs the permutation test's p cannot be below {2 / 2**fewest:.3g}")
@@ -188,7 +193,8 @@ def _csv(comparison: Comparison) -> str:
             value = comparison.spread(group, figure)
             row += [value.mean, value.std]
             if statistics and figure.effect:
-                found = None if group is comparison.baseline else comparison.difference(group, figure)
+                contrast = None if comparison.baseline is None else comparison.baseline.of(group)
+                found = None if contrast is None else contrast.difference(figure)
                 row += [None] * len(statistics) if found is None else list(found)
         writer.writerow(row)
     return text.getvalue()

@@ -49,6 +49,7 @@ def command(
             show_default=f"{MISTAKES}; 0 for more than {MAX_NETWORKS} networks",
         ),
     ] = None,
+    sweep: common.SweepFile = None,
     device: common.DeviceName = None,
     threads: common.Threads = None,
     force: common.Force = False,
@@ -69,7 +70,12 @@ def command(
     from ssfnas_cli.plots.report.contents import write
     from ssfnas_cli.results.selection import select_every_run
 
-    material = gather(select_every_run(runs), split)
+    selection = select_every_run(runs)
+    if sweep is not None:
+        from ssfnas_cli.sweep.arms import name_runs
+
+        selection = name_runs(selection, sweep, sorted({run.run.kind for run in selection.runs}))
+    material = gather(selection, split)
     if mistakes is None:
         mistakes = _usual_mistakes(material)
     if mistakes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ssfnas_cli.errors import UsageError
 from ssfnas_cli.results.facts import RunFacts
 
 
@@ -112,3 +113,21 @@ def _of_cost(name: str) -> Callable[[RunFacts], float | None]:
 def present(figures: Sequence[Figure], runs: Sequence[RunFacts]) -> list[Figure]:
     """The figures that at least one run has."""
     return [figure for figure in figures if any(figure.read(run) is not None for run in runs)]
+
+
+def chosen_figures(figures: Sequence[Figure], names: Sequence[str]) -> list[Figure]:
+    """The figures of these names, in their order; all of them if none is named.
+
+    A figure of a split may be named without the split, which means it on every split.
+
+    Raises:
+        UsageError: there is no such figure.
+    """
+    chosen: list[Figure] = []
+    for name in names:
+        found = [one for one in figures if one.name == name or one.name.endswith(f"_{name}")]
+        exact = [one for one in found if one.name == name]
+        if not found:
+            raise UsageError(f"--figure {name}: no run has it. There are {', '.join(one.name for one in figures)}")
+        chosen += [one for one in exact or found if one not in chosen]
+    return chosen or list(figures)

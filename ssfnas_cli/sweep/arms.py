@@ -49,7 +49,7 @@ def name_runs(selection: Selection, file: Path, kinds: Sequence[str]) -> Selecti
         raise InputError(f"--sweep {file}: no run is one of its cells, such as '{cells[0].name}'")
     others = [run for run in selection.runs if _without_seed(run.path.name) not in arms]
     left_out = [*selection.left_out, *(LeftOut(run.path, f"is no cell of {file}") for run in others)]
-    begun = {one.path.name for one in (*selection.runs, *selection.left_out)}
+    begun = {run.path.name for run in selection.runs} | {one.path.name for one in selection.left_out}
     stages = [stage for kind in kinds for stage in STAGES[kind]]
     asked = [cell.name for cell in cells if cell.stage in stages]
     if missing := [name for name in asked if name not in begun]:

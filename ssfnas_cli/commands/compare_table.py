@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LABEL_WIDTH, GAP = 32, 3  # of the first column on a terminal, and between columns
 FILE_WIDTH = 120
+STATISTICS = ("difference", "low", "high", "p", "pairs")  # the columns of a difference in CSV
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$"}
 
@@ -52,22 +53,22 @@ def show(comparison: Comparison) -> None:
 
 
 def grids(comparison: Comparison) -> list[Grid]:
-    """The table of figures, and the one of differences if there is a baseline."""
+    """The table of figures, and one of differences from each baseline."""
     figures, groups = comparison.figures, comparison.groups
     rows = [
         [group.label, str(len(group.runs)), *(_cell(comparison.spread(group, one), one) for one in figures)]
         for group in groups
     ]
     whole = [Grid(_title(comparison), ["group", "seeds", *(one.title for one in figures)], rows)]
-    if comparison.baseline is None:
-        return whole
     compared = [one for one in figures if one.effect]
-    rows = [[one.label, *_difference_cells(one, compared)] for one in comparison.baseline.contrasts]
-    title = (
-        f"Difference from {comparison.baseline.label}, paired by seed: mean [{LEVEL:.0%} t interval], p of the exact "
-        "permutation test"
-    )
-    return [*whole, Grid(title, ["group", "pairs", *(one.title for one in compared)], rows)]
+    for baseline in comparison.baselines if compared else ():
+        rows = [[one.label, *_difference_cells(one, compared)] for one in baseline.contrasts]
+        title = (
+            f"Difference from {baseline.label}, paired by seed: mean [{LEVEL:.0%} t interval], p of the exact "
+            "permutation test"
+        )
+        whole.append(Grid(title, ["group", "pairs", *(one.title for one in compared)], rows))
+    return whole
 
 
 def _title(comparison: Comparison) -> str:
@@ -115,8 +116,8 @@ def notes(comparison: Comparison) -> list[str]:
         told.append(
             f"all of it took {sum(comparison.core_hours.values()):.1f} core-hours (hours times threads): {each}"
         )
-    if comparison.baseline is not None:
-        pairs = [one.difference(comparison.figures[0]) for one in comparison.baseline.contrasts]
+    if contrasts := [contrast for one in comparison.baselines for contrast in one.contrasts]:
+        pairs = [one.difference(comparison.figures[0]) for one in contrasts]
         fewest = min((one.num for one in pairs if one is not None and 1 < one.num <= MAX_EXACT), default=None)
         if fewest is not None:
             told.append(f"with {fewest} pairs the permutation test's p cannot be below {2 / 2**fewest:.3g}")
@@ -178,24 +179,26 @@ def _fitting(grid: Grid, width: int) -> list[list[int]]:
 
 
 def _csv(comparison: Comparison) -> str:
-    """A line a group: mean and standard deviation of each figure, and where there is a baseline the differences."""
+    """A line a group: mean and standard deviation of each figure, and the differences from each baseline."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    statistics = ("difference", "low", "high", "p", "pairs") if comparison.baseline is not None else ()
+    bases = comparison.baselines
+    suffixes = [f"_from_{one.label}" if len(bases) > 1 else "" for one in bases]
     header = ["group", "seeds", "runs"]
     for figure in comparison.figures:
         header += [figure.name, f"{figure.name}_std"]
-        header += [f"{figure.name}_{one}" for one in statistics] if figure.effect else []
+        columns = [f"{figure.name}_{one}{suffix}" for suffix in suffixes for one in STATISTICS]
+        header += columns if figure.effect else []
     writer.writerow(header)
     for group in comparison.groups:
         row: list[Any] = [group.label, len(group.runs), " ".join(str(run.path) for run in group.runs)]
         for figure in comparison.figures:
             value = comparison.spread(group, figure)
             row += [value.mean, value.std]
-            if statistics and figure.effect:
-                contrast = None if comparison.baseline is None else comparison.baseline.of(group)
+            for baseline in bases if figure.effect else ():
+                contrast = baseline.of(group)
                 found = None if contrast is None else contrast.difference(figure)
-                row += [None] * len(statistics) if found is None else list(found)
+                row += [None] * len(STATISTICS) if found is None else list(found)
         writer.writerow(row)
     return text.getvalue()
 

@@ -147,10 +147,10 @@ def _compared(runs: Sequence[RunFacts], split: str) -> list[Block]:
         return []
     selection = with_counts(Selection(ready, []))
     measured = {name for run in ready for name in (run.evaluation or {}).get("splits", {})}
-    main = compare(selection, [split] if split in measured else [], None)
+    main = compare(selection, [split] if split in measured else [])
     (grid,) = grids(main)
     blocks: list[Block] = [turned_if_wide(Table(*grid))]
-    others = [compare(selection, [name], None) for name in EVALUATED if name in measured.difference(main.splits)]
+    others = [compare(selection, [name]) for name in EVALUATED if name in measured.difference(main.splits)]
     if others:
         tables = [
             Table(*grid)

@@ -26,7 +26,7 @@ class Remark(NamedTuple):
 
 
 def audit(
-    groups: Sequence[Group], splits: Sequence[str], baseline: Baseline | None, left_out: Sequence[LeftOut]
+    groups: Sequence[Group], splits: Sequence[str], baselines: Sequence[Baseline], left_out: Sequence[LeftOut]
 ) -> list[Remark]:
     """All remarks, the ones that make figures incomparable first."""
     return [
@@ -35,7 +35,7 @@ def audit(
         *_other_views(groups),
         *_other_size(groups),
         *_choices(groups, splits),
-        *_seeds(groups, baseline),
+        *_seeds(groups, baselines),
         *_code(groups),
         *_same_figures(groups),
         *_runs(groups, left_out),
@@ -125,12 +125,13 @@ def _picked_epoch(run: RunFacts) -> int | None:
     return epoch if epoch != run.settings.get(f"{SEARCH}epochs") else None
 
 
-def _seeds(groups: Sequence[Group], baseline: Baseline | None) -> Iterable[Remark]:
+def _seeds(groups: Sequence[Group], baselines: Sequence[Baseline]) -> Iterable[Remark]:
     single = [group.label for group in groups if len(group.runs) == 1]
     if single:
         yield Remark("seeds", f"one seed only, so a difference may be chance: {'; '.join(single)}")
-    if baseline is not None:
-        for group, other in (pair for one in baseline.contrasts if len(one.pairs) == 1 for pair in one.pairs):
+    if baselines:
+        contrasts = [contrast for one in baselines for contrast in one.contrasts if len(contrast.pairs) == 1]
+        for group, other in (pair for contrast in contrasts for pair in contrast.pairs):
             if {run.seeds[-1] for run in group.runs} != {run.seeds[-1] for run in other.runs}:
                 yield Remark("seeds", f"other seeds: {_named([group, other], _seed_list)}")
     elif _differ(groups, lambda run: len(run.seeds)) is False and len({_seed_list(group) for group in groups}) > 1:

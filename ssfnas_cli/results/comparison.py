@@ -26,7 +26,7 @@ class Comparison:
         splits: of the data set, whose figures are compared; empty for searches.
         groups: in the order of the arguments.
         figures: those that some group has.
-        baseline: what the groups are compared with, or None.
+        baselines: what the groups are compared with.
         core_hours: what the runs took, by kind; see `core_hours`.
         remarks: what is unfair or uncertain about the comparison.
         left_out: runs that are not in it.
@@ -36,7 +36,7 @@ class Comparison:
     splits: list[str]
     groups: list[Group]
     figures: list[Figure]
-    baseline: Baseline | None
+    baselines: list[Baseline]
     core_hours: dict[str, float]
     remarks: list[Remark]
     left_out: list[LeftOut]
@@ -46,13 +46,15 @@ class Comparison:
         return spread([figure.read(run) for run in group.runs])
 
 
-def compare(selection: Selection, splits: Sequence[str], baseline: str | None, names: Sequence[str] = ()) -> Comparison:
+def compare(
+    selection: Selection, splits: Sequence[str], baselines: Sequence[str] = (), names: Sequence[str] = ()
+) -> Comparison:
     """Compare runs.
 
     Args:
         selection: the runs.
         splits: the splits to compare on; if it is empty, `test`, or else the first that was evaluated.
-        baseline: a group's label, the path of one of its runs, or the name of an arm.
+        baselines: of each a group's label, the path of one of its runs, or the name of an arm.
 
         names: the figures to show; empty: all.
 
@@ -70,10 +72,10 @@ def compare(selection: Selection, splits: Sequence[str], baseline: str | None, n
         figures = [figure for split in chosen for figure in evaluation_figures(split, len(chosen) > 1)]
     groups = group_runs(runs)
     counted = [run for group in groups for run in group.runs]
-    base = None if baseline is None else find_baseline(groups, baseline)
-    remarks = audit(groups, chosen, base, selection.left_out)
+    bases = [find_baseline(groups, named) for named in baselines]
+    remarks = audit(groups, chosen, bases, selection.left_out)
     shown = chosen_figures(present([*figures, *cost_figures()], counted), names)
-    return Comparison(kind, chosen, groups, shown, base, core_hours(runs), remarks, selection.left_out)
+    return Comparison(kind, chosen, groups, shown, bases, core_hours(runs), remarks, selection.left_out)
 
 
 def refuse_other_classes(runs: Sequence[RunFacts]) -> None:
@@ -121,8 +123,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         for group in comparison.groups
     ]
     facts: dict[str, Any] = {"kind": "comparison", "of": comparison.kind, "splits": comparison.splits, "groups": groups}
-    if comparison.baseline is not None:
-        facts |= {"baseline": comparison.baseline.label, "differences": _differences(comparison, comparison.baseline)}
+    if comparison.baselines:
+        facts["differences"] = {one.label: _differences(comparison, one) for one in comparison.baselines}
     return facts | {
         "core_hours": comparison.core_hours,
         "remarks": [remark._asdict() for remark in comparison.remarks],

@@ -77,7 +77,7 @@ def test_compare_reads_the_folder(table, ssfnas):
     assert [group["label"] for group in compared["groups"]] == ["ce, random", "logit_adjusted"]
     named = ssfnas.ok("compare", "out", "--sweep", TINY, "--baseline", "random, ce", "--figure", "top1", cwd=place).json
     assert [group["label"] for group in named["groups"]] == ["ssf-nas, logit-adjusted", "random, ce"]
-    assert list(named["differences"]) == ["ssf-nas, logit-adjusted"] and set(named["core_hours"]) == {
+    assert list(named["differences"]["random, ce"]) == ["ssf-nas, logit-adjusted"] and set(named["core_hours"]) == {
         "search",
         "retrain",
     }

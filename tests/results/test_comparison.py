@@ -25,7 +25,7 @@ def three_seeds(tmp_path):
 
 
 def comparison(*paths, baseline=None, splits=(), kind=None):
-    return compare(select_runs(paths, "evaluation", kind), splits, baseline)
+    return compare(select_runs(paths, "evaluation", kind), splits, [] if baseline is None else [baseline])
 
 
 def remarks(*paths, **more):
@@ -41,7 +41,7 @@ def test_figures_are_means_and_deviations_over_the_seeds(three_seeds):
     assert ldam["figures"]["top1"]["std"] == pytest.approx(12**0.5)
     assert ce["figures"]["num_params"]["mean"] == 1000 and ce["figures"]["steps"]["mean"] == 30
     assert ce["figures"]["seconds"]["mean"] == 6.0
-    difference = facts["differences"]["ldam"]["top1"]
+    difference = facts["differences"]["ce"]["ldam"]["top1"]
     assert (difference["mean"], difference["num"]) == (3.0, 3), "3, 1 and 5, pair by pair"
     assert difference["low"] == pytest.approx(3 - 4.3027 * 2 / 3**0.5, abs=1e-3) and difference["p"] == 0.25
     json.dumps(facts, allow_nan=False)
@@ -52,7 +52,7 @@ def test_pairs_are_those_of_the_same_seed_alone(tmp_path):
         for seed in seeds:
             make_run(tmp_path / f"{loss}{seed}", "retrain", f"loss={loss}", seed=seed, top1=10.0 * seed + len(loss))
     found = to_json(comparison(tmp_path, baseline=str(tmp_path / "ce0")))
-    assert found["differences"]["ldam"]["top1"] == {"mean": 2.0, "low": None, "high": None, "p": None, "num": 1}
+    assert found["differences"]["ce"]["ldam"]["top1"] == {"mean": 2.0, "low": None, "high": None, "p": None, "num": 1}
     assert "other seeds" in remarks(tmp_path, baseline="ce")["seeds"]
 
 
@@ -63,7 +63,7 @@ def test_a_network_that_was_not_searched_is_paired_by_the_seed_of_the_retraining
         make_run(tmp_path / "n" / f"net-{seed}", seed=seed, provenance=origin, top1=60.0 + seed)
         make_run(tmp_path / "n" / f"plain-{seed}", seed=seed, top1=50.0 + seed)
     found = to_json(comparison(tmp_path / "n", baseline="resnet20"))
-    (difference,) = (one["top1"] for one in found["differences"].values())
+    (difference,) = (one["top1"] for one in found["differences"]["resnet20"].values())
     assert (difference["mean"], difference["num"]) == (10.0, 2)
     assert found["groups"][0]["figures"]["search_seconds"]["mean"] == 8.0
 

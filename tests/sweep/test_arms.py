@@ -95,16 +95,16 @@ def test_runs_are_named_in_the_files_order_and_what_is_missing_is_said_in_one_li
     # 2 data sets, 3 seeds, 4 networks, 2 retrainings and 1 correction: 72, of which 15 are there
     assert missing.startswith("plan.toml: 57 of its 72 runs are not there yet (darts-two-flat-ce (seeds 0, 1, 2), ")
     assert missing.endswith("): the same 'ssfnas sweep' makes them") and "resnet20-tail-ldam (seeds 0, 1, 2)" in missing
-    groups = compare(selection, ["test"], None).groups
+    groups = compare(selection, ["test"]).groups
     assert [group.label for group in groups] == [
         "darts, two, ce", "darts, two, ldam", "ssf, two, ce", "ssf, two, ldam", "resnet20, ce",
     ]  # fmt: skip
 
 
 def test_an_arm_as_the_baseline_compares_each_group_with_its_like(swept):
-    comparison = compare(named(swept), ["test"], "darts")
+    comparison = compare(named(swept), ["test"], ["darts", "ce"])
     top1 = comparison.figures[0]
-    found = {one.label: one.difference(top1) for one in comparison.baseline.contrasts}
+    found = {one.label: one.difference(top1) for one in comparison.baselines[0].contrasts}
     assert list(found) == ["ssf, two, ce", "ssf, two, ldam", "ssf, mean of 2"]
     assert found["ssf, two, ldam"].mean == pytest.approx((1 + 4 + 5) / 3)
     # The mean is taken within each seed: (3 + 1) / 2, (0 + 4) / 2, (2 + 5) / 2
@@ -113,20 +113,20 @@ def test_an_arm_as_the_baseline_compares_each_group_with_its_like(swept):
     assert mean.num == 3 and mean.mean == pytest.approx(2.5)
     interval = stats.ttest_1samp(seeds, 0).confidence_interval(0.95)
     assert (mean.low, mean.high) == pytest.approx((interval.low, interval.high)) and mean.p == pytest.approx(0.25)
-    by_loss = compare(named(swept), ["test"], "ce").baseline
+    by_loss = comparison.baselines[1]
     assert [one.label for one in by_loss.contrasts] == ["darts, two, ldam", "ssf, two, ldam", "ldam, mean of 2"]
     assert by_loss.of(comparison.groups[0]) is None
 
 
 def test_a_label_of_a_group_is_still_a_baseline(swept):
-    baseline = compare(named(swept), ["test"], "darts, two, ce").baseline
+    (baseline,) = compare(named(swept), ["test"], ["darts, two, ce"]).baselines
     assert [one.label for one in baseline.contrasts][-1] == "resnet20, ce" and len(baseline.contrasts) == 4
     with pytest.raises(UsageError, match="--baseline adam: is not one run or group"):
-        compare(named(swept), ["test"], "adam")
+        compare(named(swept), ["test"], ["adam"])
 
 
 def test_columns_are_chosen_by_name(swept):
-    names = lambda *asked: [one.name for one in compare(named(swept), ["test", "test_longtail"], None, asked).figures]
+    names = lambda *asked: [one.name for one in compare(named(swept), ["test", "test_longtail"], [], asked).figures]
     assert names("steps", "top1") == ["steps", "test_top1", "test_longtail_top1"]
     assert names("test_top1") == ["test_top1"]
     with pytest.raises(UsageError, match=re.escape("--figure top2: no run has it. There are test_top1,")):
@@ -135,7 +135,7 @@ def test_columns_are_chosen_by_name(swept):
 
 def test_what_the_runs_took_is_added_up_in_core_hours(swept):
     """16 runs of 3 epochs of 2 seconds with one thread; the run of another sweep does not count."""
-    assert compare(named(swept), ["test"], None).core_hours == {"retrain": pytest.approx(16 * 6 / 3600, abs=5e-4)}
+    assert compare(named(swept), ["test"]).core_hours == {"retrain": pytest.approx(16 * 6 / 3600, abs=5e-4)}
 
 
 def test_a_folder_of_other_runs_is_refused(swept):

@@ -17,6 +17,7 @@ from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.closing import say_training_figure
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.inherit import Inherited, find_supernet, inherit
+from ssfnas_cli.engine.match_size import match_channels
 from ssfnas_cli.engine.mix import build_mix
 from ssfnas_cli.engine.network import build_model, build_objective, count_card, make_card
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
@@ -101,7 +102,9 @@ def plan_retrain(
         if start is not None:
             start.refuse_as_output(plan.path)
     assert isinstance(plan.settings, RetrainSettings)
-    return plan, make_card(genotype, plan.settings, data)
+    card = make_card(genotype, plan.settings, data)
+    matched = plan.settings.match_params
+    return plan, card if matched == "none" else match_channels(card, matched)
 
 
 def build_retrain(plan: RunPlan, card: ModelCard) -> tuple[Device, list[TrainPhase], Classifier]:

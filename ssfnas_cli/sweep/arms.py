@@ -29,8 +29,8 @@ def read_arms(file: Path) -> list[Cell]:
 def name_runs(selection: Selection, file: Path, kinds: Sequence[str]) -> Selection:
     """The selection with the arm of every run, by the name of its folder, wherever that lies; in the file's order.
 
-    A run of another seed than the file's is of its arm, too. Runs of no arm are left out, and so is, in one line, what
-    the sweep has not made yet.
+    A run of another seed than the file's is of its arm, too. Runs of no arm are left out, and so is what the sweep has
+    not made yet, each in one line.
 
     Args:
         selection: of the folder of the sweep.
@@ -47,8 +47,9 @@ def name_runs(selection: Selection, file: Path, kinds: Sequence[str]) -> Selecti
     known.sort(key=lambda pair: order[pair[0]])
     if not known:
         raise InputError(f"--sweep {file}: no run is one of its cells, such as '{cells[0].name}'")
-    others = [run for run in selection.runs if _without_seed(run.path.name) not in arms]
-    left_out = [*selection.left_out, *(LeftOut(run.path, f"is no cell of {file}") for run in others)]
+    left_out = list(selection.left_out)
+    if others := [run.path.name for run in selection.runs if _without_seed(run.path.name) not in arms]:
+        left_out.append(LeftOut(file, f"{len(others)} other runs are none of its cells ({_shortened(others)})"))
     begun = {run.path.name for run in selection.runs} | {one.path.name for one in selection.left_out}
     stages = [stage for kind in kinds for stage in STAGES[kind]]
     asked = [cell.name for cell in cells if cell.stage in stages]

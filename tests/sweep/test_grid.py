@@ -327,6 +327,7 @@ def test_the_long_tails_file_is_a_grid_of_methods_with_their_corrections():
     ("name", "searches", "retrainings"),
     [
         ("table1/paper", 12, 54),
+        ("table1/matched", 12, 15),
         ("figures/figures", 4, 4),
         ("causes/search", 18, 18),
         ("causes/derive", 2, 8),
@@ -356,6 +357,13 @@ def test_the_arms_of_a_file_of_causes_differ_from_its_base_in_one_factor(name, s
         without = {"--pretrain", "--pretrain-epochs"}
         assert (differing.pop("ce"), differing.pop("ce-longer")) == (without, {*without, "--epochs"})
     assert {len(keys) for keys in differing.values()} == {1}, differing
+
+
+def test_networks_of_equal_size_are_of_the_same_searches_as_those_of_the_table():
+    small, matched = (build_cells(read_plan(EXPERIMENTS / "table1" / f"{name}.toml")) for name in ("small", "matched"))
+    searches = lambda cells: {cell.command for cell in cells if cell.stage in ("data", "search")}
+    assert searches(small) == searches(matched)
+    assert not {cell.name for cell in small} & {cell.name for cell in matched if cell.stage == "retrain"}
 
 
 def test_a_name_with_a_dot_but_without_quotes_is_explained(cells_of):

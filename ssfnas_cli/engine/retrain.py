@@ -141,7 +141,8 @@ def build_phases(
                 f"--pretrain {settings.pretrain.name}: is supervised; pretrain with a self-supervised loss"
             )
         head = pretext.build_head(model.encoder.num_features)
-        schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr)
+        optimizer = settings.pretrain_optimizer
+        schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr, optimizer=optimizer)
         phases.append(TrainPhase(schedule, settings, data, device, PretrainingModel(model.encoder, head), pretext))
     schedule = Schedule.of_training(settings, data.image_size)
     if schedule.mixing is not None and (reason := loss.refuses_mixing()):

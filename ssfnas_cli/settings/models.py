@@ -318,6 +318,9 @@ class RetrainSettings(Training):
     pretrain: Section = Field(PluginSection(name="none"), description="a self-supervised loss to train for first")
     pretrain_epochs: PositiveInt = Field(150, description="epochs of that pretraining")
     pretrain_lr: Rate = Field(0.025, description="learning rate of that pretraining")
+    pretrain_optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="of that pretraining; adamw wants a low rate"
+    )
     epochs: PositiveInt = Field(150, description="passes over the training images, after a pretraining")
     channels: Channels = Field(36, description="width of the first cells")
     match_params: Literal["none"] | Amount = Field(
@@ -392,6 +395,6 @@ class RetrainSettings(Training):
 
     def unused(self) -> frozenset[str]:
         """As for every command; what belongs to a part that there is not; and a width that is matched."""
-        idle = {"pretrain_epochs", "pretrain_lr"} if self.pretrain.name == "none" else set()
+        idle = {"pretrain_epochs", "pretrain_lr", "pretrain_optimizer"} if self.pretrain.name == "none" else set()
         idle |= set() if self.match_params == "none" else {"channels"}
         return super().unused() | idle | ({"rand_ops", "rand_magnitude"} if self.augment != "rand" else set())

@@ -6,6 +6,7 @@ import re
 import pytest
 from results_support import lines_of, make_run, split_of
 
+from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.results.comparison import compare, to_json
 from ssfnas_cli.results.facts import read_facts
@@ -80,6 +81,24 @@ def test_searches_are_compared_by_their_last_epoch(tmp_path):
     figures = [group["figures"] for group in to_json(comparison(tmp_path))["groups"]]
     assert [one["accuracy_alpha_half"]["mean"] for one in figures] == [70.0, 60.0]
     assert "top1" not in figures[0] and figures[0]["genotype_skips"]["mean"] == 0.5
+
+
+def test_what_the_cells_of_a_search_are_made_of_is_counted(tmp_path):
+    ops = {
+        "normal": ["sep_conv_3x3", "dil_conv_5x5", "skip_connect"],
+        "reduce": ["max_pool_3x3", "none", "none", "none"],
+    }
+    cells = {
+        kind: Cell(edges=tuple(Edge(op=op, source=0, target=2) for op in listed), concat=(2,))
+        for kind, listed in ops.items()
+    }
+    lines = lines_of("search", 2, accuracy_alpha_half=50.0)
+    run = make_run(tmp_path / "s", "search", epochs=2, lines=lines)
+    (run.path / "genotype.json").write_bytes(Genotype(**cells).to_json())
+    make_run(tmp_path / "t", "search", epochs=2, seed=1, lines=lines)  # of an earlier ssfnas, without the file
+    (group,) = to_json(comparison(tmp_path))["groups"]
+    assert group["figures"]["normal_convs"]["values"] == [pytest.approx(2 / 3), None]
+    assert group["figures"]["reduce_pools"]["values"] == [0.25, None]
 
 
 def test_what_a_genotype_costs_is_compared_with_its_like(tmp_path):

@@ -331,7 +331,7 @@ def test_the_long_tails_file_is_a_grid_of_methods_with_their_corrections():
         ("figures/figures", 4, 4),
         ("causes/search", 18, 18),
         ("causes/derive", 2, 8),
-        ("causes/pretraining", 0, 30),
+        ("causes/pretraining", 0, 32),
     ],
 )
 def test_the_files_of_the_results_are_sweeps(name, searches, retrainings):
@@ -355,6 +355,7 @@ def test_the_arms_of_a_file_of_causes_differ_from_its_base_in_one_factor(name, s
     assert differing.pop("batch-128") <= lrs
     if stage == "retrain":
         without = {"--pretrain", "--pretrain-epochs"}
+        assert differing.pop("adamw") == {"pretrain_optimizer", "pretrain_lr"}  # which wants a rate of its own
         assert (differing.pop("ce"), differing.pop("ce-longer")) == (without, {*without, "--epochs"})
     assert {len(keys) for keys in differing.values()} == {1}, differing
 

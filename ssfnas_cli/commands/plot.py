@@ -13,6 +13,7 @@ from ssfnas_cli.commands import common, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.plots.figure import FORMATS, to_bytes
+from ssfnas_cli.plots.tradeoff import COSTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,8 +31,9 @@ KINDS = {
     "confusion": "which classes are taken for which",
     "calibration": "how often a network is right where it is so sure",
     "health": "whether searches decide or collapse",
+    "tradeoff": "accuracy of networks against what they cost",
 }
-EVALUATED = ("classes", "confusion", "calibration")
+EVALUATED = ("classes", "confusion", "calibration", "tradeoff")
 SEARCHED = ("alphas", "health")
 RUN_KINDS = ("search", "retrain")
 
@@ -65,6 +67,14 @@ def command(
         ),
     ] = None,
     sweep: common.SweepFile = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of tradeoff, the cost: {', '.join(COSTS)}.",
+            show_default="weights",
+            autocompletion=common.one_of(COSTS),
+        ),
+    ] = None,
     force: common.Force = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -80,6 +90,10 @@ def command(
         raise UsageError(f"--lines: is of alphas, not of {kind}: leave it out")
     if run_kind is not None and (kind != "curves" or run_kind not in RUN_KINDS):
         raise UsageError(f"--kind {run_kind}: is of curves: {' or '.join(RUN_KINDS)}")
+    if against is not None and kind != "tradeoff":
+        raise UsageError(f"--against: is of tradeoff, not of {kind}: leave it out")
+    if against is not None and against not in COSTS:
+        raise UsageError(f"--against {against}: is no cost: name one of {', '.join(COSTS)}")
     output = Path(f"{kind}.svg") if output is None else output
     suffix = outputs.picture_format(output, FORMATS)
     outputs.refuse_existing(output, force)
@@ -88,18 +102,17 @@ def command(
     elif kind == "distribution":
         draw = _distribution_drawer(runs, sweep)
     else:
-        draw = _groups_drawer(kind, runs, split, run_kind or _kind_of_run(kind), sweep)
+        need: Need = "evaluation" if kind in EVALUATED else "epochs"
+        groups = select_groups(runs, need, run_kind or _kind_of_run(kind), sweep)
+        draw = _groups_drawer(kind, groups, split, against or "weights")
     outputs.write_output(output, to_bytes(draw, suffix, chart=True), force)
     if not is_stream(output):
         log.info("%s", output)
 
 
-def _groups_drawer(
-    kind: str, paths: Sequence[Path], split: str, run_kind: str | None, sweep: Path | None
-) -> Callable[[], Figure]:
-    """A function that draws the picture, once everything has been read that it needs."""
-    groups = select_groups(paths, "evaluation" if kind in EVALUATED else "epochs", run_kind, sweep)
-    from ssfnas_cli.plots import calibration, classes, confusion, curves, health
+def _groups_drawer(kind: str, groups: Sequence[Group], split: str, against: str) -> Callable[[], Figure]:
+    """A function that draws a picture of groups of runs."""
+    from ssfnas_cli.plots import calibration, classes, confusion, curves, health, tradeoff
 
     if kind == "curves" and not curves.is_tracked(groups):
         log.info("no test split was tracked; '--set track_test=true' in search or retrain tracks them")
@@ -109,6 +122,7 @@ def _groups_drawer(
         "classes": partial(classes.draw, groups, split),
         "confusion": partial(confusion.draw, groups, split),
         "calibration": partial(calibration.draw, groups, split),
+        "tradeoff": partial(tradeoff.draw, groups, split, against),
     }
     return drawers[kind]
 

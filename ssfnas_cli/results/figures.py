@@ -9,7 +9,6 @@ from ssfnas_cli.artifacts.genotype import read_genotype
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.results.facts import RunFacts
 
-
 GENOTYPE = "genotype.json"  # in the folder of a search
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from registry import collective
 from ssfnas_cli import world
@@ -42,6 +42,7 @@ class Device:
         self.precision = precision
         self.cells = cells.load() if compiled and self.torch.type == "cpu" and precision == "fp32" else None
         self.compiled_views = compiled
+        self._copies = torch.cuda.Stream(self.torch) if self.torch.type == "cuda" else None
         if self.torch.type == "cpu":
             _keep_freed_memory()
 
@@ -71,12 +72,26 @@ class Device:
 
     def move(self, batch: Batch) -> Batch:
         """Move a batch to this device."""
-        views, beside = (
-            tuple(view.to(self.torch, memory_format=torch.channels_last) for view in one)
-            for one in (batch.views, batch.beside)
-        )
-        mixed = batch.mixed and batch.mixed._replace(labels=batch.mixed.labels.to(self.torch))
-        return Batch(views, batch.labels.to(self.torch), beside, mixed, batch.share)
+        views, beside = (tuple(self._moved(view) for view in one) for one in (batch.views, batch.beside))
+        mixed = batch.mixed and batch.mixed._replace(labels=self._moved(batch.mixed.labels))
+        return Batch(views, self._moved(batch.labels), beside, mixed, batch.share)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """A tensor on this device, and images with channels last.
+
+        A GPU copies it from pinned memory on a stream of its own, beside what it computes, and nothing waits but what
+        reads it.
+        """
+        layout = torch.channels_last if x.ndim == 4 else torch.preserve_format
+        if self._copies is None:
+            return x.to(self.torch, non_blocking=True, memory_format=layout)
+        computes = torch.cuda.current_stream(self.torch)
+        pinned = x.to(memory_format=layout).pin_memory()
+        with torch.cuda.stream(self._copies):
+            here = pinned.to(self.torch, non_blocking=True)
+        computes.wait_stream(self._copies)
+        here.record_stream(computes)  # its memory is not given to another tensor before the computation is done
+        return here
 
     @contextlib.contextmanager
     def full_precision(self) -> Iterator[None]:

@@ -93,6 +93,10 @@ class Gradient(Strategy):
         """Mixing weights [num_edges, num_ops] from those of the candidates; 0 for others."""
         return weights
 
+    @property
+    def ops_change(self) -> bool:
+        return self.relaxation.gives_zeros or bool(self._skip_dropout())
+
     def _left_out(self, kind: str) -> Tensor:
         """Which ops are no candidates, a mask [num_edges, num_ops]."""
         return torch.zeros(self.alphas[kind].shape, dtype=torch.bool)

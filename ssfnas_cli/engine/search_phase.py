@@ -91,6 +91,7 @@ class SearchPhase:
         self._check_shares()
         self._build_model(settings.seed, settings.layers)
         self.strategy = build_strategy(settings, device.torch, cost)
+        self.device.compile(self.model.encoder, self.strategy.ops_change)
         self._build_optimizers()
 
     def _counts(self, half: np.ndarray) -> list[int]:
@@ -126,6 +127,7 @@ class SearchPhase:
         seeds = np.random.SeedSequence([self.settings.seed, number]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             self._build_model(int(seeds[0] >> np.uint64(1)), self.layers)
+        self.device.compile(self.model.encoder, self.strategy.ops_change)
         self._build_optimizers()
 
     def _build_model(self, seed: int, layers: int) -> None:

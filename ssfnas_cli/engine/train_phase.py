@@ -139,6 +139,7 @@ class TrainPhase:
         self.sampler: Sampler = build_plugin(SAMPLERS, section, class_counts=counts)
         check_shares(settings, "the training split", sampled_lengths(self.sampler, self.epochs))
         self.model = device.place(model)
+        device.compile(model.encoder)
         self.ssl_head = None
         if mix is not None:
             self.ssl_head = mix.objective.build_head(model.encoder.num_features).to(device.torch)

@@ -82,7 +82,10 @@ class PretendedGPU(TorchDispatchMode):
         of_host = [tensor for tensor in tensors if not isinstance(tensor, Pretended) and tensor.ndim]
         to = None if kwargs.get("device") is None else torch.device(kwargs["device"]).type == HERE.type
         at_once = kwargs.get("non_blocking") or (func is aten.copy_.default and len(args) > 2 and args[2])
-        if func in READS and mine:
+        by_mask = func in (aten.index.Tensor, aten.index_put_.default) and any(
+            isinstance(place, torch.Tensor) and place.dtype == torch.bool for place in args[1]
+        )
+        if mine and (func in READS or by_mask):
             self.waits.append(f"a read by {func}")
         if func is aten._to_copy.default and to is False and mine:
             self.waits.append("a copy to the host")

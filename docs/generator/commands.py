@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ REPORTED = {  # the exit codes that no error has
 }
 
 
+@functools.cache
 def parsers() -> dict[str, Any]:
     """The parser of every command, by name, in the order of the help."""
     return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]

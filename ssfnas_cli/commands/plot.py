@@ -13,6 +13,7 @@ from ssfnas_cli.commands import common, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.plots.figure import FORMATS, to_bytes
+from ssfnas_cli.plots.tradeoff import COSTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,8 +31,9 @@ KINDS = {
     "confusion": "which classes are taken for which",
     "calibration": "how often a network is right where it is so sure",
     "health": "whether searches decide or collapse",
+    "tradeoff": "accuracy of networks against what they cost",
 }
-EVALUATED = ("classes", "confusion", "calibration")
+EVALUATED = ("classes", "confusion", "calibration", "tradeoff")
 SEARCHED = ("alphas", "health")
 
 
@@ -54,6 +56,14 @@ def command(
     ] = None,
     split: Annotated[str, typer.Option(help="Of the evaluations: val, test or test_longtail.")] = "test",
     lines: Annotated[bool, typer.Option("--lines", help="Of alphas: lines in place of heat maps.")] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of tradeoff, the cost: {', '.join(COSTS)}.",
+            show_default="weights",
+            autocompletion=common.one_of(COSTS),
+        ),
+    ] = None,
     force: common.Force = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -67,16 +77,20 @@ def command(
         raise UsageError(f"{kind}: is no kind of picture: name one of {', '.join(KINDS)}")
     if lines and kind != "alphas":
         raise UsageError(f"--lines: is of alphas, not of {kind}: leave it out")
+    if against is not None and kind != "tradeoff":
+        raise UsageError(f"--against: is of tradeoff, not of {kind}: leave it out")
+    if against is not None and against not in COSTS:
+        raise UsageError(f"--against {against}: is no cost: name one of {', '.join(COSTS)}")
     output = Path(f"{kind}.svg") if output is None else output
     suffix = outputs.picture_format(output, FORMATS)
     outputs.refuse_existing(output, force)
-    draw = _drawer(kind, runs, split, lines)
+    draw = _drawer(kind, runs, split, lines, against or "weights")
     outputs.write_output(output, to_bytes(draw, suffix, chart=True), force)
     if not is_stream(output):
         log.info("%s", output)
 
 
-def _drawer(kind: str, paths: Sequence[Path], split: str, lines: bool) -> Callable[[], Figure]:
+def _drawer(kind: str, paths: Sequence[Path], split: str, lines: bool, against: str) -> Callable[[], Figure]:
     """A function that draws the picture, once everything has been read that it needs."""
     if kind == "distribution":
         from ssfnas_cli.plots import distribution
@@ -85,7 +99,7 @@ def _drawer(kind: str, paths: Sequence[Path], split: str, lines: bool) -> Callab
     if kind == "alphas":
         return _alphas_drawer(paths, lines)
     groups = select_groups(paths, "evaluation" if kind in EVALUATED else "epochs", _kind_of_run(kind))
-    from ssfnas_cli.plots import calibration, classes, confusion, curves, health
+    from ssfnas_cli.plots import calibration, classes, confusion, curves, health, tradeoff
 
     if kind == "curves" and not curves.is_tracked(groups):
         log.info("no test split was tracked; '--set track_test=true' in search or retrain tracks them")
@@ -95,6 +109,7 @@ def _drawer(kind: str, paths: Sequence[Path], split: str, lines: bool) -> Callab
         "classes": partial(classes.draw, groups, split),
         "confusion": partial(confusion.draw, groups, split),
         "calibration": partial(calibration.draw, groups, split),
+        "tradeoff": partial(tradeoff.draw, groups, split, against),
     }
     return drawers[kind]
 

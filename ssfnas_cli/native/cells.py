@@ -21,15 +21,13 @@ def _structure(*fields: tuple[type, str]) -> np.dtype:
 
 
 # Structures that are passed in arrays; a field of an array is a column.
-UPSTREAM = _structure((np.uintp, "g scale sample"), (np.intc, "blocked"))
+UPSTREAM = _structure((np.uintp, "g scale sample"))
 ITEM = _structure(
     (np.intc, "kind kernel dilation first_upstream num_upstream"),
     (np.uintp, "depthwise pointwise y mean variance centre slope offset d_depthwise d_pointwise"),
 )
-GROUP = _structure(
-    (np.uintp, "x scale shift"), (np.intc, "first_item num_items blocked"), (np.uintp, "dx centre sum dot")
-)
-TERM = _structure((np.uintp, "y scale centre shift sample"), (np.intc, "target blocked"), (np.uintp, "sum dot"))
+GROUP = _structure((np.uintp, "x scale shift"), (np.intc, "first_item num_items"), (np.uintp, "dx centre sum dot"))
+TERM = _structure((np.uintp, "y scale centre shift sample"), (np.intc, "target"), (np.uintp, "sum dot"))
 
 
 def structures(kind: np.dtype, count: int) -> np.ndarray:
@@ -96,9 +94,8 @@ class CellKernels:
         return self
 
     def new_map(self, num: int, channels: int, height: int, width: int) -> Tensor:
-        """Allocate a blocked map, as a flat tensor."""
-        padded = -(-channels // self.lanes) * self.lanes
-        return torch.empty(num * padded * height * width, dtype=self.dtype)
+        """Allocate a map [N, H, W, C], as a flat tensor."""
+        return torch.empty(num * channels * height * width, dtype=self.dtype)
 
     def groups_forward(self, shape: Shape, groups: np.ndarray, items: np.ndarray) -> None:
         """Compute every item's y, and its statistics if wanted."""

@@ -24,8 +24,8 @@ struct Packed {
             const Item &item = items[k];
             const int taps = item.kernel * item.kernel;
             depthwise.push_back(at), at += long(taps) * l.blocks;
-            matrix.push_back(at), at += long(l.padded()) * l.blocks;
-            transposed.push_back(at), at += long(l.padded()) * l.blocks;
+            matrix.push_back(at), at += matrix_size<T>(l.channels, l.channels);
+            transposed.push_back(at), at += matrix_size<T>(l.channels, l.channels);
             if (item.kind == SEPARABLE) fill(l, item, taps, k);
         }
     }
@@ -33,7 +33,7 @@ struct Packed {
 private:
     static long total(const Layout<T> &l, int num_items, const Item *items) {
         long sum = 1;
-        for (int k = 0; k < num_items; ++k) sum += long(items[k].kernel * items[k].kernel + 2 * l.padded()) * l.blocks;
+        for (int k = 0; k < num_items; ++k) sum += long(items[k].kernel) * items[k].kernel * l.blocks + 2 * matrix_size<T>(l.channels, l.channels);
         return sum;
     }
     void fill(const Layout<T> &l, const Item &item, int taps, int k) {
@@ -48,6 +48,8 @@ private:
                 t[long(o) * l.padded() + c] = pw[long(o) * l.channels + c];
             }
         }
+        pack_rest<T>(store.data() + matrix[k], l.channels, l.channels);
+        pack_rest<T>(store.data() + transposed[k], l.channels, l.channels);
     }
 };
 
@@ -58,74 +60,79 @@ struct Workspace {
     int pad;  // the width of the border around the input
     long padded_pixels;
     int pitch;
-    const Vec<T> *raw;                // x
-    Vec<T> *input, *middle, *result;  // ReLU(x) with its border, the depthwise result, the gradient of the pointwise one
+    int rows;   // of a tile of the output
+    long tile;  // vectors of one of its blocks: odd, so that the blocks do not lie in the same lines of the cache
+    Vec<T> *raw;                      // x, for pools
+    Vec<T> *input, *middle, *result;  // ReLU(x) with its border; tiles of the depthwise result, and of y or its gradient
     Vec<T> *middle_gradient;          // of the depthwise result, with a border
     Vec<T> *gradient;                 // with respect to the input
     long gradient_padded_pixels;
     int gradient_pitch;
 
-    Workspace(const Layout<T> &layout, int pad_, bool backward) : l(layout), pad(pad_) {
+    Workspace(const Layout<T> &layout, int pad_, bool backward, bool pools) : l(layout), pad(pad_) {
         pitch = l.width + 2 * pad;
         padded_pixels = long(l.height + 2 * pad) * pitch;
+        rows = l.tile_rows(), tile = (long(rows) * l.out_width) | 1;
         gradient_pitch = l.out_width + 2 * pad;
         gradient_padded_pixels = long(l.out_height + 2 * pad) * gradient_pitch;
-        const long b = l.blocks;
-        const long vectors = b * (l.pixels() + padded_pixels + 2 * l.out_pixels() +
+        const long b = l.blocks, raw_pixels = pools ? l.pixels() : 0;
+        const long result_pixels = pools ? std::max(tile, l.out_pixels()) : tile;  // the gradients of pools are not cut into tiles
+        const long vectors = b * (raw_pixels + padded_pixels + tile + result_pixels +
                                   (backward ? gradient_padded_pixels + l.pixels() : 0));
         Arena &arena = Arena::mine();
         arena.reset((vectors + 8) * VECTOR_BYTES);
-        room = arena.take<T>(b * l.pixels());
+        raw = pools ? arena.take<T>(b * raw_pixels) : nullptr;
         input = arena.take<T>(b * padded_pixels);
-        middle = arena.take<T>(b * l.out_pixels());
-        result = arena.take<T>(b * l.out_pixels());
+        middle = arena.take<T>(b * tile);
+        result = arena.take<T>(b * result_pixels);
         std::memset(static_cast<void *>(input), 0, b * padded_pixels * VECTOR_BYTES);
         if (backward) {
             middle_gradient = arena.take<T>(b * gradient_padded_pixels);
-            gradient_room = arena.take<T>(b * l.pixels());
+            gradient = arena.take<T>(b * l.pixels());
             std::memset(static_cast<void *>(middle_gradient), 0, b * gradient_padded_pixels * VECTOR_BYTES);
         }
     }
 
     void read(const Group &group, int n) {
-        raw = blocked_image<T>(group.x, group.blocked, l, l.pixels(), n, room);
         for (int block = 0; block < l.blocks; ++block) {
-            const Vec<T> scale = channel_vector<T>(group.scale, block, l.channels);
+            const Vec<T> scale = channel_vector<T>(group.scale, block, l.channels, T(1));
             const Vec<T> shift = channel_vector<T>(group.shift, block, l.channels);
+            const Pixels<T> from(group.x, l.channels, l.pixels(), n, 0, block);
             for (int y = 0; y < l.height; ++y) {
-                const Vec<T> *from = raw + block * l.pixels() + long(y) * l.width;
                 Vec<T> *to = input + block * padded_pixels + long(y + pad) * pitch + pad;
-                if (group.scale == nullptr)
-                    for (int x = 0; x < l.width; ++x) to[x] = select<T>(from[x], Vec<T>{}, from[x] > Vec<T>{});
-                else
-                    for (int x = 0; x < l.width; ++x) {
-                        const Vec<T> z = from[x] * scale + shift;
-                        to[x] = select<T>(z, Vec<T>{}, z > Vec<T>{});
-                    }
+                for (int x = 0; x < l.width; ++x) to[x] = positive<T>(from[long(y) * l.width + x] * scale + shift);
             }
+            if (raw != nullptr)
+                for (long p = 0; p < l.pixels(); ++p) raw[block * l.pixels() + p] = from[p];
         }
     }
-    const Vec<T> *first_tap(const Item &item, int block) const {
+    // Where tap (0, 0) of the output's row `row` begins.
+    const Vec<T> *first_tap(const Item &item, int block, int row = 0) const {
         const int border = pad - item.dilation * (item.kernel - 1) / 2;
-        return input + block * padded_pixels + border * pitch + border;
-    }
-    // Set `gradient`, where the gradient with respect to image `n` of the input is summed, to zeros.
-    void begin_gradient(const Group &group, int n) {
-        gradient = image_to_write<T>(group.dx, group.blocked, l, l.pixels(), n, gradient_room);
-        std::memset(static_cast<void *>(gradient), 0, l.blocks * l.pixels() * VECTOR_BYTES);
+        return input + block * padded_pixels + (border + row * l.stride) * pitch + border;
     }
     Vec<T> *gradient_origin(int block) const { return middle_gradient + block * gradient_padded_pixels + pad * gradient_pitch + pad; }
 
-    void convolve(const Item &item, const Vec<T> *weights) {  // input -> middle
+    // Call visit(first row, rows, first pixel, pixels) for the tiles of the output.
+    template <class Visit>
+    void each_row_tile(const Visit &visit) const {
+        for (int row = 0; row < l.out_height; row += rows) {
+            const int count = std::min(rows, l.out_height - row);
+            visit(row, count, long(row) * l.out_width, long(count) * l.out_width);
+        }
+    }
+    void convolve(const Item &item, const Vec<T> *weights, int row, int count) {  // input -> middle
         const auto ops = Depthwise<T>::find(item.kernel, item.dilation, l.stride);
         for (int block = 0; block < l.blocks; ++block)
-            ops.forward(first_tap(item, block), pitch, l.out_height, l.out_width,
-                        weights + long(block) * item.kernel * item.kernel, middle + block * l.out_pixels());
+            ops.forward(first_tap(item, block, row), pitch, count, l.out_width,
+                        weights + long(block) * item.kernel * item.kernel, middle + block * tile);
     }
-
-private:
-    Vec<T> *room, *gradient_room;
 };
+
+template <class T>
+bool has_pools(int num_items, const Item *items) {
+    return std::any_of(items, items + num_items, [](const Item &item) { return item.kind != SEPARABLE; });
+}
 
 template <class T>
 int largest_pad(int num_items, const Item *items) {
@@ -136,35 +143,46 @@ int largest_pad(int num_items, const Item *items) {
 }
 
 template <class T>
+void separable_forward(Workspace<T> &w, const Item &item, const Vec<T> *depthwise, const Vec<T> *matrix, int n, T *mean, T *squares) {
+    const Layout<T> &l = w.l;
+    w.each_row_tile([&](int row, int rows, long begin, long count) {
+        w.convolve(item, depthwise, row, rows);
+        pointwise<T>(w.middle, w.tile, matrix, l.channels, l.channels, count, w.result, w.tile);
+        if (item.mean != nullptr) add_to_statistics<T>(w.result, w.tile, l.blocks, count, begin, mean, squares);
+        write_tile<T>(w.result, w.tile, l, item.y, l.out_pixels(), n, begin, count);
+    });
+}
+
+template <class T>
 void groups_forward(const Shape &shape, int num_groups, const Group *groups, int num_items, const Item *items) {
     const Layout<T> l(shape);
     Packed<T> packed(l, num_items, items);
-    const long per_item = long(l.num) * l.padded();
+    const long per_item = long(l.num) * l.padded(), size = l.out_pixels();
     Aligned<T> means(per_item * num_items), squares(per_item * num_items);
     const int pad = largest_pad<T>(num_items, items);
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
-        Workspace<T> w(l, pad, false);
+        Workspace<T> w(l, pad, false, has_pools<T>(num_items, items));
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
             for (int g = 0; g < num_groups; ++g) {
                 w.read(groups[g], n);
                 for (int k = groups[g].first_item; k < groups[g].first_item + groups[g].num_items; ++k) {
                     const Item &item = items[k];
-                    Vec<T> *y = image_to_write<T>(item.y, 1, l, l.out_pixels(), n, nullptr);
-                    if (item.kind == SEPARABLE) {
-                        w.convolve(item, packed.store.data() + packed.depthwise[k]);
-                        pointwise<T>(w.middle, l.out_pixels(), packed.store.data() + packed.matrix[k], l.blocks,
-                                     l.channels, l.out_pixels(), y, l.out_pixels());
-                    } else {
-                        pool<T>(item.kind, w.raw, l, y);
-                    }
                     const long at = k * per_item + long(n) * l.padded();
-                    if (item.mean != nullptr) image_statistics<T>(y, l, l.out_pixels(), means.data() + at, squares.data() + at);
+                    if (item.kind == SEPARABLE) {
+                        separable_forward<T>(w, item, packed.store.data() + packed.depthwise[k],
+                                             packed.store.data() + packed.matrix[k], n, means.data() + at, squares.data() + at);
+                        continue;
+                    }
+                    pool<T>(item.kind, w.raw, l, w.result);
+                    if (item.mean != nullptr)
+                        add_to_statistics<T>(w.result, size, l.blocks, size, 0, means.data() + at, squares.data() + at);
+                    write_tile<T>(w.result, size, l, item.y, size, n, 0, size);
                 }
             }
     });
     for_each_chunk(num_items, shape.threads, [&](int k) {
         if (items[k].mean != nullptr)
-            batch_statistics<T>(means.data() + k * per_item, squares.data() + k * per_item, l, l.out_pixels(),
+            batch_statistics<T>(means.data() + k * per_item, squares.data() + k * per_item, l, size,
                                 static_cast<double *>(items[k].mean), static_cast<double *>(items[k].variance));
     });
 }
@@ -179,74 +197,95 @@ struct WeightSums {
         for (int k = 0; k < num_items; ++k) {
             const bool wanted = items[k].d_depthwise != nullptr;
             depthwise.push_back(size), size += wanted ? long(items[k].kernel) * items[k].kernel * l.blocks : 0;
-            matrix.push_back(size), size += wanted ? long(l.padded()) * l.blocks : 0;
+            matrix.push_back(size), size += wanted ? WeightGradient<T>{l.channels, l.channels}.size() : 0;
         }
     }
-    void write(const Layout<T> &l, const Item &item, int k, const Vec<T> *sums) const {  // chunks are added in order
+    void write(const Layout<T> &l, const Item &item, int k, const Vec<T> *sums) const {
+        const WeightGradient<T> gradient{l.channels, l.channels};
         const int taps = item.kernel * item.kernel;
         T *dw = static_cast<T *>(item.d_depthwise), *pw = static_cast<T *>(item.d_pointwise);
-        std::fill(dw, dw + long(l.channels) * taps, T(0));
-        std::fill(pw, pw + long(l.channels) * l.channels, T(0));
-        for (int chunk = 0; chunk < l.chunks(); ++chunk) {
-            const T *d = reinterpret_cast<const T *>(sums + chunk * size + depthwise[k]);
-            const T *m = reinterpret_cast<const T *>(sums + chunk * size + matrix[k]);
-            for (int c = 0; c < l.channels; ++c) {
-                for (int tap = 0; tap < taps; ++tap)
-                    dw[c * taps + tap] += d[(c / LANES<T> * taps + tap) * LANES<T> + c % LANES<T>];
-                for (int o = 0; o < l.channels; ++o) pw[long(o) * l.channels + c] += m[long(c) * l.padded() + o];
-            }
+        const T *d = reinterpret_cast<const T *>(sums + depthwise[k]);
+        for (int c = 0; c < l.channels; ++c) {
+            for (int tap = 0; tap < taps; ++tap) dw[c * taps + tap] = d[(c / LANES<T> * taps + tap) * LANES<T> + c % LANES<T>];
+            for (int o = 0; o < l.channels; ++o) pw[long(o) * l.channels + c] = gradient.at(sums + matrix[k], c, o);
         }
     }
 };
 
+// Add an item's part to the gradient with respect to the input, or set it if it is the first part.
 template <class T>
-void separable_backward(Workspace<T> &w, const Item &item, const Vec<T> *depthwise, const Vec<T> *transposed,
-                        Vec<T> *d_depthwise, Vec<T> *d_matrix) {
+void separable_backward(Workspace<T> &w, const Item &item, const Upstream *upstreams, int n, const Vec<T> *depthwise,
+                        const Vec<T> *transposed, bool first, Vec<T> *d_depthwise, Vec<T> *d_matrix) {
     const Layout<T> &l = w.l;
     const auto ops = Depthwise<T>::find(item.kernel, item.dilation, l.stride);
     const int taps = item.kernel * item.kernel;
-    for (int i = 0; i < l.out_height; ++i)  // from the gradient with respect to y to that of the depthwise result
-        pointwise<T>(w.result + long(i) * l.out_width, l.out_pixels(), transposed, l.blocks, l.channels, l.out_width,
-                     w.gradient_origin(0) + long(i) * w.gradient_pitch, w.gradient_padded_pixels);
-    if (d_matrix != nullptr) {
-        w.convolve(item, depthwise);
-        pointwise_weights<T>(w.middle, l.out_pixels(), l.padded(), w.result, l.out_pixels(), l.blocks, l.out_pixels(), d_matrix);
-    }
+    w.each_row_tile([&](int row, int rows, long begin, long count) {
+        upstream_gradient<T>(l, item, upstreams, n, begin, count, w.result, w.tile);
+        for (int i = 0; i < rows; ++i)  // from the gradient with respect to y to that of the depthwise result
+            pointwise<T>(w.result + long(i) * l.out_width, w.tile, transposed, l.channels, l.channels, l.out_width,
+                         w.gradient_origin(0) + long(row + i) * w.gradient_pitch, w.gradient_padded_pixels);
+        if (d_matrix == nullptr) return;
+        w.convolve(item, depthwise, row, rows);
+        WeightGradient<T>{l.channels, l.channels}.add(w.middle, w.tile, w.result, w.tile, count, d_matrix);
+    });
     for (int block = 0; block < l.blocks; ++block) {
         const Vec<T> *dt = w.gradient_origin(block);
         if (d_depthwise != nullptr)
             ops.weights(w.first_tap(item, block), w.pitch, dt, w.gradient_pitch, l.out_height, l.out_width,
                         d_depthwise + long(block) * taps);
         ops.transposed(dt, w.gradient_pitch, l.height, l.width, depthwise + long(block) * taps,
-                       w.gradient + block * l.pixels());
+                       w.gradient + block * l.pixels(), first);
     }
 }
 
-// Mask the gradient by the ReLU, add the gradients of the pools and identities, and write it.
+// Mask the gradient by the ReLU in the rows [begin, end) of a block.
 template <class T>
-void finish_group(Workspace<T> &w, const Group &group, const Item *items, const Upstream *upstreams, int n, double *sum, double *dot) {
+void mask_gradient(Workspace<T> &w, int block, int begin, int end) {
+    for (int y = begin; y < end; ++y) {
+        const Vec<T> *input = w.input + block * w.padded_pixels + (y + w.pad) * w.pitch + w.pad;
+        Vec<T> *g = w.gradient + block * w.l.pixels() + long(y) * w.l.width;
+        for (int x = 0; x < w.l.width; ++x) g[x] = select<T>(g[x], Vec<T>{}, input[x] > Vec<T>{});
+    }
+}
+
+// Add the gradients of the pools and identities to the masked gradient.
+template <class T>
+void pools_backward(Workspace<T> &w, const Group &group, const Item *items, const Upstream *upstreams, int n) {
     const Layout<T> &l = w.l;
-    for (int block = 0; block < l.blocks; ++block)
-        for (int y = 0; y < l.height; ++y) {
-            const Vec<T> *input = w.input + block * w.padded_pixels + (y + w.pad) * w.pitch + w.pad;
-            Vec<T> *g = w.gradient + block * l.pixels() + long(y) * l.width;
-            for (int x = 0; x < l.width; ++x) g[x] = select<T>(g[x], Vec<T>{}, input[x] > Vec<T>{});
-        }
     for (int k = group.first_item; k < group.first_item + group.num_items; ++k) {
         const Item &item = items[k];
         if (item.kind == SEPARABLE) continue;
-        upstream_gradient<T>(l, item, upstreams, n, w.result);
+        upstream_gradient<T>(l, item, upstreams, n, 0, l.out_pixels(), w.result, l.out_pixels());
         if (item.kind == IDENTITY)
             for (long v = 0; v < l.blocks * l.pixels(); ++v) w.gradient[v] += w.result[v];
         else
             pool_transposed<T>(item.kind, w.raw, w.result, l, w.gradient);
     }
-    write_map<T>(group.dx, group.blocked, l, l.pixels(), n, w.gradient);
-    if (group.sum == nullptr) return;
-    for (int block = 0; block < l.blocks; ++block)
-        add_products<T>(w.gradient + block * l.pixels(), w.raw + block * l.pixels(),
-                        channel_vector<T>(group.centre, block, l.channels), l.pixels(), 1.0, sum + block * LANES<T>,
-                        dot + block * LANES<T>);
+}
+
+// Finish the gradient and write it, tile by tile of the input.
+template <class T>
+void finish_group(Workspace<T> &w, const Group &group, const Item *items, const Upstream *upstreams, int n, double *sum, double *dot) {
+    const Layout<T> &l = w.l;
+    const bool pools = has_pools<T>(group.num_items, items + group.first_item);
+    if (pools) {
+        for (int block = 0; block < l.blocks; ++block) mask_gradient<T>(w, block, 0, l.height);
+        pools_backward<T>(w, group, items, upstreams, n);
+    }
+    const int rows = std::max(1, TILE / l.width);
+    for (int y = 0; y < l.height; y += rows) {
+        const int end = std::min(y + rows, l.height);
+        const long begin = long(y) * l.width, count = long(end - y) * l.width;
+        for (int block = 0; block < l.blocks; ++block) {
+            if (!pools) mask_gradient<T>(w, block, y, end);
+            if (group.sum != nullptr)
+                add_products<T>(w.gradient + block * l.pixels() + begin,
+                                Pixels<T>(group.x, l.channels, l.pixels(), n, begin, block),
+                                channel_vector<T>(group.centre, block, l.channels), count, 1.0, sum + block * LANES<T>,
+                                dot + block * LANES<T>);
+        }
+        write_tile<T>(w.gradient + begin, l.pixels(), l, group.dx, l.pixels(), n, begin, count);
+    }
 }
 
 template <class T>
@@ -260,26 +299,27 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
     Aligned<double> parts(per_group * num_groups * 2);
     const int pad = largest_pad<T>(num_items, items);
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
-        Workspace<T> w(l, pad, true);
+        Workspace<T> w(l, pad, true, has_pools<T>(num_items, items));
         Vec<T> *mine = weight_sums.data() + chunk * sums.size;
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
             for (int g = 0; g < num_groups; ++g) {
                 w.read(groups[g], n);
-                w.begin_gradient(groups[g], n);
+                bool first = true;
                 for (int k = groups[g].first_item; k < groups[g].first_item + groups[g].num_items; ++k) {
-                    const Item &item = items[k];
-                    if (item.kind != SEPARABLE) continue;
-                    upstream_gradient<T>(l, item, upstreams, n, w.result);
-                    const bool wanted = item.d_depthwise != nullptr;
-                    separable_backward<T>(w, item, packed.store.data() + packed.depthwise[k],
-                                          packed.store.data() + packed.transposed[k],
+                    if (items[k].kind != SEPARABLE) continue;
+                    const bool wanted = items[k].d_depthwise != nullptr;
+                    separable_backward<T>(w, items[k], upstreams, n, packed.store.data() + packed.depthwise[k],
+                                          packed.store.data() + packed.transposed[k], first,
                                           wanted ? mine + sums.depthwise[k] : nullptr,
                                           wanted ? mine + sums.matrix[k] : nullptr);
+                    first = false;
                 }
+                if (first) std::memset(static_cast<void *>(w.gradient), 0, l.blocks * l.pixels() * VECTOR_BYTES);
                 double *part = parts.data() + 2 * g * per_group + long(n) * l.padded();
                 finish_group<T>(w, groups[g], items, upstreams, n, part, part + per_group);
             }
     });
+    add_chunks<T>(weight_sums.data(), sums.size, l.chunks());
     for_each_chunk(num_items, shape.threads, [&](int k) {
         if (items[k].d_depthwise != nullptr) sums.write(l, items[k], k, weight_sums.data());
     });

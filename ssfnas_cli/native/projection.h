@@ -10,8 +10,6 @@
 
 namespace {
 
-constexpr long TILE = 64;  // pixels worked on at once: their channels fit into the first two caches
-
 // The grid of pixels that each tap reads, and the taps' weights in the order in which the loops read them.
 template <class T>
 struct Grids {
@@ -22,15 +20,18 @@ struct Grids {
 
     Grids(const Layout<T> &layout, const Projection &projection)
         : l(layout), job(projection), in_blocks((projection.in_channels + LANES<T> - 1) / LANES<T>),
-          matrix(long(rows()) * layout.blocks), transposed(long(layout.padded()) * job.taps * in_blocks) {
+          matrix(matrix_size<T>(rows(), layout.channels)), transposed(matrix_size<T>(layout.channels, in_width())) {
         T *m = reinterpret_cast<T *>(matrix.data()), *t = reinterpret_cast<T *>(transposed.data());
         each_weight([&](int tap, long at, int row, int out) {
             const T value = static_cast<const T *>(job.weights[tap])[at];
             m[long(row) * l.padded() + out] = value;
             t[long(out) * rows() + row] = value;
         });
+        pack_rest<T>(matrix.data(), rows(), l.channels);
+        pack_rest<T>(transposed.data(), l.channels, in_width());
     }
     int rows() const { return job.taps * in_blocks * LANES<T>; }
+    int in_width() const { return job.taps == 1 ? job.in_channels : rows(); }  // input channels, up to the last tap's rest
 
     // Call visit(tap, index in the tap's weights, row of the matrix, output channel) for every weight.
     template <class Visit>
@@ -56,60 +57,67 @@ struct Grids {
         }
     }
 
-    // Read ReLU(x) of image `n` for the output's pixels [begin, end) into tile, [taps * in-blocks][TILE].
+    // Read ReLU(x) of image `n` for the output's pixels [begin, end) into tile, [taps * in-blocks][PITCH].
     void gather(int n, long begin, long end, Vec<T> *tile) const {
         const T *image = static_cast<const T *>(job.x) + n * l.pixels() * job.in_channels;
         each_pixel(begin, end, [&](int tap, long p, long at) {
-            for (int block = 0; block < in_blocks; ++block) {
-                Vec<T> value = {};
-                if (at >= 0) value = load_block(image + at * job.in_channels, block);
-                tile[(tap * in_blocks + block) * TILE + p] = value > Vec<T>{} ? value : Vec<T>{};
-            }
+            Vec<T> *to = tile + tap * in_blocks * PITCH + p;
+            each_block([&](int block, int lanes) {
+                to[block * PITCH] =
+                    at < 0 ? Vec<T>{} : positive<T>(load<T>(image + at * job.in_channels + block * LANES<T>, lanes));
+            });
         });
     }
     // Write the gradient into image `n` of dx, or 0 if the tile of x was not above 0. Pixels that no tap reads are left.
-    void scatter(int n, long begin, long end, const Vec<T> *tile, const Vec<T> *gradient) const {
+    void scatter(int n, long begin, long end, const Vec<T> *tile, Vec<T> *gradient) const {
+        if (job.taps == 1 && l.stride == 1) {
+            Layout<T> wide = l;
+            wide.channels = job.in_channels, wide.blocks = in_blocks;
+            for (long v = 0; v < in_blocks * PITCH; ++v) gradient[v] = tile[v] > Vec<T>{} ? gradient[v] : Vec<T>{};
+            write_tile<T>(gradient, PITCH, wide, job.dx, l.pixels(), n, begin, end - begin);
+            return;
+        }
         T *image = static_cast<T *>(job.dx) + n * l.pixels() * job.in_channels;
         each_pixel(begin, end, [&](int tap, long p, long at) {
-            for (int block = 0; block < in_blocks && at >= 0; ++block) {
-                const long from = (tap * in_blocks + block) * TILE + p;
-                const Vec<T> value = tile[from] > Vec<T>{} ? gradient[from] : Vec<T>{};
-                const int left = job.in_channels - block * LANES<T>;
-                T *to = image + at * job.in_channels + block * LANES<T>;
-                if (left >= LANES<T>) store<T>(to, value, LANES<T>);
-                else store<T>(to, value, left);
-            }
+            if (at < 0) return;
+            each_block([&](int block, int lanes) {
+                const long from = (tap * in_blocks + block) * PITCH + p;
+                store<T>(image + at * job.in_channels + block * LANES<T>,
+                         tile[from] > Vec<T>{} ? gradient[from] : Vec<T>{}, lanes);
+            });
         });
     }
 
 private:
-    Vec<T> load_block(const T *pixel, int block) const {
-        const int left = job.in_channels - block * LANES<T>;
-        return left >= LANES<T> ? load<T>(pixel + block * LANES<T>, LANES<T>) : load<T>(pixel + block * LANES<T>, left);
+    // Call visit(block, its lanes); a constant number of them is loaded faster.
+    template <class Visit>
+    void each_block(const Visit &visit) const {
+        const int whole = job.in_channels / LANES<T>;
+        for (int block = 0; block < whole; ++block) visit(block, LANES<T>);
+        if (whole < in_blocks) visit(whole, job.in_channels - whole * LANES<T>);
     }
 };
 
-// Compute y, a blocked map, and its statistics if wanted. The shape's channels are the output channels.
+// Compute y and its statistics if wanted. The shape's channels are the output channels.
 template <class T>
 void project_forward(const Shape &shape, const Projection &job, const Item &result) {
     const Layout<T> l(shape);
     Grids<T> grids(l, job);
-    const long size = l.out_pixels(), all = long(l.num) * l.padded();
+    const long size = l.out_pixels(), all = long(l.num) * l.padded(), tile_size = job.taps * grids.in_blocks * PITCH;
     Aligned<T> means(all), squares(all);
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Arena &arena = Arena::mine();
-        arena.reset((job.taps * grids.in_blocks * TILE + 8) * VECTOR_BYTES);
-        Vec<T> *tile = arena.take<T>(job.taps * grids.in_blocks * TILE);
-        for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n) {
-            Vec<T> *y = image_to_write<T>(result.y, 1, l, size, n, nullptr);
-            for (long begin = 0; begin < size; begin += TILE) {
-                const long end = std::min(size, begin + TILE);
-                grids.gather(n, begin, end, tile);
-                pointwise<T>(tile, TILE, grids.matrix.data(), l.blocks, grids.rows(), end - begin, y + begin, size);
-            }
-            const long at = long(n) * l.padded();
-            if (result.mean != nullptr) image_statistics<T>(y, l, size, means.data() + at, squares.data() + at);
-        }
+        arena.reset((tile_size + l.blocks * PITCH + 8) * VECTOR_BYTES);
+        Vec<T> *tile = arena.take<T>(tile_size), *y = arena.take<T>(l.blocks * PITCH);
+        for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
+            each_tile(size, [&](long begin, long count) {
+                const long at = long(n) * l.padded();
+                grids.gather(n, begin, begin + count, tile);
+                pointwise<T>(tile, PITCH, grids.matrix.data(), grids.rows(), l.channels, count, y, PITCH);
+                if (result.mean != nullptr)
+                    add_to_statistics<T>(y, PITCH, l.blocks, count, begin, means.data() + at, squares.data() + at);
+                write_tile<T>(y, PITCH, l, result.y, size, n, begin, count);
+            });
     });
     if (result.mean != nullptr)
         batch_statistics<T>(means.data(), squares.data(), l, size, static_cast<double *>(result.mean),
@@ -121,35 +129,31 @@ template <class T>
 void project_backward(const Shape &shape, const Projection &job, const Item &result, const Upstream *upstreams) {
     const Layout<T> l(shape);
     Grids<T> grids(l, job);
-    const long size = l.out_pixels(), tile_size = job.taps * grids.in_blocks * TILE;
-    const long weights_size = job.d_weights[0] == nullptr ? 0 : long(grids.rows()) * l.blocks;
+    const long size = l.out_pixels(), tile_size = job.taps * grids.in_blocks * PITCH;
+    const WeightGradient<T> gradient{grids.rows(), l.channels};
+    const long weights_size = job.d_weights[0] == nullptr ? 0 : gradient.size();
     Aligned<Vec<T>> sums(weights_size * l.chunks() + 1);
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Arena &arena = Arena::mine();
-        arena.reset((l.blocks * size + 2 * tile_size + 8) * VECTOR_BYTES);
-        Vec<T> *dy = arena.take<T>(l.blocks * size), *tile = arena.take<T>(tile_size), *gradient = arena.take<T>(tile_size);
+        arena.reset((l.blocks * PITCH + 2 * tile_size + 8) * VECTOR_BYTES);
+        Vec<T> *dy = arena.take<T>(l.blocks * PITCH), *tile = arena.take<T>(tile_size), *d_tile = arena.take<T>(tile_size);
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n) {
-            upstream_gradient<T>(l, result, upstreams, n, dy);
             const long image = l.pixels() * job.in_channels * sizeof(T);
             if (l.stride > 1) std::memset(static_cast<char *>(job.dx) + n * image, 0, image);
-            for (long begin = 0; begin < size; begin += TILE) {
-                const long end = std::min(size, begin + TILE);
-                grids.gather(n, begin, end, tile);
+            each_tile(size, [&](long begin, long count) {
+                upstream_gradient<T>(l, result, upstreams, n, begin, count, dy, PITCH);
+                grids.gather(n, begin, begin + count, tile);
                 if (weights_size != 0)
-                    pointwise_weights<T>(tile, TILE, grids.rows(), dy + begin, size, l.blocks, end - begin,
-                                         sums.data() + chunk * weights_size);
-                pointwise<T>(dy + begin, size, grids.transposed.data(), job.taps * grids.in_blocks, l.padded(), end - begin,
-                             gradient, TILE);
-                grids.scatter(n, begin, end, tile, gradient);
-            }
+                    gradient.add(tile, PITCH, dy, PITCH, count, sums.data() + chunk * weights_size);
+                pointwise<T>(dy, PITCH, grids.transposed.data(), l.channels, grids.in_width(), count, d_tile, PITCH);
+                grids.scatter(n, begin, begin + count, tile, d_tile);
+            });
         }
     });
     if (weights_size == 0) return;
-    grids.each_weight([&](int tap, long at, int row, int out) {  // chunks are added in order
-        T sum = T(0);
-        for (int chunk = 0; chunk < l.chunks(); ++chunk)
-            sum += reinterpret_cast<const T *>(sums.data() + chunk * weights_size)[long(row) * l.padded() + out];
-        static_cast<T *>(job.d_weights[tap])[at] = sum;
+    add_chunks<T>(sums.data(), weights_size, l.chunks());
+    grids.each_weight([&](int tap, long at, int row, int out) {
+        static_cast<T *>(job.d_weights[tap])[at] = gradient.at(sums.data(), row, out);
     });
 }
 

@@ -5,20 +5,24 @@
 
 namespace {
 
-// For each channel of one image: the mean, and the sum of squared distances from it.
+// For each channel of an image, the mean and the sum of squared distances from it, of the tiles that were added so far
+// (Chan et al., 1979). Each tile is added while it lies in the first-level cache.
 template <class T>
-void image_statistics(const Vec<T> *y, const Layout<T> &l, long pixels, T *mean, T *squares) {
-    for (int block = 0; block < l.blocks; ++block, y += pixels) {
+void add_to_statistics(const Vec<T> *y, long tile, int blocks, long pixels, long before, T *mean, T *squares) {
+    for (int block = 0; block < blocks; ++block, y += tile) {
         Vec<T> sums[4] = {}, parts[4] = {};
         for (long p = 0; p < pixels; ++p) sums[p & 3] += y[p];
         const Vec<T> m = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / T(pixels);
         for (long p = 0; p < pixels; ++p) parts[p & 3] += (y[p] - m) * (y[p] - m);
-        reinterpret_cast<Vec<T> *>(mean)[block] = m;
-        reinterpret_cast<Vec<T> *>(squares)[block] = (parts[0] + parts[1]) + (parts[2] + parts[3]);
+        Vec<T> &all = reinterpret_cast<Vec<T> *>(mean)[block], &distances = reinterpret_cast<Vec<T> *>(squares)[block];
+        const Vec<T> away = m - all;
+        const T share = T(pixels) / T(before + pixels);
+        all += away * share;
+        distances += ((parts[0] + parts[1]) + (parts[2] + parts[3])) + away * away * (T(before) * share);
     }
 }
 
-// The mean and biased variance of the batch, combined from the images' statistics (Chan et al., 1979).
+// The mean and biased variance of the batch, combined from the images' statistics in the same way.
 template <class T>
 void batch_statistics(const T *means, const T *squares, const Layout<T> &l, long pixels, double *mean, double *variance) {
     for (int c = 0; c < l.channels; ++c) {
@@ -34,9 +38,10 @@ void batch_statistics(const T *means, const T *squares, const Layout<T> &l, long
     }
 }
 
-// The sums of g and of g * (y - centre) over one image and block. Runs of pixels are summed in T, the runs in double.
-template <class T>
-void add_products(const Vec<T> *g, const Vec<T> *y, Vec<T> centre, long pixels, double factor, double *sum, double *dot) {
+// Add to sum and dot the sums of factor * g and of factor * g * (y - centre) over some pixels of one block. Runs of
+// pixels are summed in T, the runs in double.
+template <class T, class Gradient>
+void add_products(const Gradient &g, const Pixels<T> &y, Vec<T> centre, long pixels, double factor, double *sum, double *dot) {
     constexpr long RUN = 32;
     using Wide = typename WideOf<T>::type;
     Wide total = {}, product = {};
@@ -47,14 +52,15 @@ void add_products(const Vec<T> *g, const Vec<T> *y, Vec<T> centre, long pixels, 
         for (; p + 4 <= end; p += 4)
 #pragma GCC unroll 4
             for (int k = 0; k < 4; ++k) {
-                sums[k] += g[p + k];
-                dots[k] += g[p + k] * (y[p + k] - centre);
+                const Vec<T> value = g[p + k];
+                sums[k] += value;
+                dots[k] += value * (y[p + k] - centre);
             }
         for (; p < end; ++p) sums[0] += g[p], dots[0] += g[p] * (y[p] - centre);
         total += __builtin_convertvector((sums[0] + sums[1]) + (sums[2] + sums[3]), Wide);
         product += __builtin_convertvector((dots[0] + dots[1]) + (dots[2] + dots[3]), Wide);
     }
-    for (int lane = 0; lane < LANES<T>; ++lane) sum[lane] = total[lane] * factor, dot[lane] = product[lane] * factor;
+    for (int lane = 0; lane < LANES<T>; ++lane) sum[lane] += total[lane] * factor, dot[lane] += product[lane] * factor;
 }
 
 template <class T>

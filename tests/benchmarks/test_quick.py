@@ -14,8 +14,21 @@ ROOT = Path(__file__).parents[2]
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="no C++ compiler")
 
 
-def run(script, *arguments):
-    """Standard output of a benchmark on one thread: two would wait for each other at this size."""
+@pytest.fixture
+def run(zygote, tmp_path):
+    """`run(script, argument, ...)`: standard output of a benchmark in a fork that has imported torch already."""
+
+    def in_a_fork(script, *arguments, **faults):
+        faults = {"script": str(ROOT / "benchmarks" / script), **faults}
+        done = zygote.run(["--quick", *map(str, arguments)], tmp_path, faults, environ={"PYTHONPATH": str(ROOT)})
+        assert done.code == 0, done.err
+        return done.out
+
+    return in_a_fork
+
+
+def run_afresh(script, *arguments):
+    """The same in a process of its own, whose memory is that of the benchmark alone."""
     command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", *map(str, arguments)]
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=240)
@@ -31,7 +44,7 @@ def run(script, *arguments):
         pytest.param("retrain_step.py", "FairDARTS_b-16x8", marks=needs_compiler),
     ],
 )
-def test_a_case_is_measured_once_and_rendered(tmp_path, script, case):
+def test_a_case_is_measured_once_and_rendered(run, tmp_path, script, case):
     out = tmp_path / "rounds.jsonl"
     arguments = ["--only", case, "--pairs", 1, "--out", out]
     page = (ROOT / "docs" / "performance.md").read_bytes()
@@ -48,7 +61,7 @@ def test_a_case_is_measured_once_and_rendered(tmp_path, script, case):
 
 
 @pytest.mark.slow
-def test_the_relaxations_are_measured_beside_each_other(tmp_path):
+def test_the_relaxations_are_measured_beside_each_other(run, tmp_path):
     out = tmp_path / "rounds.jsonl"
     table = run("relaxations.py", "--only", "torch", "--pairs", 1, "--out", out)
     (line,) = [json.loads(text) for text in out.read_text().splitlines()]
@@ -58,7 +71,7 @@ def test_the_relaxations_are_measured_beside_each_other(tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
-def test_a_shared_machine_is_measured_on_one_thread_and_on_two(tmp_path):
+def test_a_shared_machine_is_measured_on_one_thread_and_on_two(run, tmp_path):
     out = tmp_path / "rounds.jsonl"
     page = (ROOT / "docs" / "performance.md").read_bytes()
     table = run("shared_machine.py", "--pairs", 1, "--kernels", "compiled", "--out", out)
@@ -71,7 +84,7 @@ def test_a_shared_machine_is_measured_on_one_thread_and_on_two(tmp_path):
 
 
 @pytest.mark.slow
-def test_ranks_are_measured_beside_one_process_and_more_are_projected(tmp_path):
+def test_ranks_are_measured_beside_one_process_and_more_are_projected(run, tmp_path):
     table = run("ranks.py", "--only", "retrain-global", "--pairs", 1, "--out", tmp_path / "rounds.jsonl")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ret")]
     sides, projected = rows[:3], rows[3:]
@@ -88,7 +101,7 @@ def test_ranks_are_measured_beside_one_process_and_more_are_projected(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_part_of_a_recipe_is_measured():
+def test_every_part_of_a_recipe_is_measured(run):
     page = (ROOT / "docs" / "performance.md").read_bytes()
     rows = [line.split("|")[1:3] for line in run("recipe.py").splitlines() if line.startswith("| ")][2:]
     assert len(rows) == 7 and all(float(rate.split()[0]) > 0 for _, rate in rows)
@@ -96,7 +109,7 @@ def test_every_part_of_a_recipe_is_measured():
 
 
 @pytest.mark.slow
-def test_prediction_is_measured_with_its_parts_and_its_memory():
+def test_prediction_is_measured_with_its_parts_and_its_memory(run):
     page = (ROOT / "docs" / "performance.md").read_bytes()
     table = run("predict.py")
     rows = [line.split("|")[3:6] for line in table.splitlines() if line.startswith("| ")][2:]
@@ -105,14 +118,16 @@ def test_prediction_is_measured_with_its_parts_and_its_memory():
 
 
 @pytest.mark.slow
-def test_many_images_are_made_and_evaluated_number_by_number():
-    rows = [line for line in run("many_images.py").splitlines() if line.startswith("| ") and "images" not in line]
+def test_many_images_are_made_and_evaluated_number_by_number(run, zygote, tmp_path):
+    beside_the_stand_in = zygote.open_door(tmp_path).with_name("python")
+    told = run("many_images.py", executable=str(beside_the_stand_in))
+    rows = [line for line in told.splitlines() if line.startswith("| ") and "images" not in line]
     assert [row.split("|")[1].strip() for row in rows[1:]] == ["200", "400"]
 
 
 @pytest.mark.slow
 def test_a_data_set_of_every_source_is_made_and_trained_on_and_its_memory_is_seen():
-    table = run("large_data.py", "--workers", 0)
+    table = run_afresh("large_data.py", "--workers", 0)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     peaks = {row[0]: float(row[4].replace(",", "")) for row in rows[2:]}
     made = {name: peak for name, peak in peaks.items() if name.startswith("make-dataset")}

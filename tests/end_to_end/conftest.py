@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 from faults_support import Zygote
 from PIL import Image
+
+from ssfnas_cli.artifacts.files import cache_folder
 
 SCRIPT = Path(sys.executable).with_name("ssfnas")
 SHAPE = ["--epochs", "1", "--channels", "2", "--layers", "3", "--batch-size", "16"]
@@ -40,20 +43,20 @@ class Result(NamedTuple):
 class Program:
     """Runs `ssfnas` as a user would.
 
-    The commands of most tests are forks of a process that has imported torch, since the suite would spend most of its
-    time on imports. `installed` starts the console script each time. So does whatever runs in a shell or on a terminal,
-    or needs an environment of its own.
+    The commands are forks of a process that has imported torch, since the suite would spend most of its time on
+    imports. In a shell, on a terminal and with an environment of its own a stand-in on the PATH asks for the fork (see
+    tests/faults/door.py). `installed` starts the console script each time.
     """
 
     tiny, ops = TINY, OPS
 
-    def __init__(self, cache: Path, zygote: Zygote | None):
-        self._zygote, self._cache = zygote, cache
+    def __init__(self, cache: Path, zygote: Zygote | None, script: Path = SCRIPT):
+        self._zygote, self._cache, self.script = zygote, cache, script
         self.environ = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "SSFNAS"))}
         self.environ |= {
             "OMP_NUM_THREADS": "1",
             "XDG_CACHE_HOME": str(cache),
-            "PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": f"{script.parent}{os.pathsep}{os.environ['PATH']}",
         }
 
     @property
@@ -61,10 +64,15 @@ class Program:
         """The same, by the console script only."""
         return Program(self._cache, None)
 
+    @property
+    def through_the_door(self) -> Program:
+        """The same, by the stand-in only, so that the children of a sweep are forks, too."""
+        return Program(self._cache, None, self.script)
+
     def run(self, *argv: str | Path, cwd: Path, stdin: bytes = b"", environ: dict[str, str] | None = None) -> Result:
         """`ssfnas ARGV`."""
         if self._zygote is None or environ is not None:
-            return self._run([str(SCRIPT), *map(str, argv)], cwd, stdin, environ)
+            return self._run([str(self.script), *map(str, argv)], cwd, stdin, environ)
         given = self._cache / "stdin"
         given.write_bytes(stdin)
         child = self._zygote.start(argv, cwd, stdin=given, streams=self._cache, environ=self.environ)
@@ -95,7 +103,7 @@ class Program:
         background job of a script does, and has to listen all the same.
         """
         ours, theirs = pty.openpty()
-        started = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", str(SCRIPT), *map(str, argv)]
+        started = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", str(self.script), *map(str, argv)]
         environ = self.environ | {"TERM": "xterm", "COLUMNS": str(columns), "LINES": "20"} | (environ or {})
         process = subprocess.Popen(
             started,
@@ -156,7 +164,20 @@ def snapshot(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def ssfnas(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Program:
     """The program, with a cache folder of its own."""
-    return Program(tmp_path_factory.mktemp("cache"), zygote)
+    stand_in = zygote.open_door(tmp_path_factory.mktemp("bin"))
+    return Program(tmp_path_factory.mktemp("cache"), zygote, stand_in)
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels() -> Callable[[Path], None]:
+    """Copies kernels into a cache folder, as any user has them after the first command, if there are any here."""
+
+    def copy(cache: Path) -> None:
+        compiled = cache_folder() / "kernels"
+        if compiled.is_dir():
+            shutil.copytree(compiled, cache / "ssfnas" / "kernels", dirs_exist_ok=True)
+
+    return copy
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Help answers at once, without torch, for every command."""
 
+import json
 import os
 import subprocess
 import sys
@@ -25,9 +26,38 @@ PRESETS = ("quick", "standard", "paper")
 HEAVY = {"torch", "torchvision", "numpy", "sklearn", "matplotlib", "PIL", "safetensors"}
 
 
-@pytest.mark.parametrize("command", [None, *COMMANDS])
-def test_help_imports_nothing_heavy_and_not_much(command, ssfnas, tmp_path):
-    argv = [str(Path(sys.executable).with_name("ssfnas")), *([command] if command else []), "--help"]
+# The help of every command, and the packages that are imported after it
+HELPS = """
+import contextlib, io, json, sys
+from ssfnas_cli.main import app
+told = {}
+for command in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        app([command, "--help"], prog_name="ssfnas", standalone_mode=False)
+    told[command] = [out.getvalue(), sorted({name.partition(".")[0] for name in sys.modules})]
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps(ssfnas, tmp_path_factory):
+    """What HELPS tells: one fresh process for all commands, which are imported together anyway."""
+    argv, cwd = [sys.executable, "-c", HELPS, *COMMANDS], tmp_path_factory.mktemp("helps")
+    told = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, env=ssfnas.environ, check=True)
+    return json.loads(told.stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_imports_nothing_heavy(command, helps, ssfnas, tmp_path):
+    text, modules = helps[command]
+    assert "typer" in modules and not HEAVY & set(modules)
+    assert f"Usage: ssfnas {command}" in text
+    plain = ssfnas.ok(command, "--help", cwd=tmp_path)
+    assert plain.err == "" and plain.out.decode() == text
+
+
+def test_help_imports_nothing_heavy_and_not_much(ssfnas, tmp_path):
+    argv = [str(Path(sys.executable).with_name("ssfnas")), "--help"]
     traced = subprocess.run(
         [sys.executable, "-X", "importtime", *argv], cwd=tmp_path, capture_output=True, text=True, env=ssfnas.environ
     )
@@ -68,7 +98,7 @@ def test_every_command_is_listed_and_tested(ssfnas, tmp_path):
 
 def test_help_in_an_ascii_locale(ssfnas, tmp_path):
     ascii_locale = {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
-    assert b"Usage: ssfnas" in ssfnas.ok("search", "--help", cwd=tmp_path, environ=ascii_locale).out
+    assert b"Usage: ssfnas" in ssfnas.installed.ok("search", "--help", cwd=tmp_path, environ=ascii_locale).out
 
 
 def test_version(ssfnas, tmp_path):

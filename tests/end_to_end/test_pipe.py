@@ -3,8 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -37,14 +35,14 @@ def test_a_reader_that_has_seen_enough(ssfnas, world, tmp_path):
         assert (result.code, result.err) == (0, ""), command
 
 
-def test_search_without_any_other_flag(ssfnas, tmp_path):
+def test_search_without_any_other_flag(ssfnas, compiled_kernels, tmp_path):
     """It makes the embedded data set and starts; its run derives without flags, even when stopped at once."""
-    script = str(Path(sys.executable).with_name("ssfnas"))
+    compiled_kernels(tmp_path / "cache")
     environ = ssfnas.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     folder = tmp_path / "empty"
     folder.mkdir()
     process = subprocess.Popen(
-        [script, "search", "--relax", "sigmoid", "--loss", "barlow"],
+        [ssfnas.script, "search", "--relax", "sigmoid", "--loss", "barlow"],
         cwd=folder,
         env=environ,
         stdout=subprocess.PIPE,
@@ -106,7 +104,7 @@ def noisy(tmp_path) -> dict[str, str]:
 
 def test_what_a_plugin_prints_goes_to_stderr_and_the_pipe_holds(ssfnas, world, noisy, tmp_path):
     argv = ["search", "--data", world / "data", *ssfnas.tiny, "--set", "ops=none,noisy_skip", "-o", "run"]
-    searched = ssfnas.ok(*argv, cwd=tmp_path, environ=noisy)
+    searched = ssfnas.installed.ok(*argv, cwd=tmp_path, environ=noisy)
     assert searched.json["kind"] == "search-run", "stdout is JSON and nothing else"
     for noise in ("print", "the first stdout", "descriptor 1", "a child", "C", "a logger", "building"):
         assert f"noise of {noise}\n" in searched.err, noise
@@ -121,7 +119,7 @@ def test_what_a_plugin_prints_goes_to_stderr_and_the_pipe_holds(ssfnas, world, n
 def test_streams_that_the_caller_has_closed(ssfnas, world, tmp_path):
     """No file that is opened later may get the number of stdout or stderr, and so what strangers print."""
     genotype = world / "genotype.json"
-    closed = ssfnas.shell(f"ssfnas describe {genotype} >&-", tmp_path)
+    closed = ssfnas.installed.shell(f"ssfnas runs {world} >&-", tmp_path)
     assert closed.code == 5 and closed.err == "ssfnas: standard output: Bad file descriptor\n"
     for command, code in {
         f"ssfnas plot-genotype {genotype} -o cells.svg >&- 2>&- <&-": 0,
@@ -129,6 +127,6 @@ def test_streams_that_the_caller_has_closed(ssfnas, world, tmp_path):
         "ssfnas derive nowhere 2>&-": 3,
         "ssfnas --help >&- 2>&-": 5,
     }.items():
-        result = ssfnas.shell(command, tmp_path)
+        result = ssfnas.installed.shell(command, tmp_path)
         assert (result.code, result.out, result.err) == (code, b"", ""), command
     assert (tmp_path / "cells.svg").read_bytes().endswith(b"</svg>\n")

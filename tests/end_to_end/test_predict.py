@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,8 +103,7 @@ def prior_of(world):
 
 def test_a_request_to_stop_leaves_no_half_written_file(ssfnas, world, digits, tmp_path):
     image = next((digits / "test").rglob("*.png"))
-    script = str(Path(sys.executable).with_name("ssfnas"))
-    argv = [script, "predict", str(world / "retrain"), "-", "-o", "rows.csv", *ONE]
+    argv = [str(ssfnas.script), "predict", str(world / "retrain"), "-", "-o", "rows.csv", *ONE]
     environ = ssfnas.environ
     process = subprocess.Popen(argv, cwd=tmp_path, env=environ, stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None and process.stderr is not None

@@ -93,6 +93,8 @@ def test_watch_draws_until_ctrl_c_and_leaves_the_cursor(ssfnas, runs):
         (2, ["pie: is no kind", "distribution, curves"], ["plot", "pie", "all"]),
         (2, ["--output x.jpg", ".svg, .png, .pdf"], ["plot", "curves", "all", "-o", "x.jpg"]),
         (2, ["--lines", "alphas, not of curves"], ["plot", "curves", "all", "--lines"]),
+        (2, ["--against", "tradeoff, not of curves"], ["plot", "curves", "all", "--against", "macs"]),
+        (2, ["--against wins", "weights, macs"], ["plot", "tradeoff", "all", "--against", "wins"]),
         (3, ["is a search run, not a retrain run"], ["plot", "classes", "all/search"]),
         (3, ["all/ce-0: is a retrain run, not a search run"], ["plot", "health", "all/ce-0"]),
         (3, ["all/search: has no alphas yet"], ["plot", "alphas", "all/search"]),

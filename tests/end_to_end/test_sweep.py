@@ -1,6 +1,7 @@
 """`ssfnas sweep` through the installed program: a small table from nothing, stopped, gone on with, and compared."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ RUNS = ["random-mu0.1-ce-seed3", "ssf-nas-mu0.1-logit-adjusted-seed3"]
 def table(ssfnas, tmp_path_factory):
     """A folder with `out`: stopped by SIGTERM while its search ran, and gone on with to the end. And what was said."""
     place = tmp_path_factory.mktemp("sweep")
-    argv = [Path(sys.executable).with_name("ssfnas"), *TABLE, "--run", "--jobs", "2"]
+    argv = [ssfnas.script, *TABLE, "--run", "--jobs", "2"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(argv, cwd=place, env=ssfnas.environ, **streams)
     search = place / "out" / "search-ssf-nas-mu0.1-seed3"
@@ -37,7 +38,7 @@ def table(ssfnas, tmp_path_factory):
         "err": err,
         "config": (search / "config.json").stat(),
     }
-    rest = ssfnas.installed.ok(*TABLE, "--run", "--jobs", "2", cwd=place)
+    rest = ssfnas.through_the_door.ok(*TABLE, "--run", "--jobs", "2", cwd=place)
     return place, stopped, rest
 
 
@@ -84,7 +85,7 @@ def test_a_cell_that_fails_is_listed_and_the_others_run(table, ssfnas):
     contents = lambda: {path: path.read_bytes() for path in random.iterdir() if path.is_file()}
     before = contents()
     (found / "evaluation.json").unlink()
-    result = ssfnas.run(*TABLE, "--set", "networks.random.epochs=2", "--run", cwd=place)
+    result = ssfnas.through_the_door.run(*TABLE, "--set", "networks.random.epochs=2", "--run", cwd=place)
     assert result.code == 3, result.err
     cells = {cell["name"]: cell for cell in result.json["cells"] if cell["state"] != "done"}
     error = cells[random.name]["error"]
@@ -105,21 +106,23 @@ def test_a_cell_that_fails_is_listed_and_the_others_run(table, ssfnas):
 
 
 def test_the_printed_commands_are_a_script(ssfnas, tmp_path):
-    """The commands of what is missing, run by a shell, leave nothing missing."""
+    """The commands of what is missing, run by a shell, leave nothing missing; nor do children of the program."""
     (tmp_path / "it's.toml").write_text('output = "my $OUT"\n[data]\nmax_per_class = 12\n[search.arms]\na = {}\n')
     argv = ["sweep", "it's.toml", "--only", "data-*"]
     printed = ssfnas.ok(*argv, cwd=tmp_path)
     assert printed.err == "1 cells, 0 done, 1 to do\n"
     ssfnas.shell(printed.out.decode(), cwd=tmp_path)
     assert ssfnas.ok(*argv, cwd=tmp_path).out == b""
+    shutil.rmtree(tmp_path / "my $OUT")
+    assert ssfnas.ok(*argv, "--run", cwd=tmp_path).json["counts"]["done"] == 1
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("my")] == ["my $OUT"]
 
 
 def test_a_dry_run_adds_up_what_is_missing_and_writes_nothing(ssfnas, tmp_path):
     """Two seeds of a network: one is measured, on data made for it, two are counted."""
-    text = "seeds = [0, 1]\n[data]\nmax_per_class = 12\n[networks]\nresnet20 = {}\n[retrain]\nepochs = 1\nthreads = 1\n"
+    text = "seeds = [0, 1]\n[data]\nmax_per_class = 12\n[networks]\nresnet20 = {}\n[retrain]\nepochs = 1\nthreads = 1\nbatch_size = 8\n"
     (tmp_path / "sweep.toml").write_text(text)
-    result = ssfnas.ok("sweep", "sweep.toml", "--dry-run", "--jobs", "2", cwd=tmp_path)
+    result = ssfnas.through_the_door.ok("sweep", "sweep.toml", "--dry-run", "--jobs", "2", cwd=tmp_path)
     facts = result.json
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.toml"] and facts["failed"] == 0
     one, other = facts["cells"]

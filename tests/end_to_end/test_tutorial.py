@@ -3,14 +3,11 @@
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from ssfnas_cli.artifacts.files import cache_folder
 
 pytestmark = pytest.mark.timeout(900)  # on a busy machine; some 30 s of processor time
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
@@ -24,7 +21,7 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def walked(ssfnas, tmp_path_factory):
+def walked(ssfnas, compiled_kernels, tmp_path_factory):
     """What each command of the page printed and said, and the folder they ran in."""
     folder = tmp_path_factory.mktemp("tutorial")
     rng = np.random.default_rng(0)
@@ -33,9 +30,7 @@ def walked(ssfnas, tmp_path_factory):
         for photo in range(count):  # 8x8 pixels and square, so that the standard preset takes seconds
             pixels = rng.integers(0, 60, (8, 8, 3)) + 30 * number
             Image.fromarray(pixels.astype(np.uint8)).save(folder / "photos" / name / f"IMG_{photo}.png")
-    compiled = cache_folder() / "kernels"
-    if compiled.is_dir():  # as any user has them after the first command; otherwise the first search compiles them
-        shutil.copytree(compiled, Path(ssfnas.environ["XDG_CACHE_HOME"]) / "ssfnas" / "kernels", dirs_exist_ok=True)
+    compiled_kernels(Path(ssfnas.environ["XDG_CACHE_HOME"]))
     results = {line: ssfnas.ok(*shlex.split(line)[1:], cwd=folder) for line in commands()}
     return folder, results
 

@@ -1,10 +1,7 @@
 """A dry run predicts what a search then takes, refuses what it would refuse, and leaves nothing behind."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +17,6 @@ from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.errors import InputError, OutputExistsError, Stopped
 from ssfnas_cli.settings import SearchSettings, load_settings
 
-SSFNAS = Path(sys.executable).with_name("ssfnas")
-FAULTS = Path(__file__).parents[1] / "faults" / "site"
-ENVIRON = {**os.environ, "OMP_NUM_THREADS": "1"}
 TORCH = ("--set", "kernels=torch")
 TINY = {"channels": 2, "layers": 3, "batch_size": 16, "epochs": 2, "kernels": "torch"}
 TINY["ops"] = ("none", "max_pool_3x3", "sep_conv_3x3")
@@ -131,28 +125,26 @@ def test_a_request_to_stop_that_came_before_ends_it(settings, monkeypatch):
         predict_search(settings(), None, False)
 
 
-def test_an_interrupt_ends_it_at_once(settings, tmp_path, tiny_digits):
-    shape = ["--channels", "8", "--layers", "5", "--threads", "1"]
+def test_an_interrupt_ends_it_at_once(zygote, tmp_path, tmp_path_factory, tiny_digits):
+    shape = ["--channels", "2", "--layers", "3", "--threads", "1"]
     argv = ["search", "--data", tiny_digits.path, "--dry-run", *shape, *TORCH]
     faults = {"signal_at_step": [signal.SIGINT, "search", 0, 1, 0]}  # see tests/faults/zygote.py
-    paths = [str(FAULTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environ = {**ENVIRON, "PYTHONPATH": os.pathsep.join(paths), "SSFNAS_TEST_FAULTS": json.dumps(faults)}
-    done = subprocess.run([SSFNAS, *argv], cwd=tmp_path, env=environ, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr == "ssfnas: stopped by SIGINT in a dry run; it leaves nothing behind\n"
+    done = zygote.run(argv, tmp_path, faults, streams=tmp_path_factory.mktemp("streams"))
+    assert (done.code, done.out) == (130, "")
+    assert done.err == "ssfnas: stopped by SIGINT in a dry run; it leaves nothing behind\n"
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_search_takes_what_was_predicted(tmp_path, tiny_digits):
+def test_a_search_takes_what_was_predicted(zygote, tmp_path, tiny_digits):
     """Memory within 20 %, and steps and bytes exactly. Seconds are the machine's own business and are not compared."""
     shape = ["--channels", "6", "--layers", "3", "--batch-size", "32", "--epochs", "1", "--threads", "1", *TORCH]
-    argv = [SSFNAS, "search", "--data", tiny_digits.path, *shape, "--loss", "barlow", "--workers", "1"]
+    argv = ["search", "--data", tiny_digits.path, *shape, "--loss", "barlow", "--workers", "1"]
 
     def ssfnas(*flags):
-        done = subprocess.run([*argv, *flags], cwd=tmp_path, env=ENVIRON, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        done = zygote.run([*argv, *flags], tmp_path)
+        assert done.code == 0, done.err
+        return done.json
 
     predicted, _ = ssfnas("--dry-run"), ssfnas("-o", "run")
     (line,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

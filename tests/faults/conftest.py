@@ -21,6 +21,14 @@ def memory_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def stand_in(zygote: Zygote, memory_folder: Path) -> Path:
+    """The program `ssfnas` for shells and scripts, whose processes are forks (see door.py)."""
+    folder = memory_folder / "bin"
+    folder.mkdir()
+    return zygote.open_door(folder)
+
+
+@pytest.fixture(scope="session")
 def world(zygote: Zygote, memory_folder: Path) -> Path:
     """A folder with a data set `data`, an undisturbed search `search`, its `genotype.json`, and a `retrain`."""
     folder = memory_folder / "world"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from door import write_stand_in
 
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints, load_checkpoint
 from ssfnas_cli.artifacts.model import load_model
@@ -24,8 +25,9 @@ DATASET = ["make-dataset", "--max-per-class", "8", "--mu", "0.5"]
 TINY = ["--batch-size", "8", "--threads", "1", "--set", "save_minutes=0.0001", "--set", "kernels=torch"]
 SEARCH = [
     *["search", "--data", "data", "--epochs", "3", "--channels", "2", "--layers", "3", *TINY],
-    *["--set", "ops=none,max_pool_3x3,skip_connect,dil_conv_3x3"],
+    *["--set", "ops=none,max_pool_3x3,skip_connect"],  # the network has weights beside the ops, and is quick
 ]
+WITH_CONVOLUTIONS = ["--set", "ops=none,max_pool_3x3,skip_connect,dil_conv_3x3"]
 SHORT = [*SEARCH, "--epochs", "1"]
 RETRAIN = [
     *["retrain", "genotype.json", "--data", "data", "--pretrain", "barlow", "--pretrain-epochs", "2"],
@@ -140,6 +142,12 @@ class Zygote:
     def run(self, argv: Sequence[str | Path], cwd: Path, faults: dict[str, Any] | None = None, **more: Any) -> Result:
         """Start and wait."""
         return self.wait(self.start(argv, cwd, faults, **more))
+
+    def open_door(self, folder: Path) -> Path:
+        """The program `ssfnas` in a folder, which stands in for the installed one (see door.py)."""
+        path = Path(tempfile.mkdtemp(prefix="ssfnas-door-"), "socket")  # a socket's path must be short
+        self._ask({"door": str(path)})
+        return write_stand_in(folder, path)
 
     def close(self) -> None:
         """End the server."""

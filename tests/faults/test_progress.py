@@ -10,7 +10,7 @@ import shutil
 import subprocess
 
 import pytest
-from faults_support import ENVIRON, RETRAIN, SEARCH, SSFNAS, assert_same_end, wait_for
+from faults_support import ENVIRON, RETRAIN, SEARCH, assert_same_end, wait_for
 
 from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
 
@@ -33,13 +33,13 @@ def test_off_a_terminal_there_is_one_plain_line_per_interval(zygote, place):
 
 
 @pytest.mark.parametrize("columns", [200, 80])
-def test_on_a_terminal_a_live_bar_shows_time_left_epoch_accuracy_and_loss(place, columns):
+def test_on_a_terminal_a_live_bar_shows_time_left_epoch_accuracy_and_loss(place, stand_in, columns):
     main, terminal = pty.openpty()
     environ = {**os.environ, **ENVIRON, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"}
     environ.pop("NO_COLOR", None)
     argv = [*RETRAIN, "--pretrain", "none", "-o", "run"]
     process = subprocess.Popen(
-        [SSFNAS, *argv], cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal, env=environ
+        [stand_in, *argv], cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=terminal, env=environ
     )
     os.close(terminal)
     seen = b""
@@ -121,13 +121,13 @@ def test_runs_lists_every_state_with_what_to_do_next(zygote, place, runs):
     assert all(entry["age_seconds"] >= 0 for entry in listed.values())
 
 
-def test_runs_on_a_terminal_shows_every_run_with_what_to_do_next(place, runs):
+def test_runs_on_a_terminal_shows_every_run_with_what_to_do_next(place, stand_in, runs):
     status = read_sealed_json(runs / "stopped" / "status.json")
     status["last"] = {"weight_loss": None, "accuracy": "odd"}
     write_sealed_json(runs / "stopped" / "status.json", status)
     main, terminal = pty.openpty()
     process = subprocess.Popen(
-        [SSFNAS, "runs", "runs"],
+        [stand_in, "runs", "runs"],
         cwd=place,
         stdout=terminal,
         stderr=subprocess.PIPE,

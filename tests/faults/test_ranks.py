@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +15,18 @@ from PIL import Image
 from ranks_support import SEARCH_ON_RANKS, free_port, ranks, said, torchruns
 
 from ssfnas_cli.artifacts.model import load_model
+
+
+def test_the_environments_of_these_tests_are_those_that_torchrun_gives(tmp_path):
+    flags = ["--nproc-per-node", "2", "--master-addr", "localhost", "--master-port", free_port(), "--no-python"]
+    told = 'env | grep -E "^(RANK|WORLD_SIZE|LOCAL_RANK|MASTER_ADDR|MASTER_PORT)=" >rank-$RANK'
+    command = [sys.executable, "-m", "torch.distributed.run", *flags, "sh", "-c", told]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for rank, environ in enumerate(torchruns(2)):
+        given = dict(line.split("=", 1) for line in (tmp_path / f"rank-{rank}").read_text().splitlines())
+        same = environ | {"MASTER_ADDR": "localhost", "MASTER_PORT": flags[5]}
+        assert given == same
 
 
 def test_the_first_rank_alone_writes_and_prints(zygote, world, undisturbed):

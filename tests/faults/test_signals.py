@@ -62,11 +62,10 @@ def test_a_signal_during_the_import_of_torch_is_kept_for_the_loop(place, name):
     assert status(place / "run")["state"] == "stopped"
 
 
-def test_a_command_that_only_reads_says_that_it_was_interrupted(world, place):
+def test_a_command_that_only_reads_says_that_it_was_interrupted(zygote, world, place):
     argv = ["plot", "alphas", str(world / "search"), "-o", "alphas.svg"]
-    process = script(*argv, cwd=place, faults={"signal_at_import": [signal.SIGINT, "matplotlib.figure"]})
-    out, err = process.communicate()
-    assert (process.returncode, out, err) == (130, "", "ssfnas: interrupted\n")
+    result = zygote.run(argv, place, {"signal_at_import": [signal.SIGINT, "matplotlib.figure"]})
+    assert (result.code, result.out, result.err) == (130, "", "ssfnas: interrupted\n")
     assert not (place / "alphas.svg").exists()
 
 
@@ -241,11 +240,11 @@ def test_a_hangup_that_was_ignored_at_the_start_stays_ignored():
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_terminal_that_goes_away_costs_nothing(world, place, ignored):
+def test_a_terminal_that_goes_away_costs_nothing(world, place, stand_in, ignored):
     """The connection drops: the kernel sends SIGHUP, and writing to the terminal is an error from then on."""
     disposition = signal.SIG_IGN if ignored else signal.SIG_DFL
     ours, theirs = pty.openpty()
-    argv = [SSFNAS, *SEARCH, "--epochs", "3" if ignored else "500", "-o", "run"]
+    argv = [stand_in, *SEARCH, "--epochs", "3" if ignored else "500", "-o", "run"]
     process = subprocess.Popen(
         argv,
         cwd=place,

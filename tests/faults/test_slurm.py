@@ -57,7 +57,7 @@ echo "$number;cluster"
 
 
 @pytest.fixture
-def cluster(place):
+def cluster(place, stand_in):
     """The environment of a cluster; its log is `slurm.log`."""
     tools = place / "bin"
     tools.mkdir()
@@ -69,7 +69,7 @@ def cluster(place):
     return {
         **os.environ,
         **ENVIRON,
-        "PATH": f"{tools}:{SSFNAS.parent}:{os.environ['PATH']}",
+        "PATH": f"{tools}:{stand_in.parent}:{SSFNAS.parent}:{os.environ['PATH']}",
         "SLURM_LOG": str(place / "slurm.log"),
         "SLURM_STATE": str(place / "state"),
         "SLURM_TMPDIR": str(place / "scratch"),

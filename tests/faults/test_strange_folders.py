@@ -7,7 +7,7 @@ import struct
 import subprocess
 
 import pytest
-from faults_support import RETRAIN, SEARCH, SHORT, SSFNAS, assert_same_end, wait_for
+from faults_support import RETRAIN, SEARCH, SHORT, assert_same_end, wait_for
 
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints
 from ssfnas_cli.artifacts.run import FILES
@@ -165,13 +165,13 @@ def test_a_checkpoint_with_a_pipe_in_it_is_damaged(zygote, world, place, run, na
     assert_same_end(run, world / "search")
 
 
-def test_a_genotype_may_come_from_a_stream_or_through_a_link(zygote, place):
+def test_a_genotype_may_come_from_a_stream_or_through_a_link(zygote, place, stand_in):
     describe = ["describe", "--channels", "2", "--layers", "3"]
     (place / "linked.json").symlink_to("genotype.json")
     told = zygote.run([*describe, "genotype.json"], place).out
     assert told and zygote.run([*describe, "linked.json"], place).out == told
     for argument in ("<(cat genotype.json)", "/dev/stdin <genotype.json"):
-        command = f"{SSFNAS} {' '.join(describe)} {argument}"
+        command = f"{stand_in} {' '.join(describe)} {argument}"
         done = subprocess.run(["bash", "-c", command], cwd=place, capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, told), done.stderr
 

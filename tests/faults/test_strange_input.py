@@ -7,7 +7,7 @@ import subprocess
 import zlib
 
 import pytest
-from faults_support import SEARCH, SSFNAS, script
+from faults_support import SEARCH
 from PIL import Image
 
 NASTY = {
@@ -98,9 +98,9 @@ def test_a_manifest_that_leads_out_of_its_folder_is_refused(zygote, world, place
     assert not (place / "run").exists()
 
 
-def test_a_reader_that_wants_nothing_ends_quietly(place):
+def test_a_reader_that_wants_nothing_ends_quietly(place, stand_in):
     done = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {SSFNAS} describe genotype.json | head -0; {SSFNAS} runs . | head -0"],
+        ["bash", "-c", f"set -o pipefail; {stand_in} describe genotype.json | head -0; {stand_in} runs . | head -0"],
         cwd=place,
         capture_output=True,
         text=True,
@@ -108,8 +108,8 @@ def test_a_reader_that_wants_nothing_ends_quietly(place):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_failed_stage_upstream_is_said_by_every_stage_in_one_line(place):
-    pipe = f"{SSFNAS} derive nowhere | {SSFNAS} retrain - -o run | {SSFNAS} evaluate -"
+def test_a_failed_stage_upstream_is_said_by_every_stage_in_one_line(place, stand_in):
+    pipe = f"{stand_in} derive nowhere | {stand_in} retrain - -o run | {stand_in} evaluate -"
     done = subprocess.run(["bash", "-c", pipe], cwd=place, capture_output=True, text=True)
     assert done.returncode == 3 and done.stdout == ""
     lines = done.stderr.splitlines()
@@ -117,8 +117,9 @@ def test_a_failed_stage_upstream_is_said_by_every_stage_in_one_line(place):
     assert not (place / "run").exists()
 
 
-def test_a_search_whose_reader_has_gone_is_done_all_the_same(place):
-    process = script(*SEARCH, "--epochs", "1", "-o", "run", cwd=place)
+def test_a_search_whose_reader_has_gone_is_done_all_the_same(place, stand_in):
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([stand_in, *SEARCH, "--epochs", "1", "-o", "run"], cwd=place, **streams)
     process.stdout.close()
     assert process.wait() == 0
     assert "Traceback" not in process.stderr.read()

@@ -5,15 +5,14 @@ a file of names as Debian writes it, where its own name is on the loopback.
 """
 
 import contextlib
-import os
 import shutil
 import subprocess
-import sys
 import time
+from pathlib import Path
 
 import pytest
-from faults_support import ENVIRON, assert_same_end, metrics_of, wait_for, with_faults
-from ranks_support import SEARCH_ON_RANKS
+from faults_support import assert_same_end, metrics_of, wait_for
+from ranks_support import SEARCH_ON_RANKS, start
 
 HOSTS = {"one": "10.77.0.1", "two": "10.77.0.2"}
 NEW = ["--net", "--uts", "--mount"]
@@ -43,12 +42,6 @@ class Host:
         done = subprocess.run([*self.enter(), *argv], capture_output=True, text=True)
         assert done.returncode == 0, (argv, done.stderr)
 
-    def start(self, argv, folder, environ):
-        """Start a program in a folder, which is entered within the namespace: its mounts are others."""
-        command = [*self.enter(), "sh", "-c", 'cd "$0" && exec "$@"', str(folder), *map(str, argv)]
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, text=True, env={**os.environ, **ENVIRON, **environ}, **streams)
-
     def close(self):
         self.holder.kill()
         self.holder.wait()
@@ -73,46 +66,43 @@ def hosts(memory_folder):
         yield made
 
 
-def torchrun(hosts, argv, folder, faults=None):
-    """Start a command on both hosts, as docs/scaling.md says."""
-    launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "one"]
-    return [
-        host.start(
-            [sys.executable, *launch, "--node-rank", number, "-m", "ssfnas_cli", *argv],
-            folder,
-            with_faults(faults) if faults and number == 0 else {},
-        )
-        for number, host in enumerate(hosts)
-    ]
+def start_on(hosts, zygote, argv, folder, faults=None):
+    """Start a rank on each host, with what torchrun gives when the first host's name is its --master-addr."""
+    place = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "one", "MASTER_PORT": "29500"}
+    environs = [{"RANK": str(rank), **place} for rank in range(2)]
+    at = {rank: {"on_host": host.holder.pid} for rank, host in enumerate(hosts)}
+    at[0] |= faults or {}
+    return start(zygote, argv, [folder] * 2, at, environs)
 
 
-def ends(jobs):
-    """Exit code, stdout and our lines of stderr of each job."""
-    results = []
-    for job in jobs:
-        out, err = job.communicate(timeout=150)
-        results.append((job.returncode, out, [line for line in err.splitlines() if line.startswith("ssfnas: ")], err))
-    return results
-
-
-def test_a_host_that_is_cut_off_ends_the_run_on_both_and_it_goes_on_exactly(hosts, undisturbed, place):
+def test_a_host_that_is_cut_off_ends_the_run_on_both_and_it_goes_on_exactly(hosts, zygote, undisturbed, place):
     command, pause = SEARCH_ON_RANKS, place / "paused"
-    jobs = torchrun(hosts, command, place, {"pause_at_file_event": ["checkpoints/0000000003", str(pause)]})
-    wait_for(lambda: pause.exists() or any(job.poll() is not None for job in jobs))
-    assert pause.exists(), ends(jobs)
+    fault = {"pause_at_file_event": ["checkpoints/0000000003", str(pause)]}
+    children = start_on(hosts, zygote, command, place, fault)
+    wait_for(lambda: pause.exists() or any(has_ended(child) for child in children))
+    assert pause.exists(), [zygote.wait(child) for child in children]
     hosts[1].run("ip", "link", "set", "wire", "down")
     cut = time.monotonic()
     pause.unlink()
-    (code, out, said_by_first, _), (other_code, other_out, said_by_second, _) = ends(jobs)
+    first, second = [zygote.wait(child) for child in children]
     assert time.monotonic() - cut < 120, "a minute is promised; the machine of the tests may be busy"
-    assert (code, other_code, out, other_out) == (1, 1, "", ""), "torchrun makes 1 of every failure"
-    (line,), (other_line,) = said_by_first, said_by_second
+    assert (first.code, second.code, first.out, second.out) == (5, 5, "", "")
+    (line,), (other_line,) = ours(first), ours(second)
     assert "rank 1 has ended without a word" in line and "the same command goes on" in line
     assert "the first rank cannot be reached any more" in other_line and "the same command goes on" in other_line
     assert not [path for path in (place / "run").rglob(".*")], "half-written files are left"
     assert len(metrics_of(place / "run")) < len(metrics_of(undisturbed))
 
     hosts[1].run("ip", "link", "set", "wire", "up")
-    for code, _, _, err in ends(torchrun(hosts, command, place)):
-        assert code == 0, err
+    for result in [zygote.wait(child) for child in start_on(hosts, zygote, command, place)]:
+        assert result.code == 0, result.err
     assert_same_end(place / "run", undisturbed)
+
+
+def has_ended(child):
+    return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def ours(result):
+    """Our lines of what a rank said."""
+    return [line for line in result.err.splitlines() if line.startswith("ssfnas: ")]

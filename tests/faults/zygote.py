@@ -2,36 +2,55 @@
 
 The server reads a request per line on stdin: `{"argv", "cwd", "stdin", "stdout", "stderr", "faults", "environ"}`
 starts a child and is answered with its pid, `{"wait": pid}` with its exit code (negative: the signal), either with an
-error's text where the system refuses. `faults` names things to do to the child.
+error's text where the system refuses. `faults` names things to do to the child. `{"door": path}` opens a door (see
+door.py) and is answered with 0.
 """
 
 import gc
+import importlib
 import json
 import os
+import pkgutil
+import runpy
 import signal
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 AUDITED = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "shutil.rmtree", "os.utime"}
 
 
 def serve() -> None:
-    import sklearn.metrics  # noqa: F401
-    import torch._dynamo  # noqa: F401  the first optimizer imports it, which takes a second
-
-    import ssfnas_cli.engine.evaluate
-    import ssfnas_cli.main  # noqa: F401
-
-    gc.freeze()  # a child's garbage collections leave the pages alone that it shares with this process
+    prepare()
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = _wait(request["wait"]) if "wait" in request else _fork(request)
+            if "door" in request:
+                _open_door(request["door"])  # which answers
+                continue
+            answer = _wait(request["wait"]) if "wait" in request else _fork(partial(_child, request))
         except OSError as error:
             answer = str(error)
         print(json.dumps(answer), flush=True)
+
+
+def prepare() -> None:
+    """Do once what every command would do alike at its start: imports, and the parser of all flags."""
+    import sklearn.metrics  # noqa: F401
+    import torch._dynamo  # noqa: F401  the first optimizer imports it, which takes a second
+    import typer
+
+    import ssfnas_cli
+    from ssfnas_cli import main
+
+    for package in ("artifacts", "commands", "data", "deploy", "engine", "nets", "results", "sweep"):
+        folders = [str(Path(folder, package)) for folder in ssfnas_cli.__path__]
+        for module in pkgutil.walk_packages(folders, f"ssfnas_cli.{package}."):
+            importlib.import_module(module.name)
+    main.app = typer.main.get_command(main.app)  # which a call of the application begins with
+    gc.freeze()  # a child's garbage collections leave the pages alone that it shares with this process
 
 
 def _wait(pid: int) -> int:
@@ -39,19 +58,40 @@ def _wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _fork(request: dict) -> int:
+def _fork(act) -> int:
     pid = os.fork()
     if pid == 0:
-        code = 1
-        try:
-            code = _child(request)
-        except BaseException:
-            traceback.print_exc()
-        finally:  # whatever happens: this process must not go on as a second server
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        _end_with(act)
     return pid
+
+
+def _end_with(act) -> None:
+    """Do something, and end this process with the exit code that it returns."""
+    code = 1
+    try:
+        code = act()
+    except BaseException:
+        traceback.print_exc()
+    finally:  # whatever happens: this process must not go on as a second server
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _open_door(path: str) -> None:
+    """Keep a door in a process of its own, which ends with this one."""
+    import door
+
+    theirs, ours = os.pipe()
+
+    def keep() -> int:
+        os.close(ours)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        door.keep(path, theirs, lambda request: _end_with(lambda: _visitor(request)))
+        return 0
+
+    _fork(keep)
+    os.close(theirs)
 
 
 def _child(request: dict) -> int:
@@ -63,14 +103,42 @@ def _child(request: dict) -> int:
         handle = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(handle, number)
     os.dup2(os.open(request["stdin"], os.O_RDONLY), 0)
+    return _run(request["argv"], request["faults"])
+
+
+def _visitor(request: dict) -> int:
+    """Run the command of somebody at the door, in his environment. Returns its exit code."""
+    os.setpgid(0, 0)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", 1, encoding, "backslashreplace", closefd=False)  # noqa: SIM115
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+    from ssfnas_cli.sweep import costs, runner
+
+    costs.PROGRAM = runner.PROGRAM = (request["program"],)  # a sweep's cells come through the door, too
+    for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        if Path(folder, "sitecustomize.py").is_file():  # what Python does when it starts
+            runpy.run_path(str(Path(folder, "sitecustomize.py")))
+    return _run(request["argv"], {})
+
+
+def _run(argv: list[str], faults: dict) -> int:
     from ssfnas_cli import main, stop
 
     stop.STARTED = time.monotonic()
-    apply(request["faults"])
-    sys.argv = ["ssfnas", *request["argv"]]
+    sys.path[1:1] = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.argv = ["ssfnas", *argv]
+    apply(faults)
     try:
         main.run()
     except SystemExit as error:
+        if isinstance(error.code, str):  # from a script
+            print(error.code, file=sys.stderr)
         return error.code if isinstance(error.code, int) else 1
     return 1
 
@@ -96,6 +164,25 @@ def _on_step(act) -> None:
             return _original(self, epoch, step, batch)
 
         phase_class.step = step
+
+
+def fault_script(value) -> None:
+    """Run the script of that path with the given arguments, not a command; what it would spawn are forks of it."""
+    import multiprocessing
+
+    forks = multiprocessing.get_context("fork")
+    multiprocessing.get_context = lambda method=None: forks
+    sys.argv[0] = value
+    sys.path.insert(0, str(Path(value).parent))
+
+    from ssfnas_cli import main
+
+    main.run = lambda: sys.exit(runpy.run_path(value, run_name="__main__") and 0)
+
+
+def fault_executable(value) -> None:
+    """The path that this process takes for Python's, and beside which it finds `ssfnas`."""
+    sys.executable = value
 
 
 def fault_signal_at_step(value) -> None:
@@ -264,6 +351,36 @@ def fault_file_size_limit(value) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (value, value))
+
+
+def fault_descriptors(value) -> None:
+    """How many files may be open."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (value, value))
+
+
+def fault_shared_memory(value) -> None:
+    """The size of /dev/shm, as that of a container; it needs the right to mount."""
+    import ctypes
+
+    new_namespace, private = 0x20000, 0x4000 | 0x40000
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.unshare(new_namespace) == 0
+    assert libc.mount(b"none", b"/", None, private, None) == 0
+    assert libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, f"size={value}".encode()) == 0
+
+
+def fault_on_host(value) -> None:
+    """PID: go into the namespaces of a process, which stands for another host (as nsenter does)."""
+    import ctypes
+
+    libc, folder = ctypes.CDLL(None, use_errno=True), Path.cwd()
+    files = [os.open(f"/proc/{value}/ns/{kind}", os.O_RDONLY) for kind in ("user", "net", "uts", "mnt")]
+    for file in files:
+        assert libc.setns(file, 0) == 0, os.strerror(ctypes.get_errno())
+        os.close(file)
+    os.chdir(folder)  # the mounts are others
 
 
 def fault_umask(value) -> None:

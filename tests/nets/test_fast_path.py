@@ -83,9 +83,25 @@ def test_in_float64_every_op_is_its_module_forward_and_back(channels, side, num,
 @pytest.mark.parametrize("names", [*([name] for name in KNOWN), KNOWN], ids=lambda names: "+".join(names)[:12])
 def test_in_float32_nothing_is_further_from_the_truth_than_twice_torchs_own_distance(names, channels, stride):
     """Over several draws. Mixing weights are judged as one tensor of all ops: of a single number luck decides."""
+    compare_errors(names, channels, stride, 256 // channels, 8)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [5, 20, 24, 36, 40, 72])
+def test_widths_that_do_not_fill_vectors_are_as_exact_in_float32(channels, stride):
+    compare_errors(["sep_conv_3x3", "dil_conv_5x5"], channels, stride, 10, 3)
+
+
+@pytest.mark.parametrize("channels", [16, 36])
+def test_maps_that_are_written_past_the_caches_are_as_exact(channels):
+    """The maps have more than STREAMED_BYTES of native/vectors.h."""
+    compare_errors(["dil_conv_3x3", "max_pool_3x3"], channels, 1, 36, (5 << 20) // (4 * 36 * 36 * channels), draws=1)
+
+
+def compare_errors(names, channels, stride, side, num, draws=5):
     mine, own = [], []
-    for seed in range(5):
-        ops, x, scale, push = setting(names, channels, stride, 256 // channels, 8, seed=10 * seed)
+    for seed in range(draws):
+        ops, x, scale, push = setting(names, channels, stride, side, num, seed=10 * seed)
         truth = by_modules(copy.deepcopy(ops), x, scale, push)
         floats = [op.float() for op in ops], x.float(), scale.float(), push.float()
         direct, fast = by_modules(*copy.deepcopy(floats)), by_kernels(*floats, stride)

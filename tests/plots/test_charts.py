@@ -13,7 +13,7 @@ from PIL import Image
 from results_support import NAMES, lines_of, make_run, split_of
 
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.plots import alphas, calibration, classes, confusion, curves, distribution, health
+from ssfnas_cli.plots import alphas, calibration, classes, confusion, curves, distribution, health, tradeoff
 from ssfnas_cli.plots.distribution import Distribution
 from ssfnas_cli.plots.evaluations import calibration as pooled
 from ssfnas_cli.plots.evaluations import confusion as confusion_of
@@ -74,6 +74,7 @@ def drawers(nets, searches):
         "classes": lambda: classes.draw(nets, "test"),
         "confusion": lambda: confusion.draw(nets, "test"),
         "calibration": lambda: calibration.draw(nets, "test"),
+        "tradeoff": lambda: tradeoff.draw(nets, "test", "time"),
         "health": lambda: health.draw(searches),
         "heat": lambda: alphas.draw_heat(record()),
         "lines": lambda: alphas.draw_lines(record()),
@@ -88,6 +89,7 @@ NAMED = {  # what must be read in each kind of picture
     "classes": {"ce", "ldam", "class, and its training images", "Accuracy by class, test"},
     "confusion": {*NAMES, "predicted class", "ce (2 seeds)", "ldam", "percent of the true class"},
     "calibration": {"confidence", "accuracy", "too sure", "Calibration, test"},
+    "tradeoff": {"ce", "ldam", "balanced accuracy in percent", "Accuracy against seconds of training, test"},
     "health": {
         "Entropy of the weights",
         "Skips in the genotype",
@@ -126,6 +128,19 @@ def test_series_differ_in_grey_and_without_their_colours():
     for one, other in itertools.pairwise(looks[:8]):
         grey = [Image.new("RGB", (1, 1), look["color"]).convert("L").getpixel((0, 0)) for look in (one, other)]
         assert abs(grey[0] - grey[1]) >= 15, "neighbours differ in grey"
+
+
+def test_a_point_of_the_tradeoff_is_the_mean_of_the_seeds_between_their_least_and_most(nets):
+    (axes,) = to_figure(lambda: tradeoff.draw(nets, "test", "time")).axes
+    point = next(line for line in axes.lines if line.get_label().startswith("ce"))
+    assert point.get_xdata()[0] == 6.0 and point.get_ydata()[0] == pytest.approx(55.0)
+    bar = axes.collections[0].get_segments()[0]
+    assert [y for _, y in bar] == pytest.approx([50.0, 60.0])
+
+
+def test_a_cost_that_no_run_has_recorded_is_refused(nets):
+    with pytest.raises(InputError, match=r"--against search-time: none of these runs has recorded it"):
+        tradeoff.draw(nets, "test", "search-time")
 
 
 def test_a_curve_is_the_mean_of_the_seeds_between_their_least_and_most(nets):

@@ -1,8 +1,6 @@
 """N ranks compute what one process computes: losses, gradients, statistics, metrics, to 1e-10 in float64."""
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,12 +31,11 @@ def _is_free(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def results(tiny_digits, tmp_path_factory):
+def results(zygote, tiny_digits, tmp_path_factory):
     """`results[size][rank]`: what every rank of every world saved."""
     out = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, HERE / "rank_cases.py", tiny_digits.path, out, str(free_port())]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    done = zygote.run([tiny_digits.path, out, free_port()], out, {"script": str(HERE / "rank_cases.py")})
+    assert done.code == 0, done.err
     return {size: [load_file(out / f"{size}-{rank}.safetensors") for rank in range(size)] for size in (1, *SIZES)}
 
 

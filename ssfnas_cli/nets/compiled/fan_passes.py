@@ -23,7 +23,7 @@ class _Pass:
     Attributes:
         x: [N, C, H, W]; of images side by side [N / images, images * C, H, W], as all maps are.
         weights: of the convolutions, as the kernels need them.
-        maps: the stored maps, blocked, before their BNs.
+        maps: the stored maps, [N, H, W, C], before their BNs.
         mean: of every map, [maps, C]; 0 for a map without a BN.
         inverse: 1 / deviation of every map, [maps, C]; 1 for a map without a BN.
 
@@ -58,7 +58,7 @@ class _Pass:
         self.kept: list[Any] = []  # tensors that must live as long as the structures that hold their addresses
 
     def new_maps(self, count: int) -> list[Tensor]:
-        """Allocate blocked maps of the output's size."""
+        """Allocate maps of the output's size."""
         shape = self.out_shape
         return [self.kernels.new_map(shape.num, shape.channels, shape.height, shape.width) for _ in range(count)]
 
@@ -81,7 +81,6 @@ class _Pass:
         groups["x"] = self.items["y"][self.fan.two_stage]
         groups["scale"], groups["shift"] = self.rows_of(scale), self.rows_of(shift)
         groups["first_item"], groups["num_items"] = np.arange(len(groups)), 1
-        groups["blocked"] = 1
         return groups
 
     def terms(self, sample: Tensor | None) -> np.ndarray:

@@ -129,12 +129,10 @@ class FanOut:
         self.last_map = np.array(last_map)
         self.terms = structures(TERM, num_uses)
         self.terms["target"] = [self.targets.index(use.target) for use in self.uses]
-        self.terms["blocked"] = self.items["kind"][self.last_map] != IDENTITY
-        self.of_identity = self.terms["blocked"] == 0
+        self.of_identity = self.items["kind"][self.last_map] == IDENTITY
         self.by_target = np.argsort(self.terms["target"], kind="stable")
         self.by_map = np.argsort(self.last_map, kind="stable")
         self.upstreams = structures(UPSTREAM, num_uses + len(self.two_stage))
-        self.upstreams["blocked"][num_uses:] = 1
         counts = np.bincount(self.last_map, minlength=len(self.items))
         self.items["num_upstream"], self.items["first_upstream"] = counts, np.cumsum(counts) - counts
         self.items["num_upstream"][self.two_stage] = 1

@@ -80,7 +80,7 @@ class _Pass:
     """One pass of a projection, forward or backward.
 
     Attributes:
-        y: the convolutions' result, a blocked map.
+        y: the convolutions' result, [N, H, W, C].
         mean: of y over the batch, [C], float64.
         inverse: 1 / deviation of y, [C], float64.
     """
@@ -121,7 +121,7 @@ class _Pass:
 
     def _term(self) -> np.ndarray:
         term = structures(TERM, 1)
-        term["y"], term["centre"], term["blocked"] = self.y.data_ptr(), self.centre.data_ptr(), 1
+        term["y"], term["centre"] = self.y.data_ptr(), self.centre.data_ptr()
         return term
 
     def normalise(self, beta: Tensor | None) -> Tensor:

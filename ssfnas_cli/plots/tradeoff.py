@@ -1,0 +1,90 @@
+"""Accuracy of networks against what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from ssfnas_cli.errors import InputError
+from ssfnas_cli.plots.evaluations import split_facts
+from ssfnas_cli.plots.figure import add_legend, new_figure, series_looks, shown_name
+from ssfnas_cli.results.grouping import Group
+from ssfnas_cli.results.statistics import spread
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+class Cost(NamedTuple):
+    """A cost that accuracy is drawn against.
+
+    Attributes:
+        key: in `RunFacts.cost`.
+        title: of the axis.
+    """
+
+    key: str
+    title: str
+
+
+COSTS = {
+    "weights": Cost("num_params", "weights"),
+    "macs": Cost("num_macs", "multiply-adds of an image"),
+    "steps": Cost("steps", "training steps"),
+    "time": Cost("seconds", "seconds of training"),
+    "search-time": Cost("search_seconds", "seconds of search"),
+}
+WIDE = 8  # from this ratio of the largest to the smallest cost on, the scale is logarithmic
+
+
+def draw(groups: Sequence[Group], split: str, against: str) -> Figure:
+    """A point a group: the mean of its runs, with bars from the least to the most of them both ways.
+
+    Args:
+        groups: of retrainings.
+        split: whose balanced accuracy is drawn.
+        against: one of COSTS.
+
+    Raises:
+        InputError: a run is not evaluated on that split, or no run has recorded that cost.
+    """
+    cost = COSTS[against]
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    means = []
+    for number, group in enumerate(groups):
+        figures = [split_facts(run, split)["balanced_accuracy"] for run in group.runs]
+        costs = [run.cost.get(cost.key) for run in group.runs]
+        known = [value for value in costs if value is not None]
+        if not known:
+            continue
+        x, y = spread(known).mean, spread(figures).mean
+        assert x is not None and y is not None
+        means.append(x)
+        looks = series_looks(number) | {"linestyle": "none", "markersize": 7.0}
+        axes.plot([x], [y], label=shown_name(group.label, 70), zorder=3, **looks)
+        axes.vlines([x], min(figures), max(figures), color=looks["color"], linewidth=1.0)
+        axes.hlines([y], min(known), max(known), color=looks["color"], linewidth=1.0)
+    if not means:
+        raise InputError(f"--against {against}: none of these runs has recorded it: name another cost")
+    _scale(axes, means)
+    axes.set(xlabel=cost.title, ylabel="balanced accuracy in percent")
+    axes.set_title(f"Accuracy against {cost.title}, {split}")
+    axes.margins(x=0.08, y=0.1)
+    several = any(len(group.runs) > 1 for group in groups)
+    add_legend(
+        figure, axes, note="points: mean of the seeds; bars: from the least to the most of them" if several else ""
+    )
+    return figure
+
+
+def _scale(axes: Axes, costs: Sequence[float]) -> None:
+    """Numbers such as 0.46M on the axis of costs; logarithmic where the costs are of several sizes."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    if min(costs) > 0 and max(costs) >= WIDE * min(costs):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))

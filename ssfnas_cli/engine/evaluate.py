@@ -84,7 +84,10 @@ def evaluate_run(
     if keep is not None:
         places = {name: split.source_index for name, split in shared.splits.items()}
         keep(card.class_names, {name: Predicted(*scores, places[name]) for name, scores in predicted.items()})
-    if data.sha256 == card.data_sha256:
+    if device.precision != "fp32":
+        metrics["precision"] = device.precision
+        log.info("the metrics are of %s, so those in the run folder stay as they are", device.precision)
+    elif data.sha256 == card.data_sha256:
         try:
             run.write_evaluation(metrics)
             metrics["kept_in"] = str(run.path / EVALUATION)

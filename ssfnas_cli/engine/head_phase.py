@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry import SAMPLERS
+from registry.gpu import reported
 from registry.samplers import Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from ssfnas_cli.artifacts.dataset import DataSet
@@ -103,8 +104,8 @@ class HeadPhase:
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, self.training.clip)
         self.optimizer.step()
-        correct = (logits.detach().argmax(1) == batch.labels).float().mean().item()
-        return {"loss": loss.item(), "lr": lr, "train_accuracy": 100 * correct}
+        correct = reported((logits.detach().argmax(1) == batch.labels).float().mean().double())
+        return {"loss": reported(loss), "lr": lr, "train_accuracy": 100 * correct}
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Evaluate nothing: no epoch is chosen."""

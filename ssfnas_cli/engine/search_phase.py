@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from registry import LOSSES, SAMPLERS, collective
 from registry.cost import SearchCost
+from registry.gpu import reported
 from registry.losses import Objective
 from registry.norm import average_running_statistics, estimated_statistics, held_statistics
 from registry.optimizers import SGD, Adam, Optimizer
@@ -91,6 +92,7 @@ class SearchPhase:
         self._check_shares()
         self._build_model(settings.seed, settings.layers)
         self.strategy = build_strategy(settings, device.torch, cost)
+        self.device.compile(self.model.encoder, self.strategy.ops_change)
         self._build_optimizers()
 
     def _counts(self, half: np.ndarray) -> list[int]:
@@ -126,6 +128,7 @@ class SearchPhase:
         seeds = np.random.SeedSequence([self.settings.seed, number]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             self._build_model(int(seeds[0] >> np.uint64(1)), self.layers)
+        self.device.compile(self.model.encoder, self.strategy.ops_change)
         self._build_optimizers()
 
     def _build_model(self, seed: int, layers: int) -> None:
@@ -233,21 +236,21 @@ class SearchPhase:
         for group in self.weight_groups:
             nn.utils.clip_grad_norm_(group, self.settings.clip)
         self.optimizer.step()
-        values = {"weight_loss": loss.item(), "lr": self.optimizer.param_groups[0]["lr"]}
+        values = {"weight_loss": reported(loss), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.model.probe is not None:
             values["probe_loss"] = self._probe_step(features.detach(), batch.weights)
         for part in self._learning_parts():
             average_running_statistics(part, batch.weights.share)
         return values
 
-    def _probe_step(self, features: Tensor, batch: Batch) -> float:
+    def _probe_step(self, features: Tensor, batch: Batch) -> Any:
         assert self.model.probe is not None
         loss = collective.global_loss(F.cross_entropy(self.model.probe(features), batch.labels), batch.share)
         self.optimizers["probe"].zero_grad(set_to_none=True)
         with self.gradient_sums["probe"]:
             loss.backward()
         self.optimizers["probe"].step()
-        return loss.item()
+        return reported(loss)
 
     # Objectives
 

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from registry import SAMPLERS, collective
+from registry.gpu import reported
 from registry.losses import Objective
 from registry.networks import Encoder
 from registry.norm import average_running_statistics
@@ -102,6 +103,11 @@ def mixed_loss(objective: Objective, outputs: Sequence[Tensor], batch: Batch, pr
     return share * loss + (1 - share) * objective(outputs, batch.mixed.labels, progress)
 
 
+def _share_of(right: Tensor) -> Any:
+    """The share of images that are classified rightly, as a step reports it."""
+    return reported(right.float().mean().double())
+
+
 class TrainPhase:
     """Trains `model.encoder`, `model.head` and `model.aux` (if it exists) on the training split.
 
@@ -134,6 +140,7 @@ class TrainPhase:
         self.sampler: Sampler = build_plugin(SAMPLERS, section, class_counts=counts)
         check_shares(settings, "the training split", sampled_lengths(self.sampler, self.epochs))
         self.model = device.place(model)
+        device.compile(model.encoder)
         self.ssl_head = None
         if mix is not None:
             self.ssl_head = mix.objective.build_head(model.encoder.num_features).to(device.torch)
@@ -191,7 +198,7 @@ class TrainPhase:
                 average_running_statistics(part, batch.share)
         if self.average is not None:
             self.average.update(self.model)
-        return {"loss": loss.item(), "lr": lr} | train_accuracy
+        return {"loss": reported(loss), "lr": lr} | train_accuracy
 
     def _loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """The loss, including the auxiliary head's, and the accuracy on the batch if the objective is supervised.
@@ -213,10 +220,10 @@ class TrainPhase:
         if not self.objective.supervised:
             return loss, {}
         predicted = outputs[0].detach().argmax(1)
-        correct = (predicted == batch.labels).float().mean().item()
+        correct = _share_of(predicted == batch.labels)
         if batch.mixed is not None:
             share = batch.mixed.share
-            correct = share * correct + (1 - share) * (predicted == batch.mixed.labels).float().mean().item()
+            correct = share * correct + (1 - share) * _share_of(predicted == batch.mixed.labels)
         return loss, {"train_accuracy": 100 * collective.global_mean(correct, batch.share)}
 
     @cached_property

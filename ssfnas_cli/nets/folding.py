@@ -28,17 +28,6 @@ COPIES = (aten.clone, aten._to_copy)
 TOLERANCE = 1e-3  # of the largest logit
 
 
-def for_evaluation(model: nn.Module, images: Tensor) -> nn.Module:
-    """What computes a network's logits fastest without gradients; the arguments are those of `fold`.
-
-    The compiled kernels already apply a BN while they add up a node's map, so a network that they compute stays as it
-    is. Only a `Classifier` can be folded.
-    """
-    if not isinstance(model, Classifier) or model.encoder.count_compiled()[0]:
-        return model.eval()
-    return fold(model, images)
-
-
 @torch.no_grad()
 def fold(model: Classifier, images: Tensor) -> Classifier:
     """A copy of a network that computes the same in evaluation, without gradients, and faster.

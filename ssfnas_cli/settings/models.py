@@ -55,6 +55,16 @@ class Execution(Settings):
         "auto",
         description="what computes cells (on a CPU, fp32) and views; auto: compiled if there is a C++ compiler",
     )
+    compile: Literal["none", "default", "reduce-overhead"] = Field(
+        "none",
+        description="what torch.compile makes of networks that the kernels do not compute, which takes minutes at "
+        "first; reduce-overhead: also CUDA graphs, for small networks on a GPU",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU, only operations that always give the same bits, so that a resumed run ends as an "
+        "undisturbed one; slower, and refused where torch has none. A CPU's always do",
+    )
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
     keep_checkpoints: int = Field(2, ge=1, le=1_000_000, description="how many of the newest checkpoints are kept")
     log_seconds: float = Field(30.0, gt=0, description="seconds between progress lines off a terminal")

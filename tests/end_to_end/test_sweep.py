@@ -88,10 +88,11 @@ def test_pictures_and_the_report_name_the_arms(table, ssfnas):
     place, _, _ = table
     arms = ("--sweep", TINY)
     drawn = ssfnas.ok("plot", "curves", "out", "--kind", "search", *arms, "-o", "-", cwd=place).out.decode()
-    assert "Linear probe, balanced test split" in drawn and ">ssf-nas<" in drawn
+    assert "Linear probe, balanced test split" in drawn and ">ssf-nas, mu0.1<" in drawn
     assert ">mu0.1<" in ssfnas.ok("plot", "distribution", "out", *arms, "-o", "-", cwd=place).out.decode()
-    page = ssfnas.ok("report", "out", *arms, "--mistakes", "0", "-o", "-", cwd=place).out.decode()
-    assert "random, ce, seed 3" in page and "48 of its 48 runs are not there yet" in page
+    net = f"out/{RUNS[0]}"
+    page = ssfnas.ok("report", net, *arms, "--mistakes", "0", "-o", "-", cwd=place).out.decode()
+    assert "random, mu0.1, ce, seed 3" in page and "36 of its 36 runs are not there yet" in page
 
 
 def test_a_cell_that_fails_is_listed_and_the_others_run(table, ssfnas):

@@ -19,6 +19,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -84,9 +85,16 @@ def prepare(*libraries: tuple[str, ...]) -> None:
         list(pool.map(lambda arguments: load(*arguments), libraries))
 
 
-@functools.cache
-def _say(reason: str) -> None:  # once, not once a library
-    log.warning("the fast kernels are not here (%s): torch's own are used, which are slower", reason)
+_said: set[str] = set()
+_saying = threading.Lock()
+
+
+def _say(reason: str) -> None:
+    """Say once, not once a library, why there are no kernels."""
+    with _saying:
+        if reason not in _said:
+            log.warning("the fast kernels are not here (%s): torch's own are used, which are slower", reason)
+        _said.add(reason)
 
 
 def compiler() -> list[str] | None:

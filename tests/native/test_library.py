@@ -26,7 +26,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "__file__", str(source / "library.py"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     library.load.cache_clear()
-    library._say.cache_clear()
+    library._said.clear()
     yield source / "small.cpp"
     library.load.cache_clear()
 

@@ -17,6 +17,7 @@ from ssfnas_cli import load
 from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
 from ssfnas_cli.artifacts.model import load_model, save_model
 from ssfnas_cli.deploy.model import BATCH_SIZE, Model, load_run
+from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.network import load_classifier
 from ssfnas_cli.errors import InputError, UsageError
 
@@ -163,7 +164,7 @@ def test_another_prior_is_bayes_rule(model, run, photo_data, tmp_path):
 
 
 def test_a_prior_that_is_stated_is_the_one_that_the_outputs_hold(run, model, files):
-    stated = load_run(run, torch.device("cpu"), from_prior="uniform")
+    stated = load_run(run, Device("cpu", 0), from_prior="uniform")
     assert stated.prior.tolist() == [1 / 3] * 3
     for mine, plain in zip(stated.predict(files, prior="uniform"), model.predict(files), strict=True):
         assert mine.probabilities == pytest.approx(plain.probabilities), "there is nothing to change"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype
-from ssfnas_cli.artifacts.model import MODEL, ModelCard, save_model
+from ssfnas_cli.artifacts.model import MODEL, DerivedNetwork, ModelCard, save_model
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.closing import say_training_figure
@@ -104,8 +105,12 @@ def plan_retrain(
             start.refuse_as_output(plan.path)
     assert isinstance(plan.settings, RetrainSettings)
     card = make_card(genotype, plan.settings, data)
-    matched = plan.settings.match_params
-    return plan, card if matched == "none" else match_channels(card, matched)
+    if plan.settings.match_params != "none":
+        card = match_channels(card, plan.settings.match_params)
+        assert isinstance(card.network, DerivedNetwork)
+        chosen = plan.settings.model_copy(update={"channels": card.network.channels})  # for those who read config.json
+        plan = replace(plan, settings=chosen)
+    return plan, card
 
 
 def build_retrain(plan: RunPlan, card: ModelCard) -> tuple[Device, list[TrainPhase], Classifier]:

@@ -40,8 +40,9 @@ def test_it_finds_the_papers_width_by_the_published_size(tiny_digits):
 def test_the_width_is_no_setting_of_the_run_any_more(tiny_digits, tmp_path):
     """Runs of other widths are one arm, and an old run is what it was."""
     first, _ = planned(tiny_digits, tmp_path, match_params="9k", channels=4)
-    second, _ = planned(tiny_digits, tmp_path, match_params=9000, channels=6)
+    second, card = planned(tiny_digits, tmp_path, match_params=9000, channels=6)
     assert first.identity == second.identity
+    assert first.settings.channels == second.settings.channels == card.network.channels, "what config.json will say"
     assert first.identity["match_params"] == 9000.0 and "channels" not in first.identity
     plain, card = planned(tiny_digits, tmp_path, channels=4)
     assert (plain.identity["channels"], card.network.channels) == (4, 4) and plain.identity["match_params"] == "none"

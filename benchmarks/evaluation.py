@@ -117,7 +117,7 @@ def text(times: dict[str, dict[str, list[float]]], apart: dict[str, dict[str, fl
     return f"""`python benchmarks/evaluation.py`, {report.machine()}. Batches of {BATCH}, one thread, processor time; {rounds} rounds in turn. How many times
 faster each way is than "{BEFORE}"; behind it, how far its logits are from those, over the largest logit.
 
-{report.table(header, rows)}"""
+{report.table(header, rows)}"""  # noqa: E501
 
 
 def main() -> None:

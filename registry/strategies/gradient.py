@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from registry import gpu
 from registry.core import OPS, STRATEGIES, Options
+from registry.optimizers import SGD, Adam, Optimizer
 from registry.space import CELL_TYPES, EDGE_WEIGHTS, edge_list
 from registry.state import load_optimizer, optimizer_tensors
 from registry.strategies import bilevel
@@ -216,11 +217,11 @@ class Gradient(Strategy):
         load_optimizer("optimizer.alphas", self.optimizer, tensors)
 
 
-def _build_optimizer(alphas: list[Tensor], context: SearchContext) -> torch.optim.Optimizer:
+def _build_optimizer(alphas: list[Tensor], context: SearchContext) -> Optimizer:
     lr, weight_decay = context.alpha_lr, context.alpha_weight_decay
     if context.alpha_optimizer == "sgd":
-        return torch.optim.SGD(alphas, lr=lr, weight_decay=weight_decay)
-    return torch.optim.Adam(alphas, lr=lr, betas=context.alpha_betas, weight_decay=weight_decay)
+        return SGD(alphas, lr=lr, weight_decay=weight_decay)
+    return Adam(alphas, lr=lr, betas=context.alpha_betas, weight_decay=weight_decay)
 
 
 def _drop(weights: Tensor, columns: list[int], rate: float, generator: torch.Generator) -> Tensor:

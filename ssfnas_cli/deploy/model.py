@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from ssfnas_cli.artifacts.model import ModelCard, load_model
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.data.augment import Normalise, to_float
 from ssfnas_cli.data.images import BadImage
-from ssfnas_cli.deploy.prepare import AnyImage, prepare
+from ssfnas_cli.deploy.prepare import AnyImage, is_file_content, prepare
 from ssfnas_cli.engine.corrections import Floats, change_of_prior
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.network import load_classifier, load_finished
@@ -32,6 +32,7 @@ from ssfnas_cli.settings import RetrainSettings
 
 BATCH_SIZE = 64
 T = TypeVar("T")
+Prior = str | os.PathLike[str] | ArrayLike | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Prediction:
 class Model:
     """A trained network and all that is needed to use it; `ssfnas_cli.load` makes it.
 
-    An image is a path, a PIL image, or an array [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA) of uint8, of
-    uint16 (grey only), or of floats from 0 to 1. It is prepared as the images of the data set were.
+    An image is a path, the bytes of an image file, such a file opened for reading bytes, a PIL image, or an array
+    [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA) of uint8, of uint16 (grey only), or of floats from 0 to 1. It
+    is prepared as the images of the data set were.
 
     Attributes:
         module: the network, which maps standardised images [N, C, S, S] to logits [N, num_classes].
@@ -88,20 +90,21 @@ class Model:
 
     @overload
     def predict(  # type: ignore[overload-overlap]  # a path is an iterable of texts, too
-        self, images: AnyImage, prior: str | ArrayLike | None = None
+        self, images: AnyImage, prior: Prior | None = None
     ) -> Prediction: ...
     @overload
-    def predict(self, images: Iterable[AnyImage], prior: str | ArrayLike | None = None) -> list[Prediction]: ...
+    def predict(self, images: Iterable[AnyImage], prior: Prior | None = None) -> list[Prediction]: ...
 
     def predict(
-        self, images: AnyImage | Iterable[AnyImage], prior: str | ArrayLike | None = None
+        self, images: AnyImage | Iterable[AnyImage], prior: Prior | None = None
     ) -> Prediction | list[Prediction]:
         """Class names and probabilities.
 
         Args:
             images: an image, or several in a list or another iterable; an array [N, H, W, C] is N images.
             prior: the class prior that the probabilities are to hold: `uniform`, `train`, a file of counts, or a number
-                for each class. None leaves the one that the training gave them, usually that of the long tail.
+                for each class, in their order or by name. None leaves the one that the training gave them, usually that
+                of the long tail.
 
         Returns:
             A prediction, or a list of them if `images` are several.
@@ -134,7 +137,7 @@ class Model:
         views = self._views(arrays)
         return self._evaluated(views)(views).cpu()
 
-    def shift_to(self, prior: str | ArrayLike | None, flag: str = "prior") -> Floats:
+    def shift_to(self, prior: Prior | None, flag: str = "prior") -> Floats:
         """What is added to the logits so that their softmax holds another prior [num_classes]; see `predict`.
 
         Args:
@@ -148,10 +151,18 @@ class Model:
                 f"after the loss '{self.card.loss.name}' it is not known which class prior the outputs hold, so they "
                 "cannot be shifted to another one"
             )
-        given = read_prior(prior, self.card, flag) if isinstance(prior, str) else prior
-        wanted = np.asarray(given, dtype=np.float64)
+        given = read_prior(os.fspath(prior), self.card, flag) if isinstance(prior, str | os.PathLike) else prior
+        if isinstance(given, Mapping):
+            given = [given[name] for name in self.class_names] if set(given) == set(self.class_names) else []
+        try:
+            wanted = np.asarray(given, dtype=np.float64)
+        except (TypeError, ValueError):
+            wanted = np.zeros(0)
         if wanted.shape != (len(self.class_names),) or not (wanted > 0).all() or not np.isfinite(wanted).all():
-            raise UsageError(f"{flag}: should be a positive number for each of the {len(self.class_names)} classes")
+            raise UsageError(
+                f"{flag}: should be a positive number for each of the {len(self.class_names)} classes, in their order "
+                "or by name"
+            )
         return change_of_prior(self.prior, wanted / wanted.sum())
 
     def _prepare(self, image: AnyImage) -> NDArray[np.uint8]:
@@ -217,11 +228,13 @@ def _is_image(images: Any) -> bool:
     """Whether this is one image and not several."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4
-    return isinstance(images, str | os.PathLike) or hasattr(images, "getbands")
+    return isinstance(images, str | os.PathLike) or hasattr(images, "getbands") or is_file_content(images)
 
 
 def _several(images: Any) -> Iterable[AnyImage]:
-    return images if isinstance(images, Iterable) and not _is_image(images) else [images]
+    """The images to read, one by one; a tensor, which would come apart into numbers, is passed on to be refused."""
+    apart = isinstance(images, Iterable) and not isinstance(images, Mapping | Tensor) and not _is_image(images)
+    return images if apart else [images]
 
 
 def _batches(items: Iterable[T]) -> Iterator[list[T]]:

@@ -17,7 +17,7 @@ from ssfnas_cli.console import log
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.machine import multiplies_bf16
-from ssfnas_cli.native import cells
+from ssfnas_cli.native import cells, library, views
 from ssfnas_cli.settings import Training
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -50,6 +50,8 @@ class Device:
             torch.set_num_threads(threads)
         self.torch = find_device(name)
         self.precision = precision
+        if compiled:
+            library.prepare(cells.library_for(torch.float32), views.LIBRARY)
         self.cells = cells.load() if compiled and self.torch.type == "cpu" and precision == "fp32" else None
         self.compiled_views, self.compile_mode = compiled, compile_mode
         self._copies = torch.cuda.Stream(self.torch) if self.torch.type == "cuda" else None

@@ -20,7 +20,7 @@ from ssfnas_cli.data.holdout import rest_counts, split_holdout
 from ssfnas_cli.data.policies import build_policy
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import set_lr
-from ssfnas_cli.engine.sgd import build_sgd, learning_rate
+from ssfnas_cli.engine.sgd import build_optimizer, learning_rate
 from ssfnas_cli.nets.heads import Classifier, Correction
 from ssfnas_cli.settings import AdjustSettings, PluginSection, RetrainSettings, build_plugin
 
@@ -67,7 +67,7 @@ class HeadPhase:
         self.head, self.correction = model.head, model.correction
         self.weights = [weight.requires_grad_(True) for weight in weights]
         self.head.train(any(weight.requires_grad for weight in self.head.parameters()))  # a plugin's may have BN
-        self.optimizer = build_sgd(self.weights, settings.lr, training)
+        self.optimizer = build_optimizer(self.weights, settings.lr, training)
         self.policy = build_policy(training, data.image_size)
 
     def num_steps(self, epoch: int) -> int:

@@ -18,6 +18,7 @@ from registry.cost import SearchCost
 from registry.gpu import reported
 from registry.losses import Objective
 from registry.norm import average_running_statistics, estimated_statistics, held_statistics
+from registry.optimizers import SGD, Adam, Optimizer
 from registry.samplers import Instance, Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from registry.strategies.base import Mixing, Stage
@@ -144,12 +145,10 @@ class SearchPhase:
         self.weight_groups = self.model.weight_groups()
         self.weights = [weight for group in self.weight_groups for weight in group]
         weights = [{"params": self.weights}]  # a group may be empty, if all weights are frozen
-        self.optimizer = torch.optim.SGD(
-            weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": self.optimizer}
+        self.optimizer = SGD(weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        self.optimizers: dict[str, Optimizer] = {"weights": self.optimizer}
         if self.model.probe is not None and self.weights:
-            self.optimizers["probe"] = torch.optim.Adam(self.model.probe.parameters(), lr=settings.probe_lr)
+            self.optimizers["probe"] = Adam(self.model.probe.parameters(), lr=settings.probe_lr)
         parameters = {name: optimizer.param_groups[0]["params"] for name, optimizer in self.optimizers.items()}
         self.gradient_sums = {name: collective.GradientSums(of_one) for name, of_one in parameters.items()}
 
@@ -217,7 +216,8 @@ class SearchPhase:
     def begin_step(self, progress: float) -> None:
         """Set the learning rate, and let batch normalisation take its statistics of the batch."""
         set_lr(self.optimizer, self.learning_rate(progress))
-        self.model.train()
+        if not self.model.training:  # it takes as long as a cell
+            self.model.train()
 
     def learning_rate(self, progress: float) -> float:
         """The learning rate of the weights, which falls along a cosine."""

@@ -38,7 +38,7 @@ from ssfnas_cli.engine.loop import set_lr
 from ssfnas_cli.engine.mix import Mix
 from ssfnas_cli.engine.predict import Scores, accuracy, predict
 from ssfnas_cli.engine.ranks import check_shares, sampled_lengths
-from ssfnas_cli.engine.sgd import build_sgd, learning_rate
+from ssfnas_cli.engine.sgd import build_optimizer, learning_rate
 from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
@@ -74,6 +74,7 @@ class Schedule:
     policy: Policy | None = None
     mixing: Mixing | None = None
     ema: float | None = None
+    optimizer: str = "sgd"
 
     @classmethod
     def of_training(cls, settings: RetrainSettings, image_size: int) -> Schedule:
@@ -145,7 +146,7 @@ class TrainPhase:
             self.ssl_head = mix.objective.build_head(model.encoder.num_features).to(device.torch)
         parts = [part for part in (model, self.ssl_head) if part is not None]
         self.weights = [weight for part in parts for weight in part.parameters()]
-        self.optimizer = build_sgd(self.weights, schedule.lr, settings)
+        self.optimizer = build_optimizer(self.weights, schedule.lr, settings, schedule.optimizer)
         self.gradient_sums = collective.GradientSums(self.weights)
         self.average = None if schedule.ema is None else MovingAverage(model, schedule.ema)
 
@@ -182,7 +183,8 @@ class TrainPhase:
             schedule.lr, self.settings.lr_min, epoch, step, num_steps, self.epochs, schedule.warmup_epochs
         )
         set_lr(self.optimizer, lr)
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         self.model.encoder.set_progress(epoch / self.epochs if schedule.regularised else 0.0)
         with collective.sharing(batch.share):
             loss, train_accuracy = self._loss(batch, progress)

@@ -100,6 +100,10 @@ class _Watch(TorchDispatchMode):
         self.num_reads: Counter[int] = Counter()
         self.kept: list[Tensor] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes seconds, only to keep it out of here
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         read = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]

@@ -244,6 +244,12 @@ class Candidate(NamedTuple):
     op: nn.Module
 
 
+def _places(candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor]:
+    """The rows and columns of the candidates' mixing weights."""
+    places = torch.tensor([(c.edge, c.column) for c in candidates], dtype=torch.long).view(-1, 2)
+    return places[:, 0], places[:, 1]
+
+
 class OutgoingOps:
     """The candidate ops on all edges that leave one node.
 
@@ -259,6 +265,7 @@ class OutgoingOps:
         ops = [(candidate.op, candidate.target) for candidate in self.candidates]
         self.fan, supported = split_ops(kernels, ops, self.stride, affine=False, side_by_side=self.narrow)
         self.in_fan = [self.candidates[index] for index in supported]
+        self.places_in_fan = _places(self.in_fan)
         self.not_in_fan = [c for index, c in enumerate(self.candidates) if index not in supported]
         self.run = {candidate.op: with_kernels(candidate.op, kernels) for candidate in self.candidates}
 
@@ -274,10 +281,12 @@ class OutgoingOps:
 
     def _add_by_kernels(self, fan: FanOut, sums: dict[int, Tensor], x: Tensor, mixing: Mixing) -> None:
         """Add the live candidates of the fan."""
+        if not mixing.zeros:
+            return fan.add_to(sums, x, mixing.weights[self.places_in_fan][:, None].to(x.dtype))
         live = [k for k, c in enumerate(self.in_fan) if (c.edge, c.column) not in mixing.zeros]
         if live:
-            rows, columns = [self.in_fan[k].edge for k in live], [self.in_fan[k].column for k in live]
-            fan.subset(live).add_to(sums, x, mixing.weights[rows, columns][:, None].to(x.dtype))
+            places = _places([self.in_fan[k] for k in live])
+            fan.subset(live).add_to(sums, x, mixing.weights[places][:, None].to(x.dtype))
 
     def _add_by_torch(
         self, candidates: Sequence[Candidate], sums: dict[int, Tensor], x: Tensor, weights: Tensor

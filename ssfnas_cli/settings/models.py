@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from registry import OPS
 from registry.core import did_you_mean
 from ssfnas_cli.settings.base import MAX_LAYERS, Channels, PluginSection, PositiveInt, Section, Settings, flatten, nest
-from ssfnas_cli.settings.cost import CostAware
+from ssfnas_cli.settings.cost import Amount, CostAware
 from ssfnas_cli.settings.federated import Federated
 from ssfnas_cli.settings.partial import Partial
 
@@ -320,7 +320,7 @@ class RetrainSettings(Training):
     A plain network has a width, a depth and a stem of its own.
     """
 
-    OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "layers", "stem"})
+    OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "match_params", "layers", "stem"})
     NO_RESULT = Training.NO_RESULT | {"init_from"}  # where the first weights lay changes nothing, and they are hashed
 
     network: Section = Field(PluginSection(name="none"), description="none: the network of the genotype")
@@ -328,8 +328,14 @@ class RetrainSettings(Training):
     pretrain: Section = Field(PluginSection(name="none"), description="a self-supervised loss to train for first")
     pretrain_epochs: PositiveInt = Field(150, description="epochs of that pretraining")
     pretrain_lr: Rate = Field(0.025, description="learning rate of that pretraining")
+    pretrain_optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="of that pretraining; adamw wants a low rate"
+    )
     epochs: PositiveInt = Field(150, description="passes over the training images, after a pretraining")
     channels: Channels = Field(36, description="width of the first cells")
+    match_params: Literal["none"] | Amount = Field(
+        "none", description="weights of the network: the channels are those that come nearest; none: `channels` says"
+    )
     layers: int = Field(20, ge=1, le=MAX_LAYERS, description="number of cells")
     aux_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0: no such head")
     drop_path: float = Field(
@@ -398,6 +404,7 @@ class RetrainSettings(Training):
         return super().refused() if self.network.name == "none" else self.OF_CELLS
 
     def unused(self) -> frozenset[str]:
-        """As for every command; and what is said of a pretraining or of RandAugment where there is none."""
-        idle = {"pretrain_epochs", "pretrain_lr"} if self.pretrain.name == "none" else set()
+        """As for every command; what belongs to a part that there is not; and a width that is matched."""
+        idle = {"pretrain_epochs", "pretrain_lr", "pretrain_optimizer"} if self.pretrain.name == "none" else set()
+        idle |= set() if self.match_params == "none" else {"channels"}
         return super().unused() | idle | ({"rand_ops", "rand_magnitude"} if self.augment != "rand" else set())

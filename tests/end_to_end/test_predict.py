@@ -175,7 +175,7 @@ def test_export_writes_a_file_that_agrees_and_refuses_the_rest(ssfnas, world, co
     hide = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'onnx' else f(n, *a)"
     (tmp_path / "blocked" / "sitecustomize.py").write_text(hide)
     argv = ["export", run, "-o", "m.onnx"]
-    ssfnas.refuses(2, ["needs onnx:", "ssfnas[onnx]", ".pt2"], *argv, cwd=tmp_path, environ=blocked)
+    ssfnas.installed.refuses(2, ["needs onnx:", "ssfnas[onnx]", ".pt2"], *argv, cwd=tmp_path, environ=blocked)
     ssfnas.refuses(2, ["m.h5", ".onnx or .pt2"], "export", run, "-o", "m.h5", cwd=tmp_path)
     ssfnas.refuses(4, ["m.pt2", "--force"], "export", run, "-o", "m.pt2", cwd=tmp_path)
     ssfnas.refuses(3, ["nowhere"], "export", run, "-o", "n.pt2", "--data", "nowhere", cwd=tmp_path)

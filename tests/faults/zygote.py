@@ -97,6 +97,7 @@ def _open_door(path: str) -> None:
 def _child(request: dict) -> int:
     """Run the command. Returns its exit code."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python begins
     os.chdir(request["cwd"])
     os.environ.update(request["environ"])
     for number, name in ((1, "stdout"), (2, "stderr")):
@@ -109,6 +110,7 @@ def _child(request: dict) -> int:
 def _visitor(request: dict) -> int:
     """Run the command of somebody at the door, in his environment. Returns its exit code."""
     os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as Python begins
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environ"])

@@ -114,7 +114,8 @@ def text(times: dict[str, dict[str, list[float]]], apart: dict[str, dict[str, fl
             row.append(f"{faster}{far}")
         rows.append(row)
     header = ["network", f"{BEFORE}, ms an image", *names[1:]]
-    return f"""`python benchmarks/evaluation.py`, {report.machine()}. Batches of {BATCH}, one thread, processor time; {rounds} rounds in turn. How many times
+    return f"""`python benchmarks/evaluation.py`, {report.machine()}. Batches of {BATCH}, one thread, processor time; \
+{rounds} rounds in turn. How many times
 faster each way is than "{BEFORE}"; behind it, how far its logits are from those, over the largest logit.
 
 {report.table(header, rows)}"""  # noqa: E501

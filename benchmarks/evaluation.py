@@ -118,7 +118,7 @@ def text(times: dict[str, dict[str, list[float]]], apart: dict[str, dict[str, fl
 {rounds} rounds in turn. How many times
 faster each way is than "{BEFORE}"; behind it, how far its logits are from those, over the largest logit.
 
-{report.table(header, rows)}"""  # noqa: E501
+{report.table(header, rows)}"""
 
 
 def main() -> None:

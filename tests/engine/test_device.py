@@ -6,6 +6,7 @@ import pytest
 from torch import nn
 
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.errors import UsageError
 from ssfnas_cli.native import library
 from ssfnas_cli.settings import RetrainSettings, SearchSettings, load_settings
 
@@ -43,3 +44,25 @@ def test_a_networks_encoder_is_given_the_devices_kernels():
     assert device.place(model) is model and model.encoder.kernels is device.cells is not None
     Device("cpu", 1).place(model)
     assert model.encoder.kernels is None
+
+
+def test_a_network_is_compiled_once_if_its_steps_compute_the_same_ops(monkeypatch, caplog):
+    encoder, modes = nn.Identity(), []
+    monkeypatch.setattr(encoder, "compile", lambda mode: modes.append(mode))
+    Device("cpu", 1).compile(encoder)
+    Device("cpu", 1, compile_mode="reduce-overhead").compile(encoder)
+    with caplog.at_level("INFO", "ssfnas"):
+        Device("cpu", 1, compile_mode="default").compile(encoder, ops_change=True)
+    assert modes == ["reduce-overhead"] and "each step computes other ops" in caplog.text
+    assert Device("cpu", 1, compile_mode="default").facts()["kernels"].startswith("torch.compile default")
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_bf16_without_a_processor_for_it_is_float32(monkeypatch, caplog, multiplies):
+    monkeypatch.setattr("ssfnas_cli.engine.device.multiplies_bf16", lambda: multiplies)
+    with caplog.at_level("WARNING", "ssfnas"):
+        device = Device.for_evaluation("cpu", 1, "bf16")
+    assert device.reduces() is multiplies and device.precision == ("bf16" if multiplies else "fp32")
+    assert ("does not multiply bf16" in caplog.text) is not multiplies
+    with pytest.raises(UsageError, match="--precision half: should be fp32 or bf16"):
+        Device.for_evaluation("cpu", 1, "half")

@@ -3,12 +3,15 @@ PYTHON ?= python3
 JOBS ?= 2  # processes that run the tests
 VENV := .venv
 BIN := $(VENV)/bin
+# Where `make table1-small` and `make figures` find CIFAR-10, as train/CLASS/*.png and test/CLASS/*.png, and keep their runs
+CIFAR10 ?= cifar10
+RUNS ?= runs
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test check bench docs clean table1-tiny table1-small figures results
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,8 +33,10 @@ check: $(READY) ## check style, types, imports and scripts, as CI does before th
 
 bench: $(READY) ## run all benchmarks and write their tables to docs/performance.md
 	PYTHONPATH=. $(BIN)/python benchmarks/search_step.py
+	PYTHONPATH=. $(BIN)/python benchmarks/digits.py --pairs 20
 	PYTHONPATH=. $(BIN)/python benchmarks/relaxations.py
 	PYTHONPATH=. $(BIN)/python benchmarks/retrain_step.py
+	PYTHONPATH=. $(BIN)/python benchmarks/kernel_floor.py
 	PYTHONPATH=. $(BIN)/python benchmarks/input.py
 	PYTHONPATH=. $(BIN)/python benchmarks/recipe.py
 	PYTHONPATH=. $(BIN)/python benchmarks/tracking.py
@@ -41,6 +46,24 @@ bench: $(READY) ## run all benchmarks and write their tables to docs/performance
 	PYTHONPATH=. $(BIN)/python benchmarks/large_data.py
 	PYTHONPATH=. $(BIN)/python benchmarks/shared_machine.py
 	PYTHONPATH=. $(BIN)/python benchmarks/ranks.py
+
+table1-tiny: $(READY) ## the arms of the paper's Table I on the embedded digits, in minutes: a trial
+	$(BIN)/ssfnas sweep experiments/table1/tiny.toml -o $(RUNS)/table1-tiny --run --jobs $(JOBS)
+	$(BIN)/ssfnas compare $(RUNS)/table1-tiny --sweep experiments/table1/tiny.toml --baseline darts
+
+table1-small: $(READY) $(CIFAR10)/train ## the tables of docs/results.md, in hours; it goes on where it was stopped
+	$(BIN)/ssfnas sweep experiments/table1/small.toml --set data.root=$(CIFAR10) -o $(RUNS)/table1-small --run --jobs $(JOBS)
+	$(BIN)/python experiments/fill.py docs/results.md --runs $(RUNS)
+
+figures: $(READY) $(CIFAR10)/train ## Figures 6 to 9 of the paper in docs/results.md, in hours; it goes on where it was stopped
+	$(BIN)/ssfnas sweep experiments/figures/figures.toml --set data.root=$(CIFAR10) -o $(RUNS)/figures --run --jobs $(JOBS)
+	$(BIN)/python experiments/fill.py docs/results.md --runs $(RUNS)
+
+results: $(READY) ## fill docs/results.md with what there is of all runs, whole or not
+	$(BIN)/python experiments/fill.py docs/results.md --runs $(RUNS)
+
+$(CIFAR10)/train: | $(READY)
+	$(BIN)/python experiments/cifar10.py $(CIFAR10)
 
 docs: $(READY) ## build the documentation as a site: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean

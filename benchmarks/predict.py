@@ -2,7 +2,8 @@
 
 Each case predicts files of random pixels with an untrained network, whose time is that of a trained one. The rates are
 images per second of processor time, so that other work on the machine counts little. Two parts are measured by
-themselves beside the whole: preparing the files, and the network on images in memory. `--quick` takes few images.
+themselves beside the whole: preparing the files, and the network on images in memory, in float32 and in bf16
+(`predict --precision bf16`). `--quick` takes few images.
 """
 
 from __future__ import annotations
@@ -59,11 +60,11 @@ CASES = (
 )
 
 
-def build(case: Case) -> Model:
-    """The network of a case; DARTS_V2 has 16 channels and 8 cells."""
+def build(case: Case, reduced: bool = False) -> Model:
+    """The network of a case, in bf16 if it is `reduced`; DARTS_V2 has 16 channels and 8 cells."""
     genotype = named_genotype(case.network)
     network = Part(name=case.network) if genotype is None else DerivedNetwork(genotype=genotype, channels=16, layers=8)
-    return untrained(network, case.size)
+    return untrained(network, case.size, reduced)
 
 
 def write_files(case: Case, folder: Path, num: int) -> None:
@@ -88,20 +89,21 @@ def predict(model: Model, paths: Iterable[str]) -> int:
     return stream.num_read
 
 
-def parts(model: Model, folder: Path) -> dict[str, float]:
+def parts(model: Model, in_bf16: Model, folder: Path) -> dict[str, float]:
     """One round: the rates of the whole and of its parts."""
     files = sorted(folder.iterdir())
     arrays = [prepare(path, model.card) for path in files]
 
-    def network() -> int:
+    def network(of: Model) -> int:
         for start in range(0, len(arrays), BATCH_SIZE):
-            model.logits(np.stack(arrays[start : start + BATCH_SIZE]))
+            of.logits(np.stack(arrays[start : start + BATCH_SIZE]))
         return len(arrays)
 
     return {
         "predict": rate(lambda: predict(model, [str(folder)])),
         "files": rate(lambda: len([prepare(path, model.card) for path in files])),
-        "network": rate(network),
+        "network": rate(lambda: network(model)),
+        "network in bf16": rate(lambda: network(in_bf16)),
     }
 
 
@@ -130,12 +132,12 @@ def main() -> None:
             folder = Path(name) / str(number)
             folder.mkdir()
             write_files(case, folder, num_files)
-            built.append((case, build(case), folder))
+            built.append((case, build(case), build(case, reduced=True), folder))
         for _ in range(rounds):
-            for case, model, folder in built:
-                for part, value in parts(model, folder).items():
+            for case, model, in_bf16, folder in built:
+                for part, value in parts(model, in_bf16, folder).items():
                     rates.setdefault(case.name, {}).setdefault(part, []).append(value)
-        seen = memory(built[0][1], built[0][2], many)
+        seen = memory(built[0][1], built[0][3], many)
     section = text(rates, seen, rounds)
     if quick:
         print(section)
@@ -153,7 +155,7 @@ def text(rates: dict[str, dict[str, list[float]]], seen: list[tuple[int, float]]
     return f"""`python benchmarks/predict.py`, {report.machine()}. Images per second of processor time on one thread; {rounds} rounds in turn.
 The whole is `ssfnas predict` without its start, which takes the 2 to 3 seconds of importing torch. DARTS_V2 has 16 channels and 8 cells.
 
-{report.table(["network", "files", "predict", "preparing the files alone", "the network alone"], rows)}
+{report.table(["network", "files", "predict", "preparing the files alone", "the network alone", "in bf16"], rows)}
 
 Resident memory of the process, torch included, in the first case: {kept}."""  # noqa: E501
 

@@ -5,8 +5,9 @@
 
 Training steps are those of `ssfnas retrain` (`TrainPhase.step`). "Before" evaluates the network itself in batches of
 256, as this program did it; "now" is `engine.predict`, which tracking and `evaluate` call. With compiled kernels, as in
-tracking, it does not fold; without them, as in `evaluate`, it does. All of them take turns, on one thread, and are
-timed by the processor time of the process.
+tracking, it does not fold; without them, as in `evaluate`, it does, and it records the operations. "In bf16" is without
+kernels (`evaluate --precision bf16`). All of them take turns, on one thread, and are timed by the processor time of the
+process.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.engine.train_phase import TrainPhase
 from ssfnas_cli.settings import RetrainSettings, load_settings
 
-ROUNDS, NUM_IMAGES, OLD_BATCH = 5, 256, 256
+ROUNDS, NUM_IMAGES, OLD_BATCH, EVALUATIONS = 5, 256, 256, 5
 # Names, and whether the compiled kernels compute the evaluation, too
 NETWORKS = {
     "ResNet-32": ("resnet32", False),
@@ -52,11 +53,12 @@ EPOCHS = {"CIFAR10-LT, mu 0.1": 20_431, "mu 0.01": 12_406, "at most 1,000 a clas
 
 
 class Rates(NamedTuple):
-    """Seconds of processor time an image: of a training step, of the evaluation as it was, and as it is."""
+    """Seconds of processor time an image: of a training step, of the evaluation as it was, as it is, and in bf16."""
 
     train: float
     before: float
     now: float
+    bf16: float
 
 
 def make_phase(folder: Path, name: str, quick: bool) -> TrainPhase:
@@ -87,18 +89,21 @@ def rounds(phase: TrainPhase, num: int, with_kernels: bool) -> Iterator[Rates]:
         for number, batch in enumerate(batches):
             phase.step(0, number, batch)
 
-    def now() -> None:
-        predict(phase.model, phase.split, normaliser(phase.data), phase.device)
+    rows = np.arange(EVALUATIONS * len(phase.split)) % len(phase.split)  # enough batches to record the network
+    in_bf16 = Device("cpu", 1, "bf16")
 
-    acts: tuple[Callable[[], None], ...] = (train, lambda: evaluate_as_before(phase), now)
+    def now(device: Device = phase.device) -> None:
+        predict(phase.model, phase.split, normaliser(phase.data), device, rows)
+
+    acts: tuple[Callable[[], None], ...] = (train, lambda: evaluate_as_before(phase), now, lambda: now(in_bf16))
     kernels = phase.device.cells
     for number in range(num + 1):
         seconds = []
-        for act in acts:
-            phase.model.encoder.compile_with(kernels if with_kernels or act is train else None)
+        for place, act in enumerate(acts):
+            phase.model.encoder.compile_with(kernels if place == 0 or (with_kernels and place < 3) else None)
             began = time.process_time()
             act()
-            seconds.append((time.process_time() - began) / images)
+            seconds.append((time.process_time() - began) / (images if place < 2 else len(rows)))
         if number:
             yield Rates(*seconds)
 
@@ -126,10 +131,10 @@ def text(found: dict[str, list[Rates]]) -> str:
     rows = []
     for name, rates in found.items():
         before, now = ([getattr(rate, side) / rate.train for rate in rates] for side in ("before", "now"))
-        faster = [rate.before / rate.now for rate in rates]
+        faster = [[rate.before / getattr(rate, side) for rate in rates] for side in ("now", "bf16")]
         milliseconds = [report.spread([1e3 * getattr(rate, field) for rate in rates]) for field in Rates._fields]
-        rows.append([name, *milliseconds, report.spread(faster), report.spread(before), report.spread(now)])
-    header = ["network", "training, ms an image", "evaluation before", "now", "times faster"]
+        rows.append([name, *milliseconds, *map(report.spread, (*faster, before, now))])
+    header = ["network", "training, ms an image", "evaluation before", "now", "in bf16", "times faster now", "in bf16"]
     shares = []
     for title, trained in EPOCHS.items():
         each = []

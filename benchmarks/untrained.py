@@ -9,8 +9,8 @@ from ssfnas_cli.deploy.model import Model
 from ssfnas_cli.engine.network import build_model
 
 
-def untrained(network: DerivedNetwork | Part, side: int) -> Model:
-    """A network for ten classes of RGB images of that side, with the weights that it starts from.
+def untrained(network: DerivedNetwork | Part, side: int, reduced: bool = False) -> Model:
+    """A network for ten classes of RGB images of that side, with the weights that it starts from; `reduced` is bf16.
 
     Raises:
         PluginError: the network does not take images of that side.
@@ -30,4 +30,4 @@ def untrained(network: DerivedNetwork | Part, side: int) -> Model:
         data_sha256="0" * 64,
         seed=0,
     )
-    return Model(build_model(card), card, None, torch.device("cpu"))
+    return Model(build_model(card), card, None, torch.device("cpu"), reduced)

@@ -22,6 +22,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from registry import gpu
+
 BUCKET_BYTES = 4 * 2**20  # gradients are summed in messages of about this size
 
 _rank, _size = 0, 1
@@ -133,7 +135,12 @@ def replicated(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Tensors that all ranks hold alike, whose gradients will be the sums over the ranks."""
     if _size == 1:
         return tensors
-    return {name: _Replicated.apply(x) if x.requires_grad else x for name, x in tensors.items()}
+    return {name: _replicated(x) if x.requires_grad else x for name, x in tensors.items()}
+
+
+def _replicated(x: Tensor) -> Tensor:
+    zeros = gpu.known_zeros(x)
+    return _Replicated.apply(x) if zeros is None else gpu.with_zeros(_Replicated.apply(x), zeros)
 
 
 def global_loss(loss: Tensor, share: Share | None) -> Tensor:
@@ -153,13 +160,13 @@ def global_count(rows: Tensor) -> int:
     return int(count)
 
 
-def global_mean(value: float, share: Share | None) -> float:
-    """The mean over the global batch of a mean over this share of it."""
+def global_mean(value: Any, share: Share | None) -> Any:
+    """The mean over the global batch of a mean over this share of it, as `gpu.reported` gives numbers."""
     if share is None:
         return value
-    summed = torch.tensor(share.fraction * value, dtype=torch.float64)
+    summed = share.fraction * torch.as_tensor(value, dtype=torch.float64)
     all_reduce(summed)
-    return summed.item()
+    return gpu.reported(summed)
 
 
 class _Total(torch.autograd.Function):

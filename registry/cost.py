@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from registry.gpu import columns, placed_like
 from registry.space import count_nodes, edges_into_nodes
 
 TINY = 1e-30  # below any probability that matters
@@ -50,10 +51,10 @@ class SearchCost:
         """The mean cost, a scalar; `probabilities` are [num_edges, num_ops] by cell type, each row summing to 1."""
         total = next(iter(probabilities.values())).new_full((), self.fixed)
         for kind, given in probabilities.items():
-            chosen = given[:, list(self.choices)]
+            chosen = columns(given, list(self.choices))
             chosen = chosen / chosen.sum(dim=-1, keepdim=True).clamp_min(TINY)
             costs = self._shares(kind)[:, None] * self.ops[kind][:, list(self.choices)]
-            total = total + (chosen * torch.from_numpy(costs).to(chosen)).sum()
+            total = total + (chosen * placed_like(costs, chosen)).sum()
         return total
 
     def penalty(self, expected: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from registry.balance import class_priors, positive_counts, power_of_prior
 from registry.core import LOSSES, Options
+from registry.gpu import placed_like
 from registry.losses import Objective, Smoothed
 from registry.reweighting import Reweighted, Weighted
 
@@ -56,7 +57,7 @@ class LDAM(Reweighted):
         return self.options.max_margin * raw / raw.max()
 
     def image_losses(self, scores: Tensor, labels: Tensor) -> Tensor:
-        shifts = self.options.scale * scores.new_tensor(self.margins())
+        shifts = self.options.scale * placed_like(self.margins(), scores)
         of_label = F.one_hot(labels, scores.shape[1]).to(scores.dtype)
         smoothing = self.options.label_smoothing
         return F.cross_entropy(scores - of_label * shifts, labels, reduction="none", label_smoothing=smoothing)
@@ -89,7 +90,7 @@ class _PriorShifted(Objective):
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         assert labels is not None, "a supervised objective needs labels"
-        log_priors = outputs[0].new_tensor(np.log(class_priors(self.class_counts)))
+        log_priors = placed_like(np.log(class_priors(self.class_counts)), outputs[0])
         return F.cross_entropy(outputs[0] + self.tau * log_priors, labels)
 
 
@@ -149,7 +150,7 @@ class LabelAwareSmoothing(Objective):
 
     def loss(self, outputs: Sequence[Tensor], labels: Tensor | None, progress: float = 1.0) -> Tensor:
         assert labels is not None, "a supervised objective needs labels"
-        smoothing = outputs[0].new_tensor(self.smoothing())[labels]
+        smoothing = placed_like(self.smoothing(), outputs[0])[labels]
         log_p = torch.log_softmax(outputs[0], dim=1)
         of_label = log_p.gather(1, labels[:, None])[:, 0]
         return -((1 - smoothing) * of_label + smoothing * log_p.mean(dim=1)).mean()

@@ -115,23 +115,36 @@ def average_running_statistics(module: nn.Module, share: collective.Share | None
     """Give all ranks the mean of their running statistics, if they took those from their own shares of a batch."""
     if share is None or collective.shares_statistics():
         return
-    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm) and norm.running_mean is not None]
+    norms = [norm for norm in norms_of(module) if norm.running_mean is not None]
     buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var) if buffer is not None]
     collective.sum_in_place(buffers, share.fraction)
+
+
+def norms_of(module: nn.Module) -> list[BatchNorm]:
+    """All of a module's BatchNorms. `module.modules()` takes several times as long, and every step asks for them."""
+    found: dict[BatchNorm, None] = {}
+    waiting: list[nn.Module | None] = [module]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, BatchNorm):
+            found[one] = None
+        elif one is not None:
+            waiting += one._modules.values()
+    return list(found)
 
 
 @contextlib.contextmanager
 def held_statistics(module: nn.Module) -> Iterator[None]:
     """Within this context every BatchNorm in `module` uses its batch's statistics and keeps its running ones."""
-    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+    norms = norms_of(module)
     before = [norm.hold_statistics for norm in norms]
     for norm in norms:
-        norm.hold_statistics = True
+        vars(norm)["hold_statistics"] = True  # a module takes a hundred times as long to set an attribute
     try:
         yield
     finally:
         for norm, held in zip(norms, before, strict=True):
-            norm.hold_statistics = held
+            vars(norm)["hold_statistics"] = held
 
 
 @contextlib.contextmanager
@@ -144,7 +157,7 @@ def estimated_statistics(module: nn.Module, passes: Iterable[Callable[[], object
         passes: each runs the module on one batch; the module is put into training mode for them. None at all leaves
             the running averages as they are.
     """
-    norms = [norm for norm in module.modules() if isinstance(norm, BatchNorm)]
+    norms = norms_of(module)
     momenta = [norm.momentum for norm in norms]
     saved = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
     was_training = module.training

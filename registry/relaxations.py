@@ -24,6 +24,7 @@ class Relaxation(abc.ABC):
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     weight_decay: ClassVar[float] = 1e-3
     default_rule: ClassVar[str] = "darts"
+    gives_zeros: ClassVar[bool] = True  # whether a weight may be exactly 0; if so, a GPU has to be asked which one is
 
     def __init__(self, options: Options):
         self.options = options
@@ -66,6 +67,7 @@ class SoftmaxOptions(Options):
 class Softmax(Relaxation):
     """DARTS: the mixing weights of an edge are a softmax of its alphas, so its ops compete (paper, Eq. 1)."""
 
+    gives_zeros = False
     options: SoftmaxOptions
 
     def initial_alphas(self, num_edges: int, num_ops: int, generator: torch.Generator) -> Tensor:
@@ -107,6 +109,7 @@ class Sigmoid(Relaxation):
     lr = 3e-3
     betas = (0.9, 0.999)
     default_rule = "fairdarts"
+    gives_zeros = False
     options: SigmoidOptions
 
     def initial_alphas(self, num_edges: int, num_ops: int, generator: torch.Generator) -> Tensor:

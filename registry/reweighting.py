@@ -19,6 +19,7 @@ from torch import Tensor
 from registry import collective
 from registry.balance import Deferred, Weighting, class_weights, is_deferred
 from registry.core import LOSSES
+from registry.gpu import placed_like
 from registry.losses import Objective, Smoothed
 
 
@@ -47,7 +48,7 @@ class Reweighted(Objective):
             return losses.mean()
         weighting: Any = self.weighting or getattr(options, "weights", "none")
         weights = class_weights(weighting, self.class_counts, getattr(options, "beta", 0.0))
-        return (losses.new_tensor(weights)[labels] * losses).mean()
+        return (placed_like(weights, losses)[labels] * losses).mean()
 
 
 class SmoothedDeferred(Deferred, Smoothed):
@@ -139,7 +140,7 @@ class GradientHarmonising(Objective):
         num_bins = self.options.bins
         norms = (scores.sigmoid() - targets).abs()
         bins = (norms * num_bins).long().clamp(max=num_bins - 1)  # a norm of 1 belongs to the last bin
-        counts = torch.bincount(bins.flatten(), minlength=num_bins)
+        counts = bins.new_zeros(num_bins).scatter_add_(0, bins.flatten(), torch.ones_like(bins.flatten()))
         collective.sum_in_place([counts])
         num_terms = collective.global_count(norms) * norms.shape[1]
         return num_terms / (counts * num_bins)[bins].to(norms.dtype)

@@ -17,6 +17,7 @@ from torch.distributions import Dirichlet as DirichletDistribution
 from torch.distributions import kl_divergence
 
 from registry.core import RELAXATIONS, Options
+from registry.gpu import placed
 from registry.relaxations import Relaxation
 
 
@@ -60,7 +61,7 @@ class Gumbel(Relaxation):
         if generator is None:
             return torch.softmax(alphas, dim=-1)
         noise = -torch.empty(alphas.shape, dtype=torch.float64).exponential_(generator=generator).log()
-        noisy = alphas.double() + noise.to(alphas.device)
+        noisy = alphas.double() + placed(noise, alphas.device)
         if self.options.estimator == "gdas":
             slope = torch.softmax(noisy / self.temperature(progress), dim=-1)
         else:
@@ -93,6 +94,7 @@ class Dirichlet(Relaxation):
     """
 
     lr = 6e-4  # of its code
+    gives_zeros = False
     options: DirichletOptions
 
     def initial_alphas(self, num_edges: int, num_ops: int, generator: torch.Generator) -> Tensor:
@@ -104,9 +106,13 @@ class Dirichlet(Relaxation):
         if generator is None:
             return (concentrations / concentrations.sum(dim=-1, keepdim=True)).to(alphas.dtype)
         seed = int(torch.randint(2**63 - 1, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):  # the distribution draws from the global generator alone
-            torch.default_generator.manual_seed(seed)
-            drawn = DirichletDistribution(concentrations.cpu()).rsample()
+        on_gpu = alphas.device.type == "cuda"
+        with torch.random.fork_rng(devices=[alphas.device] if on_gpu else []):
+            # The distribution draws from the global generator of its device alone.
+            (torch.cuda.default_generators[alphas.device.index] if on_gpu else torch.default_generator).manual_seed(
+                seed
+            )
+            drawn = _distribution(concentrations).rsample()
         return drawn.to(alphas)
 
     def regulariser(self, alphas: Mapping[str, Tensor], progress: float) -> Tensor:
@@ -114,9 +120,13 @@ class Dirichlet(Relaxation):
         if not self.options.kl_weight:
             return super().regulariser(alphas, progress)
         concentrations = torch.cat([_concentrations(values) for values in alphas.values()])
-        uniform = DirichletDistribution(torch.ones_like(concentrations))
-        divergence = kl_divergence(DirichletDistribution(concentrations), uniform).sum()
+        uniform = _distribution(torch.ones_like(concentrations))
+        divergence = kl_divergence(_distribution(concentrations), uniform).sum()
         return self.options.kl_weight * divergence.to(next(iter(alphas.values())).dtype)
+
+
+def _distribution(concentrations: Tensor) -> DirichletDistribution:
+    return DirichletDistribution(concentrations, validate_args=False)  # which would wait for a GPU
 
 
 def _concentrations(alphas: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from registry.optimizers import Optimizer
+
 
 def module_tensors(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
     """The weights and buffers of a module by name, with a prefix."""
@@ -18,7 +20,7 @@ def load_module(prefix: str, module: torch.nn.Module, tensors: Mapping[str, Tens
     module.load_state_dict(under(prefix, tensors))
 
 
-def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(prefix: str, optimizer: Optimizer | torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's state for each parameter, by its number. Learning rates are left out: the schedule sets them."""
     return {
         f"{prefix}.{number}.{key}": value
@@ -28,7 +30,7 @@ def optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str
     }
 
 
-def load_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def load_optimizer(prefix: str, optimizer: Optimizer | torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Load tensors that `optimizer_tensors` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in under(prefix, tensors).items():

@@ -37,6 +37,15 @@ def _processor_name() -> str:
     return ""
 
 
+def multiplies_bf16() -> bool:
+    """Whether the processor has instructions that multiply bf16; others are slower with it than in float32."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(line.split()))
+    return False
+
+
 def usable_cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

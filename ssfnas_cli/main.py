@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import re
 import sys
 import traceback
 from typing import Annotated, Any, NoReturn
@@ -136,6 +137,9 @@ def _app(
     """
 
 
+_NOT_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
+
+
 def run() -> NoReturn:
     """Entry point of the console script."""
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -181,6 +185,12 @@ def _report_unexpected(error: Exception) -> int:
     advice = MEMORY_ADVICE.get(next(iter(sys.argv[1:]), ""), "end other programs, or use a machine with more memory")
     if lacking := out_of_memory(error, advice):
         return _report(str(lacking), lacking.exit_code, lacking)
+    if refused := _NOT_DETERMINISTIC.match(str(error)):
+        return _report(
+            f"--set deterministic=true: torch has no deterministic way to compute {refused[1]} on a GPU: leave out "
+            "what needs it (an op of a search: --set ops=…), or set deterministic=false",
+            2,
+        )
     if isinstance(error, OSError):
         return _report(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
     with contextlib.suppress(OSError):

@@ -10,6 +10,18 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "faults"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a GPU where there is none."""
+    need_one = [item for item in items if item.get_closest_marker("gpu")]
+    if not need_one:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in need_one:
+            item.add_marker(pytest.mark.skip(reason="there is no GPU here"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """The tests' nets are small: threads would only wait for each other."""

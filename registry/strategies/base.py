@@ -156,6 +156,11 @@ class Strategy(abc.ABC):
         """The number of the stage that `tensors` were returned in."""
         return 0
 
+    @property
+    def ops_change(self) -> bool:
+        """Whether the steps compute different ops, because weights that are exactly zero differ from step to step."""
+        return True
+
     @abc.abstractmethod
     def mixing(self, progress: float, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The mixing weights of the next weight step or, without a generator, those to evaluate (without noise).

@@ -15,7 +15,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from registry import collective
+from registry import collective, gpu
 from registry.strategies.base import WeightStep
 
 Loss = Callable[[], Tensor]
@@ -24,7 +24,7 @@ Loss = Callable[[], Tensor]
 def first_order(val_loss: Loss, alphas: Sequence[Tensor]) -> tuple[list[Tensor], float]:
     """Gradient of L_val(w, alpha) with respect to the alphas at the current weights (xi = 0), and the loss."""
     loss = val_loss()
-    return _gradients(loss, list(alphas)), loss.item()
+    return _gradients(loss, list(alphas)), gpu.reported(loss)
 
 
 def second_order(
@@ -74,13 +74,13 @@ def second_order(
         collective.sum_in_place(weight_gradients)
     parts = zip(_split(gradients, sizes), _split(weight_gradients, sizes), strict=True)
     direction = list(chain.from_iterable(_transposed_clip_jacobian(g, h, step.clip) for g, h in parts))
-    step_size = radius / max(float(_norm(direction)), 1e-12)
+    step_size = gpu.reported(radius / _norm(direction).double().clamp(min=1e-12))
     above = _alpha_gradients_at(train_loss, weights, alphas, direction, step_size)
     below = _alpha_gradients_at(train_loss, weights, alphas, direction, -step_size)
     return [
         gradient - step.lr * (plus - minus) / (2 * step_size)
         for gradient, plus, minus in zip(alpha_gradients, above, below, strict=True)
-    ], loss.item()
+    ], gpu.reported(loss)
 
 
 def clip_factor(norm: Tensor, clip: float) -> Tensor:
@@ -97,10 +97,8 @@ def _transposed_clip_jacobian(gradients: Sequence[Tensor], direction: Sequence[T
     """The transposed Jacobian of the clipping times a direction h: c (h - n (n . h)), or h if nothing is clipped."""
     norm = _norm(gradients)
     factor = clip_factor(norm, clip)
-    if factor >= 1:
-        return list(direction)
     along = sum((g * h).sum() for g, h in zip(gradients, direction, strict=True)) / norm.square()
-    return [factor * (h - along * g) for g, h in zip(gradients, direction, strict=True)]
+    return [torch.where(factor >= 1, h, factor * (h - along * g)) for g, h in zip(gradients, direction, strict=True)]
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -114,12 +112,15 @@ def _split(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Sequence[Ten
 
 
 def _alpha_gradients_at(
-    loss: Loss, weights: list[Tensor], alphas: list[Tensor], direction: list[Tensor], step_size: float
+    loss: Loss, weights: list[Tensor], alphas: list[Tensor], direction: list[Tensor], step_size: float | Tensor
 ) -> list[Tensor]:
     """The gradients of the loss with respect to the alphas at w + step_size * direction."""
     with _restored(weights):
         for weight, part in zip(weights, direction, strict=True):
-            weight.data.add_(part, alpha=step_size)
+            if isinstance(step_size, Tensor):  # that of a GPU, which is not asked for the number
+                weight.data.add_(part * step_size)
+            else:
+                weight.data.add_(part, alpha=step_size)
         return _gradients(loss(), alphas)
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from registry.core import OPS, Options, PluginError
 from registry.cost import costs_of, front
+from registry.gpu import placed, with_zeros
 from registry.space import CELL_TYPES, NUM_NODES, edge_list, random_cell
 from registry.strategies.base import SearchContext, SearchStep, Strategy
 
@@ -142,7 +143,7 @@ class CandidateStrategy(Strategy):
 
     def _mixing_of(self, genes: Genes) -> dict[str, Tensor]:
         mixing = mixing_of(genes, len(self.context.ops))
-        return {kind: torch.from_numpy(weights).to(self.context.device) for kind, weights in mixing.items()}
+        return {kind: _known(torch.from_numpy(weights), self.context.device) for kind, weights in mixing.items()}
 
     def end_epoch(self) -> dict[str, float]:
         """Add the best candidate to the record; zeros if none was judged."""
@@ -181,6 +182,10 @@ class CandidateStrategy(Strategy):
         self.fitness = tensors["candidates.fitness"].numpy().copy()
         self._proposed = None
         self.history = {kind: tensors[f"history.{kind}"].clone() for kind in CELL_TYPES}
+
+
+def _known(weights: Tensor, device: torch.device) -> Tensor:
+    return with_zeros(placed(weights, device), weights == 0)
 
 
 # Genes

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from registry.gpu import columns
 from registry.space import CELL_TYPES, EDGE_WEIGHTS, count_nodes, edge_list, edges_into_nodes
 
 INIT_STD = 1e-3  # as of the alphas (yuhuixu1993/PC-DARTS, model_search.py)
@@ -24,4 +25,4 @@ def initial_edges(generator: torch.Generator) -> dict[str, Tensor]:
 def weights_of_edges(numbers: Tensor) -> Tensor:
     """The weights of edges [..., num_edges] from their numbers: a softmax over the edges into each node."""
     nodes = edges_into_nodes(count_nodes(numbers.shape[-1]))
-    return torch.cat([torch.softmax(numbers[..., rows], dim=-1) for rows in nodes], dim=-1)
+    return torch.cat([torch.softmax(columns(numbers, rows), dim=-1) for rows in nodes], dim=-1)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from registry import gpu
 from registry.core import OPS, STRATEGIES, Options
+from registry.optimizers import SGD, Adam, Optimizer
 from registry.space import CELL_TYPES, EDGE_WEIGHTS, edge_list
 from registry.state import load_optimizer, optimizer_tensors
 from registry.strategies import bilevel
@@ -76,6 +78,8 @@ class Gradient(Strategy):
             return self._placed(evaluated) | edges
         drawn = {kind: self.relaxation.weights(alphas, progress, generator) for kind, alphas in self._live().items()}
         weights = self._placed(drawn)
+        if not self.relaxation.gives_zeros:
+            weights = {kind: gpu.with_zeros(values, self._left_out(kind)) for kind, values in weights.items()}
         if not self._skip_dropout():
             return weights | edges
         rate = self._skip_dropout() * math.exp(-5 * progress)  # P-DARTS: exp(-0.2 epoch) in each 25 epochs
@@ -90,6 +94,14 @@ class Gradient(Strategy):
         """Mixing weights [num_edges, num_ops] from those of the candidates; 0 for others."""
         return weights
 
+    @property
+    def ops_change(self) -> bool:
+        return self.relaxation.gives_zeros or bool(self._skip_dropout())
+
+    def _left_out(self, kind: str) -> Tensor:
+        """Which ops are no candidates, a mask [num_edges, num_ops]."""
+        return torch.zeros(self.alphas[kind].shape, dtype=torch.bool)
+
     def _skip_dropout(self) -> float:
         """The probability at the start that a step leaves out an edge's skip connection."""
         return self.options.skip_dropout
@@ -100,8 +112,9 @@ class Gradient(Strategy):
         An edge whose only op is dropped still lets channels pass by.
         """
         if self.context.partial_channels > 1 and not self.edges:
-            return {EDGE_WEIGHTS[kind]: alphas.new_ones(len(alphas)) for kind, alphas in self.alphas.items()}
-        return {name: weights_of_edges(numbers) for name, numbers in self.edges.items()}
+            ones = {EDGE_WEIGHTS[kind]: alphas.new_ones(len(alphas)) for kind, alphas in self.alphas.items()}
+            return {name: gpu.never_zero(values) for name, values in ones.items()}
+        return {name: gpu.never_zero(weights_of_edges(numbers)) for name, numbers in self.edges.items()}
 
     def update(self, step: SearchStep) -> dict[str, float]:
         """Take an alpha step, except in the warm-up epochs of a stage."""
@@ -117,7 +130,7 @@ class Gradient(Strategy):
             values.grad = gradient
         self.optimizer.step()
         self._check_alphas()
-        return {"alpha_loss": loss, "regulariser": regulariser.item()}
+        return {"alpha_loss": loss, "regulariser": gpu.reported(regulariser)}
 
     def _regulariser(self, progress: float) -> Tensor:
         """The relaxation's regulariser, the penalty of the expected cost, and the decay of beta-DARTS."""
@@ -150,6 +163,8 @@ class Gradient(Strategy):
                 return bilevel.second_order(train_loss, val_loss, step.weight_groups, learned, step.weight_step())
 
     def _check_alphas(self) -> None:
+        if not next(iter(self.learned.values())).is_cpu:
+            return  # a GPU is not asked: the next losses tell, and so does the check of every checkpoint
         for kind, values in self.alphas.items():
             if not bool(torch.isfinite(values).all()):
                 raise FloatingPointError(f"an alpha of the {kind} cell is no longer finite")
@@ -202,18 +217,20 @@ class Gradient(Strategy):
         load_optimizer("optimizer.alphas", self.optimizer, tensors)
 
 
-def _build_optimizer(alphas: list[Tensor], context: SearchContext) -> torch.optim.Optimizer:
+def _build_optimizer(alphas: list[Tensor], context: SearchContext) -> Optimizer:
     lr, weight_decay = context.alpha_lr, context.alpha_weight_decay
     if context.alpha_optimizer == "sgd":
-        return torch.optim.SGD(alphas, lr=lr, weight_decay=weight_decay)
-    return torch.optim.Adam(alphas, lr=lr, betas=context.alpha_betas, weight_decay=weight_decay)
+        return SGD(alphas, lr=lr, weight_decay=weight_decay)
+    return Adam(alphas, lr=lr, betas=context.alpha_betas, weight_decay=weight_decay)
 
 
 def _drop(weights: Tensor, columns: list[int], rate: float, generator: torch.Generator) -> Tensor:
     """Mixing weights with those of some columns zeroed at a rate; the others grow, so that the means stay."""
     kept = torch.ones(weights.shape)
     kept[:, columns] = (torch.rand(len(weights), len(columns), generator=generator) >= rate).float() / (1 - rate)
-    return weights * kept.to(weights)
+    dropped = weights * gpu.placed(kept, weights.device).to(weights.dtype)
+    zeros = gpu.known_zeros(weights)
+    return dropped if zeros is None else gpu.with_zeros(dropped, zeros | (kept == 0))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from registry.core import OPS, STRATEGIES, Options, PluginError
+from registry.gpu import placed
 from registry.space import CELL_TYPES
 from registry.strategies.base import SearchContext, Stage
 from registry.strategies.edge_weights import initial_edges
@@ -146,6 +147,9 @@ class Progressive(Gradient):
     def _placed(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return {kind: _spread(values, self.kept[kind]) for kind, values in weights.items()}
 
+    def _left_out(self, kind: str) -> Tensor:
+        return self.kept[kind] == 0
+
     def _skip_dropout(self) -> float:
         return self.options.skip_dropout[self.stage]
 
@@ -199,7 +203,7 @@ class Progressive(Gradient):
 
 def _columns(kept: Tensor, alphas: Tensor) -> Tensor:
     """The columns of the candidates of each edge, [num_edges, candidates of an edge]."""
-    return kept.nonzero()[:, 1].reshape(len(kept), -1).to(alphas.device)
+    return placed(kept.nonzero()[:, 1].reshape(len(kept), -1), alphas.device)
 
 
 def _spread(weights: Tensor, kept: Tensor) -> Tensor:

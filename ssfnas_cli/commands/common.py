@@ -97,6 +97,15 @@ RunOutput = Annotated[
 OtherData = Annotated[
     bool, typer.Option("--other-data", help="Allow --data to name another data set than the one recorded.")
 ]
+SweepFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--sweep",
+        metavar="FILE.toml",
+        help="The sweep that made the runs: its arms group and name them, and what it has not made yet is said.",
+        show_default=False,
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Start over; an old output is moved aside, not deleted.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on a terminal too.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Warnings and errors only.")]

@@ -22,10 +22,11 @@ KINDS = ("search", "retrain")
 def command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of them.")],
     baseline: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             help="A group's label (or how it begins) or one of its runs: the differences from it, paired by seed, with "
-            "a 95 % t interval and an exact permutation test.",
+            "a 95 % t interval and an exact permutation test. With --sweep the name of an arm, too: each group is then "
+            "compared with its like of that arm, and so is the mean over each arm. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -41,6 +42,14 @@ def command(
             show_default="retrain in a folder that has both",
         ),
     ] = None,
+    figure: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A column to show, by its name in CSV and JSON, such as top1 or num_params; repeatable.",
+            show_default="all",
+        ),
+    ] = None,
+    sweep: common.SweepFile = None,
     format_name: Annotated[
         str | None,
         typer.Option(
@@ -72,7 +81,11 @@ def command(
     from ssfnas_cli.results.selection import select_runs
 
     selection = select_runs(runs, "evaluation", kind)
-    comparison = compare(with_counts(selection), split or [], baseline)
+    if sweep is not None:
+        from ssfnas_cli.sweep.arms import name_runs
+
+        selection = name_runs(selection, sweep, [selection.runs[0].run.kind])
+    comparison = compare(with_counts(selection), split or [], baseline or [], figure or [])
     to_file = output is not None and not is_stream(output)
     if to_file or chosen not in ("text", "markdown"):  # those two say it below their tables
         for remark in comparison.remarks:
@@ -88,6 +101,7 @@ def command(
 def _format(named: str | None, output: Path | None, json: bool) -> str:
     """The format that is asked for, in words or by a file's suffix."""
     if named is not None:
+        named = {suffix: name for name, suffix in FORMATS.items()}.get(named, named)
         if named not in FORMATS:
             raise UsageError(f"--format {named}: should be one of {', '.join(FORMATS)}")
         return named

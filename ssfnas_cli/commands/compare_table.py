@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssfnas_cli.console import box_style, format_duration, plain_console, printable, stdout
 from ssfnas_cli.json_text import layout_json
+from ssfnas_cli.results.baseline import Contrast
 from ssfnas_cli.results.comparison import Comparison, to_json
 from ssfnas_cli.results.figures import Figure
-from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.results.statistics import LEVEL, MAX_EXACT, Difference, Spread
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LABEL_WIDTH, GAP = 32, 3  # of the first column on a terminal, and between columns
 FILE_WIDTH = 120
+STATISTICS = ("difference", "low", "high", "p", "pairs")  # the columns of a difference in CSV
 LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}"}
 LATEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$"}
 
@@ -52,23 +53,22 @@ def show(comparison: Comparison) -> None:
 
 
 def grids(comparison: Comparison) -> list[Grid]:
-    """The table of figures, and the one of differences if there is a baseline."""
+    """The table of figures, and one of differences from each baseline."""
     figures, groups = comparison.figures, comparison.groups
     rows = [
         [group.label, str(len(group.runs)), *(_cell(comparison.spread(group, one), one) for one in figures)]
         for group in groups
     ]
     whole = [Grid(_title(comparison), ["group", "seeds", *(one.title for one in figures)], rows)]
-    if comparison.baseline is None:
-        return whole
     compared = [one for one in figures if one.effect]
-    others = [group for group in groups if group is not comparison.baseline]
-    rows = [[group.label, *_difference_cells(comparison, group, compared)] for group in others]
-    title = (
-        f"Difference from {comparison.baseline.label}, paired by seed: mean [{LEVEL:.0%} t interval], p of the exact "
-        "permutation test"
-    )
-    return [*whole, Grid(title, ["group", "pairs", *(one.title for one in compared)], rows)]
+    for baseline in comparison.baselines if compared else ():
+        rows = [[one.label, *_difference_cells(one, compared)] for one in baseline.contrasts]
+        title = (
+            f"Difference from {baseline.label}, paired by seed: mean [{LEVEL:.0%} t interval], p of the exact "
+            "permutation test"
+        )
+        whole.append(Grid(title, ["group", "pairs", *(one.title for one in compared)], rows))
+    return whole
 
 
 def _title(comparison: Comparison) -> str:
@@ -91,8 +91,8 @@ def _number(value: float, digits: int | None) -> str:
     return f"{value:,.0f}" if digits is None else f"{value:.{digits}f}"
 
 
-def _difference_cells(comparison: Comparison, group: Group, figures: Sequence[Figure]) -> list[str]:
-    found = [comparison.difference(group, figure) for figure in figures]
+def _difference_cells(contrast: Contrast, figures: Sequence[Figure]) -> list[str]:
+    found = [contrast.difference(figure) for figure in figures]
     pairs = max((one.num for one in found if one is not None), default=0)
     return [str(pairs), *(_difference(one, figure) for one, figure in zip(found, figures, strict=True))]
 
@@ -108,10 +108,16 @@ def _difference(value: Difference | None, figure: Figure) -> str:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What to mind about the figures."""
+    """What to mind about the figures, and what the runs took."""
     told = [remark.sentence for remark in comparison.remarks]
-    if comparison.baseline is not None:
-        pairs = [comparison.difference(group, comparison.figures[0]) for group in comparison.groups]
+    if comparison.core_hours:
+        words = {"search": "searches", "retrain": "networks"}
+        each = ", ".join(f"{words[kind]} {hours:.1f}" for kind, hours in comparison.core_hours.items())
+        told.append(
+            f"all of it took {sum(comparison.core_hours.values()):.1f} core-hours (hours times threads): {each}"
+        )
+    if contrasts := [contrast for one in comparison.baselines for contrast in one.contrasts]:
+        pairs = [one.difference(comparison.figures[0]) for one in contrasts]
         fewest = min((one.num for one in pairs if one is not None and 1 < one.num <= MAX_EXACT), default=None)
         if fewest is not None:
             told.append(f"with {fewest} pairs the permutation test's p cannot be below {2 / 2**fewest:.3g}")
@@ -173,23 +179,26 @@ def _fitting(grid: Grid, width: int) -> list[list[int]]:
 
 
 def _csv(comparison: Comparison) -> str:
-    """A line a group: mean and standard deviation of each figure, and where there is a baseline the differences."""
+    """A line a group: mean and standard deviation of each figure, and the differences from each baseline."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    statistics = ("difference", "low", "high", "p", "pairs") if comparison.baseline is not None else ()
+    bases = comparison.baselines
+    suffixes = [f"_from_{one.label}" if len(bases) > 1 else "" for one in bases]
     header = ["group", "seeds", "runs"]
     for figure in comparison.figures:
         header += [figure.name, f"{figure.name}_std"]
-        header += [f"{figure.name}_{one}" for one in statistics] if figure.effect else []
+        columns = [f"{figure.name}_{one}{suffix}" for suffix in suffixes for one in STATISTICS]
+        header += columns if figure.effect else []
     writer.writerow(header)
     for group in comparison.groups:
         row: list[Any] = [group.label, len(group.runs), " ".join(str(run.path) for run in group.runs)]
         for figure in comparison.figures:
             value = comparison.spread(group, figure)
             row += [value.mean, value.std]
-            if statistics and figure.effect:
-                found = None if group is comparison.baseline else comparison.difference(group, figure)
-                row += [None] * len(statistics) if found is None else list(found)
+            for baseline in bases if figure.effect else ():
+                contrast = baseline.of(group)
+                found = None if contrast is None else contrast.difference(figure)
+                row += [None] * len(STATISTICS) if found is None else list(found)
         writer.writerow(row)
     return text.getvalue()
 

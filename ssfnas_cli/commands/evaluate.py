@@ -34,6 +34,7 @@ def command(
     ] = None,
     device: common.DeviceName = None,
     threads: common.Threads = None,
+    precision: common.Precision = None,
     force: common.Force = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -60,7 +61,7 @@ def command(
         from ssfnas_cli.engine.device import Device
         from ssfnas_cli.engine.evaluate import evaluate_run
 
-        place = Device(device or "auto", threads or 0)
+        place = Device.for_evaluation(device, threads, precision)
         metrics = evaluate_run(folder, data or "", split or [], place, other_data, save)
     if not world.is_first():
         return

@@ -47,9 +47,9 @@ def command(
         folder = inputs.open_run(run, "retrain", ["ssfnas_cli.deploy.export"])
         from ssfnas_cli.deploy.export import export
         from ssfnas_cli.deploy.model import load_run
-        from ssfnas_cli.engine.device import find_device
+        from ssfnas_cli.engine.device import Device
 
-        model = load_run(folder, find_device("cpu"))
+        model = load_run(folder, Device("cpu", 0))
         with outputs.new_file(output, force) as temporary:
             result = export(model, temporary, str(output), data or "")
     emit(result, json, lambda console: _show(console, result))

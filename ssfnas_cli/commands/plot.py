@@ -35,6 +35,7 @@ KINDS = {
 }
 EVALUATED = ("classes", "confusion", "calibration", "tradeoff")
 SEARCHED = ("alphas", "health")
+RUN_KINDS = ("search", "retrain")
 
 
 def command(
@@ -56,6 +57,16 @@ def command(
     ] = None,
     split: Annotated[str, typer.Option(help="Of the evaluations: val, test or test_longtail.")] = "test",
     lines: Annotated[bool, typer.Option("--lines", help="Of alphas: lines in place of heat maps.")] = False,
+    run_kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind",
+            help="Of curves, search or retrain.",
+            autocompletion=common.one_of(RUN_KINDS),
+            show_default="retrain in a folder that has both",
+        ),
+    ] = None,
+    sweep: common.SweepFile = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -77,6 +88,8 @@ def command(
         raise UsageError(f"{kind}: is no kind of picture: name one of {', '.join(KINDS)}")
     if lines and kind != "alphas":
         raise UsageError(f"--lines: is of alphas, not of {kind}: leave it out")
+    if run_kind is not None and (kind != "curves" or run_kind not in RUN_KINDS):
+        raise UsageError(f"--kind {run_kind}: is of curves: {' or '.join(RUN_KINDS)}")
     if against is not None and kind != "tradeoff":
         raise UsageError(f"--against: is of tradeoff, not of {kind}: leave it out")
     if against is not None and against not in COSTS:
@@ -84,25 +97,28 @@ def command(
     output = Path(f"{kind}.svg") if output is None else output
     suffix = outputs.picture_format(output, FORMATS)
     outputs.refuse_existing(output, force)
-    draw = _drawer(kind, runs, split, lines, against or "weights")
+    if kind == "alphas":
+        draw = _alphas_drawer(runs, lines, sweep)
+    elif kind == "distribution":
+        draw = _distribution_drawer(runs, sweep)
+    else:
+        need: Need = "evaluation" if kind in EVALUATED else "epochs"
+        groups = select_groups(runs, need, run_kind or _kind_of_run(kind), sweep)
+        draw = _groups_drawer(kind, groups, split, against or "weights")
     outputs.write_output(output, to_bytes(draw, suffix, chart=True), force)
     if not is_stream(output):
         log.info("%s", output)
 
 
-def _drawer(kind: str, paths: Sequence[Path], split: str, lines: bool, against: str) -> Callable[[], Figure]:
-    """A function that draws the picture, once everything has been read that it needs."""
-    if kind == "distribution":
-        from ssfnas_cli.plots import distribution
-
-        return partial(distribution.draw, _distributions(paths))
-    if kind == "alphas":
-        return _alphas_drawer(paths, lines)
-    groups = select_groups(paths, "evaluation" if kind in EVALUATED else "epochs", _kind_of_run(kind))
+def _groups_drawer(kind: str, groups: Sequence[Group], split: str, against: str) -> Callable[[], Figure]:
+    """A function that draws a picture of groups of runs."""
     from ssfnas_cli.plots import calibration, classes, confusion, curves, health, tradeoff
 
     if kind == "curves" and not curves.is_tracked(groups):
         log.info("no test split was tracked; '--set track_test=true' in search or retrain tracks them")
+    elif kind == "curves":
+        for label in curves.untracked(groups):
+            log.warning("%s: has no line: it tracked none of these splits ('--set track_test=true' tracks them)", label)
     drawers: dict[str, Callable[[], Figure]] = {
         "curves": partial(curves.draw, groups),
         "health": partial(health.draw, groups),
@@ -119,19 +135,23 @@ def _kind_of_run(kind: str) -> str | None:
     return "retrain" if kind in EVALUATED else "search" if kind in SEARCHED else None
 
 
-def select_groups(paths: Sequence[Path], need: Need, kind: str | None) -> list[Group]:
-    """The groups of runs to draw; a warning for each run that is left out."""
+def select_groups(paths: Sequence[Path], need: Need, kind: str | None, sweep: Path | None) -> list[Group]:
+    """The groups of runs to draw, named by a sweep if there is one; a warning for each run that is left out."""
     from ssfnas_cli.results.grouping import group_runs
     from ssfnas_cli.results.selection import select_runs
 
     selection = select_runs(paths, need, kind)
+    if sweep is not None:
+        from ssfnas_cli.sweep.arms import name_runs
+
+        selection = name_runs(selection, sweep, [selection.runs[0].run.kind])
     for one in selection.left_out:
         log.warning("left out: %s", one)
     return group_runs(selection.runs)
 
 
-def _alphas_drawer(paths: Sequence[Path], lines: bool) -> Callable[[], Figure]:
-    groups = select_groups(paths, "epochs", "search")
+def _alphas_drawer(paths: Sequence[Path], lines: bool, sweep: Path | None) -> Callable[[], Figure]:
+    groups = select_groups(paths, "epochs", "search", sweep)
     runs = [run for group in groups for run in group.runs]
     if len(runs) > 1:
         raise UsageError(f"alphas: draws one search, and these are {len(runs)}: name one, such as {runs[0].path}")
@@ -143,8 +163,14 @@ def _alphas_drawer(paths: Sequence[Path], lines: bool) -> Callable[[], Figure]:
     return partial(draw_lines if lines else draw_heat, record)
 
 
-def _distributions(paths: Sequence[Path]) -> list[Distribution]:
-    """The label distributions of data sets, each once, in the order of the arguments."""
+def _distribution_drawer(paths: Sequence[Path], sweep: Path | None) -> Callable[[], Figure]:
+    from ssfnas_cli.plots import distribution
+
+    return partial(distribution.draw, _distributions(paths, sweep))
+
+
+def _distributions(paths: Sequence[Path], sweep: Path | None) -> list[Distribution]:
+    """The label distributions of data sets, each once, in the order of the arguments or, with a sweep, of its file."""
     from ssfnas_cli.artifacts.dataset import DataSet
     from ssfnas_cli.artifacts.run import RunFolder
     from ssfnas_cli.artifacts.run_list import find_runs
@@ -162,7 +188,14 @@ def _distributions(paths: Sequence[Path]) -> list[Distribution]:
         folders += inside
     found = [DataSet.open(folder) for folder in folders]
     unique = {data.sha256: data for data in reversed(found)}
-    return [Distribution(data.path.name, data.class_names, data.counts("train")) for data in reversed(unique.values())]
+    named = [(data.path.name, data) for data in reversed(unique.values())]
+    if sweep is not None:
+        from ssfnas_cli.sweep.arms import data_names
+
+        names = data_names(sweep)
+        of_name = {name.rpartition("-")[0]: data for name, data in named}
+        named = [(title, of_name[name]) for name, title in names.items() if name in of_name] or named
+    return [Distribution(title, data.class_names, data.counts("train")) for title, data in named]
 
 
 def _data_of(run: RunFolder) -> Path:

@@ -63,6 +63,7 @@ def command(
     csv: Annotated[bool, typer.Option("--csv", help="CSV instead of JSON lines.")] = False,
     device: common.DeviceName = None,
     threads: common.Threads = None,
+    precision: common.Precision = None,
     force: common.Force = False,
     quiet: common.Quiet = False,
     verbose: common.Verbose = False,
@@ -86,7 +87,7 @@ def command(
         folder = inputs.open_run(run, "retrain", ["ssfnas_cli.deploy.model"])
         if "-" in images and world.is_first():
             expect_stdin("paths of images")
-        model = _load(folder, device, threads, prior, from_prior)
+        model = _load(folder, (device, threads, precision), prior, from_prior)
         from ssfnas_cli.deploy.paths import find_images
         from ssfnas_cli.deploy.stream import Stream
 
@@ -106,8 +107,10 @@ def _nowhere() -> Iterator[Callable[[str], object]]:
     yield lambda text: None
 
 
-def _load(run: RunFolder, device: str | None, threads: int | None, prior: str | None, from_prior: str | None) -> Model:
-    """The network of a run.
+def _load(
+    run: RunFolder, place: tuple[str | None, int | None, str | None], prior: str | None, from_prior: str | None
+) -> Model:
+    """The network of a run; `place` are the flags of the device, the threads and the precision.
 
     Raises:
         UsageError: another prior is asked for, and the one that the outputs hold is not known.
@@ -116,7 +119,7 @@ def _load(run: RunFolder, device: str | None, threads: int | None, prior: str | 
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.ranks import agree_on_network
 
-    model = load_run(run, Device(device or "auto", threads or 0).torch, from_prior or "")
+    model = load_run(run, Device.for_evaluation(*place), from_prior or "")
     agree_on_network(model.module)
     if prior and model.prior is None:
         raise UsageError(

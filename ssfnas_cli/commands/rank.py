@@ -77,7 +77,7 @@ def command(
     entries = _collect(genotypes, nets or [], str(folder.config["data"]["sha256"]))
     execution = {"device": device, "threads": threads}
     given = {key: value for key, value in execution.items() if value is not None}
-    facts = _measure(folder, entries, figure, split, data or "", given)
+    facts = measure(folder, entries, figure, split, data or "", given)
     if output is not None:
         from ssfnas_cli.plots import rank_scatter
 
@@ -108,13 +108,25 @@ def _collect(arguments: Sequence[str], nets: Sequence[Path], data_sha256: str) -
     runs = [run for entry in entries.values() for run in entry.runs]
     if different := differing_settings(runs):
         log.warning("the retrainings differ in %s: their accuracies do not tell genotypes alone", ", ".join(different))
-    return _with_own_names(list(entries.values()))
+    return with_own_names(list(entries.values()))
 
 
-def _measure(
+def measure(
     run: RunFolder, entries: Sequence[Retrained], figure: str, split: str, data: str, execution: dict[str, Any]
 ) -> dict[str, Any]:
-    """What `rank` prints."""
+    """What `rank` prints of a search and genotypes.
+
+    Args:
+        run: the search.
+        entries: the genotypes, each with its retrainings and a name of its own (`with_own_names`).
+        figure: one of FIGURES.
+        split: of the evaluations.
+        data: the data set folder; empty: the run's.
+        execution: settings of how to compute, in place of the run's.
+
+    Raises:
+        InputError: a retraining is not evaluated on the split, or the supernet cannot be asked.
+    """
     values = {entry.name: _values(entry, split, figure) for entry in entries}  # first, because the supernet takes time
     from ssfnas_cli.engine.rank_run import supernet_accuracies
     from ssfnas_cli.results.rank_agreement import kendall, spearman
@@ -155,7 +167,7 @@ def _retrainings(paths: Sequence[Path]) -> list[RunFacts]:
     return selection.runs
 
 
-def _with_own_names(entries: Sequence[Retrained]) -> list[Retrained]:
+def with_own_names(entries: Sequence[Retrained]) -> list[Retrained]:
     """The entries, a number behind a name that an earlier one has, too."""
     taken: dict[str, int] = {}
     named = []
@@ -185,6 +197,8 @@ def _values(entry: Retrained, split: str, figure: str) -> list[float]:
 def _show(console: Console, facts: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from ssfnas_cli.results.rank_agreement import described
+
     table = Table(box=box_style())
     for column in ("genotype", f"supernet, {facts['figure']}", f"retrained, {facts['split']}", "seeds"):
         table.add_column(column, overflow="fold", justify="left" if column == "genotype" else "right")
@@ -194,13 +208,3 @@ def _show(console: Console, facts: dict[str, Any]) -> None:
     console.print(table)
     for key, title in (("kendall_tau", "Kendall's tau"), ("spearman_rho", "Spearman's rho")):
         console.print(f"{title}: {described(facts[key], facts['num_pairs'])}")
-
-
-def described(agreement: dict[str, Any], number: int) -> str:
-    """A rank correlation in words."""
-    if agreement["value"] is None:
-        return f"{number} retrained genotypes of different accuracies are too few: 3 at least"
-    interval = (
-        "no interval" if agreement["low"] is None else f"95 % from {agreement['low']:.2f} to {agreement['high']:.2f}"
-    )
-    return f"{agreement['value']:.3f} ({interval}, p {agreement['p']:.3g}, {number} genotypes)"

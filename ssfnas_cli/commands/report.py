@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,6 +49,15 @@ def command(
             show_default=f"{MISTAKES}; 0 for more than {MAX_NETWORKS} networks",
         ),
     ] = None,
+    rank: Annotated[
+        bool,
+        typer.Option(
+            "--rank",
+            help="For each search, whether its supernet ranks the genotypes of the report's networks as their "
+            "retrainings do; each genotype is measured in each supernet.",
+        ),
+    ] = False,
+    sweep: common.SweepFile = None,
     device: common.DeviceName = None,
     threads: common.Threads = None,
     force: common.Force = False,
@@ -69,11 +78,18 @@ def command(
     from ssfnas_cli.plots.report.contents import write
     from ssfnas_cli.results.selection import select_every_run
 
-    material = gather(select_every_run(runs), split)
+    selection = select_every_run(runs)
+    if sweep is not None:
+        from ssfnas_cli.sweep.arms import name_runs
+
+        selection = name_runs(selection, sweep, sorted({run.run.kind for run in selection.runs}))
+    material = gather(selection, split)
     if mistakes is None:
         mistakes = _usual_mistakes(material)
     if mistakes:
         material = find_mistakes(material, mistakes, device or "auto", threads or 0)
+    if rank:
+        material = find_ranks(material, {"device": device, "threads": threads})
     outputs.write_output(output, write(material), force)
     if not is_stream(output):
         log.info("%s", output)
@@ -141,10 +157,10 @@ def _compared(runs: Sequence[RunFacts], split: str) -> list[Block]:
         return []
     selection = with_counts(Selection(ready, []))
     measured = {name for run in ready for name in (run.evaluation or {}).get("splits", {})}
-    main = compare(selection, [split] if split in measured else [], None)
+    main = compare(selection, [split] if split in measured else [])
     (grid,) = grids(main)
     blocks: list[Block] = [turned_if_wide(Table(*grid))]
-    others = [compare(selection, [name], None) for name in EVALUATED if name in measured.difference(main.splits)]
+    others = [compare(selection, [name]) for name in EVALUATED if name in measured.difference(main.splits)]
     if others:
         tables = [
             Table(*grid)
@@ -186,3 +202,27 @@ def find_mistakes(material: Material, num: int, device: str, threads: int) -> Ma
         except InputError as error:
             found[run.path] = error
     return replace(material, mistakes=found)
+
+
+def find_ranks(material: Material, execution: Mapping[str, Any]) -> Material:
+    """The material with the rank consistency of every search, or why there is none.
+
+    The genotypes are those of the networks that are evaluated on the split and trained as most of them are.
+    """
+    from ssfnas_cli.commands.rank import measure, with_own_names
+    from ssfnas_cli.results.retrained import by_genotype, most_common_training
+
+    given = {name: value for name, value in execution.items() if value is not None}
+    genotypes = [run for run in _measured(material) if isinstance(run.run.config.get("genotype"), dict)]
+    networks = most_common_training([run for run in genotypes if len(run.lineage) == 1])
+    found: dict[Path, Mapping[str, Any] | InputError] = {}
+    for run in material.runs:
+        if run.run.kind != "search":
+            continue
+        entries = with_own_names(by_genotype(networks, run.data[1])[0])
+        log.info("%s: asking the supernet of %d genotypes", run.path, len(entries))
+        try:
+            found[run.path] = measure(run.run, entries, "top1", material.split, "", given)
+        except InputError as error:
+            found[run.path] = error
+    return replace(material, ranks=found)

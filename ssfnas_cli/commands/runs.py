@@ -32,7 +32,7 @@ def command(
     """List runs with state, progress, last figures, age, and what to do next."""
     set_verbosity(quiet, verbose)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of runs")
+        raise InputError(f"{folder}: no such folder of runs: name the folder that holds them, as 'ssfnas runs FOLDER'")
     if watch:
         if json or not stdout().isatty():
             raise UsageError("--watch: draws on a terminal, and this is none: leave it out to get the list once")

@@ -61,24 +61,32 @@ class Header(NamedTuple):
     has_16_bits: bool  # unsigned, per channel
 
 
-def _with_image(path: Path, name: str, use: Callable[[Image.Image], T]) -> T:
-    """Call `use` with an opened image and return its result. Any exception of a decoder becomes a BadImage.
+def _with_image(file: Path | bytes, name: str, use: Callable[[Image.Image], T]) -> T:
+    """Call `use` with the opened image of a file, or of its bytes. Any exception of a decoder becomes a BadImage.
 
     If the metadata of a PNG (text, colour profile, …) makes the decoder fail, the PNG is read again without it.
     """
     with errors_as_bad_image(name):
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe could block, and a device may be endless
-            raise BadImage(name, "is not a regular file")
-        if status.st_size == 0:
+        size = len(file) if isinstance(file, bytes) else _size_of(file, name)
+        if size == 0:
             raise BadImage(name, "is an empty file")
         try:
-            return _use_opened(path, name, use)
+            return _use_opened(io.BytesIO(file) if isinstance(file, bytes) else file, name, use)
         except (ValueError, SyntaxError, OSError):
-            bare = _png_without_remarks(path, status.st_size)
+            bare = _png_without_remarks(file, size)
             if bare is None:
                 raise
             return _use_opened(bare, name, use)
+
+
+def _size_of(path: Path, name: str) -> int:
+    """The size of a file in bytes; of a folder, a pipe, which could block, or a device, which may be endless, none."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise BadImage(name, "is a folder: name the images in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise BadImage(name, "is not a regular file")
+    return status.st_size
 
 
 @contextlib.contextmanager
@@ -150,11 +158,11 @@ def _use_opened(file: Path | io.BytesIO, name: str, use: Callable[[Image.Image],
         return use(image)
 
 
-def _png_without_remarks(path: Path, size: int) -> io.BytesIO | None:
+def _png_without_remarks(file: Path | bytes, size: int) -> io.BytesIO | None:
     """A PNG reduced to its pixels, transparency and orientation; None if it is not a complete PNG."""
     if size > MAX_DECODED_BYTES:
         return None
-    with path.open("rb") as stream:
+    with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
         if stream.read(8) != PNG_SIGNATURE:
             return None
         kept = io.BytesIO()
@@ -186,11 +194,13 @@ def read_header(path: Path, name: str, pixel_range: PixelRange = "auto") -> Head
     return _with_image(path, name, inspect)
 
 
-def read_image(path: Path, name: str, channels: int, size: int, pixel_range: PixelRange = "auto") -> NDArray[np.uint8]:
+def read_image(
+    file: Path | bytes, name: str, channels: int, size: int, pixel_range: PixelRange = "auto"
+) -> NDArray[np.uint8]:
     """Read an image file as uint8 [size, size, channels]: its first frame, upright, with transparency over white.
 
     Args:
-        path: the file.
+        file: the path, or what the file holds.
         name: its name in messages.
         channels: 1 or 3.
         size: the side of the result.
@@ -201,7 +211,7 @@ def read_image(path: Path, name: str, channels: int, size: int, pixel_range: Pix
         BadImage: see `read_header`; also if the file is truncated.
     """
 
-    return _with_image(path, name, lambda image: convert_image(image, name, channels, size, pixel_range))
+    return _with_image(file, name, lambda image: convert_image(image, name, channels, size, pixel_range))
 
 
 def convert_image(

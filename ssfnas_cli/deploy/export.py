@@ -151,6 +151,7 @@ def write_onnx(module: nn.Module, images: Tensor, facts: dict[str, Any], path: P
         except Exception as error:  # see to_program
             raise _cannot(error) from error
     assert made is not None
+    _name_batch(made.model.graph)
     made.model.metadata_props.update(
         {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
     )
@@ -159,6 +160,15 @@ def write_onnx(module: nn.Module, images: Tensor, facts: dict[str, Any], path: P
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda arrays: session.run([OUTPUT], {INPUT: arrays})[0]
+
+
+def _name_batch(graph: Any) -> None:
+    """Call the dimension of the batch N, as the facts do; torch calls it by a number of its own, such as s34."""
+    symbol = str(graph.inputs[0].shape[0])
+    for value in (*graph.inputs, *(one for node in graph for one in node.outputs)):
+        for axis, length in enumerate(value.shape or ()):
+            if str(length) == symbol:
+                value.shape[axis] = "N"
 
 
 class _quiet(warnings.catch_warnings):

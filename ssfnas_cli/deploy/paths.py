@@ -17,6 +17,8 @@ from ssfnas_cli.errors import InputError
 
 CHUNK_BYTES = 1 << 16
 MAX_PATH_BYTES = 1 << 20
+# How PNG, JPEG, TIFF and GIF files begin. A path could begin so, too, but as good as none does.
+IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 
 
 class Named(NamedTuple):
@@ -71,6 +73,8 @@ def read_paths(stream: BinaryIO) -> Iterator[str]:
     """
     rest, separator = b"", b""
     while chunk := stream.read1(CHUNK_BYTES):  # type: ignore[attr-defined]
+        if not separator and not rest and chunk.startswith(IMAGE_STARTS):
+            raise InputError("standard input: an image came, and a list of paths is expected: save it as a file")
         rest += chunk
         separator = separator or min((mark for mark in (b"\0", b"\n") if mark in rest), key=rest.index, default=b"")
         *whole, rest = rest.split(separator) if separator else [rest]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from ssfnas_cli.artifacts.model import ModelCard
 from ssfnas_cli.console import printable
 from ssfnas_cli.data.images import BadImage, convert_image, errors_as_bad_image, read_image
 
-AnyImage = str | os.PathLike[str] | Image.Image | NDArray
+AnyImage = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | NDArray
 
 WANTED = "uint8 or uint16 from 0 up, or floats from 0 to 1, as [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]"
 
@@ -22,23 +24,46 @@ def prepare(image: AnyImage, card: ModelCard) -> NDArray[np.uint8]:
     """Prepare an image as the card says: uint8 [S, S, C], upright, resized and cropped.
 
     Args:
-        image: a path, a PIL image, or an array (see `to_pil`).
+        image: a path, the bytes of an image file, such a file opened for reading bytes, a PIL image, or an array (see
+            `to_pil`).
         card: of the network.
 
     Raises:
-        BadImage: it cannot be read.
-        TypeError: it is nothing of these.
+        BadImage: it cannot be read, or is nothing of these.
     """
     shape = card.in_channels, card.image_size, card.preparation.pixel_range
     if isinstance(image, str | os.PathLike):
         return read_image(Path(image), printable(os.fspath(image)), *shape)
+    if is_file_content(image):
+        return read_image(content_of(image), "the image", *shape)
     if isinstance(image, np.ndarray):
         image = to_pil(image)
     if isinstance(image, Image.Image):
         name = "the image"
         with errors_as_bad_image(name):
             return convert_image(image, name, *shape)
-    raise TypeError(f"an image is a path, a PIL image or a numpy array, not {type(image).__name__}")
+    kind = type(image).__name__
+    hint = ", of which .numpy() makes one, as [H, W, C]" if kind == "Tensor" else ""
+    raise BadImage("the image", f"is a path, bytes, an open file, a PIL image or a numpy array, not {kind}{hint}")
+
+
+def is_file_content(image: Any) -> bool:
+    """Whether something is what an image file holds: its bytes, or a file that is open, as web servers hand it over."""
+    return isinstance(image, bytes | bytearray | memoryview | io.IOBase) or (
+        hasattr(image, "read") and not hasattr(image, "getbands")
+    )
+
+
+def content_of(image: Any) -> bytes:
+    """The bytes of an image file, from where it was read last.
+
+    Raises:
+        BadImage: the file is open for reading text.
+    """
+    content = image if isinstance(image, bytes | bytearray | memoryview) else image.read()
+    if not isinstance(content, bytes | bytearray | memoryview):
+        raise BadImage("the image", "is a file that is open for text: open it with the mode 'rb'")
+    return bytes(content)
 
 
 def to_pil(array: NDArray) -> Image.Image:

@@ -121,7 +121,9 @@ class Stream:
     def describe(self) -> str:
         """How many images there were, and how fast."""
         seconds = time.monotonic() - self._began
-        return f"{self.num_read:,} images in {seconds:.1f} s, {self.num_read / max(seconds, 1e-9):,.0f} a second"
+        noun, rate = "image" if self.num_read == 1 else "images", self.num_read / max(seconds, 1e-9)
+        speed = f", {rate:,.0f} a second" if rate >= 1 and self.num_read > 1 else ""
+        return f"{self.num_read:,} {noun} in {seconds:.1f} s{speed}"
 
 
 def look_ahead(act: Callable[[T], S], items: Iterable[T], threads: int, ahead: int) -> Iterator[tuple[T, S]]:

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from registry import collective
 from ssfnas_cli import world
 from ssfnas_cli.console import log
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.errors import UsageError
-from ssfnas_cli.native import cells
+from ssfnas_cli.machine import multiplies_bf16
+from ssfnas_cli.native import cells, library, views
 from ssfnas_cli.settings import Training
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 class Device:
-    """A torch device, configured by the settings. Networks use the channels-last layout, which is faster on CPUs.
+    """A torch device, configured by the settings.
+
+    Attributes:
+        layout: of images and networks: channels last, which is faster on CPUs, and on GPUs in bf16.
 
     Args:
         name: the name of a torch device, or `auto`, which means the GPU if there is one, else the CPU.
@@ -30,18 +35,26 @@ class Device:
         precision: `fp32` or `bf16`.
         compiled: whether to use the compiled kernels, if they can be compiled. They make the views of a batch for every
             device, but compute cells only on a CPU in float32.
+        compile_mode: of torch.compile, or `none`.
 
     Raises:
         UsageError: the device does not exist.
     """
 
-    def __init__(self, name: str, threads: int, precision: str = "fp32", compiled: bool = False):
+    layout = torch.channels_last
+
+    def __init__(
+        self, name: str, threads: int, precision: str = "fp32", compiled: bool = False, compile_mode: str = "none"
+    ):
         if threads:
             torch.set_num_threads(threads)
         self.torch = find_device(name)
         self.precision = precision
+        if compiled:
+            library.prepare(cells.library_for(torch.float32), views.LIBRARY)
         self.cells = cells.load() if compiled and self.torch.type == "cpu" and precision == "fp32" else None
-        self.compiled_views = compiled
+        self.compiled_views, self.compile_mode = compiled, compile_mode
+        self._copies = torch.cuda.Stream(self.torch) if self.torch.type == "cuda" else None
         if self.torch.type == "cpu":
             _keep_freed_memory()
 
@@ -50,7 +63,9 @@ class Device:
         """The device that the settings of a training describe."""
         collective.use_global_statistics(settings.batch_stats == "global" and not settings.is_federated)
         with world.first_goes_first():  # which compiles the kernels
-            device = cls(settings.device, settings.threads, settings.precision, compiled=settings.kernels != "torch")
+            compiled = settings.kernels != "torch"
+            device = cls(settings.device, settings.threads, settings.precision, compiled, settings.compile)
+        device.be_deterministic(settings.deterministic)
         if device.cells is not None and collective.shares_statistics():
             device.cells = None
             log.info(
@@ -59,24 +74,70 @@ class Device:
             )
         return device
 
+    def be_deterministic(self, wanted: bool) -> None:
+        """Have a GPU give the same bits every time, or choose the fastest algorithms; a CPU always gives the same."""
+        if self.torch.type != "cuda":
+            return
+        torch.backends.cudnn.benchmark = not wanted
+        torch.use_deterministic_algorithms(wanted)
+        if wanted:  # cuBLAS reads it when it is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
     def place(self, module: Module) -> Module:
         """Move a network to this device and let its encoder use the compiled kernels, if there are any."""
         module.encoder.compile_with(self.cells)  # type: ignore[union-attr, operator]
-        return module.to(self.torch).to(memory_format=torch.channels_last)
+        return module.to(self.torch).to(memory_format=self.layout)
+
+    def compile(self, encoder: nn.Module, ops_change: bool = False) -> None:
+        """Let torch.compile compute a network, if the settings say so.
+
+        Args:
+            encoder: the network, in place.
+            ops_change: whether each step computes other ops, for each of which it would be compiled anew.
+        """
+        if self.compile_mode == "none":
+            return
+        if self.cells is not None or ops_change:
+            why = "each step computes other ops" if ops_change else "our kernels compute its cells"
+            log.info("compile=%s: this network is not compiled, because %s", self.compile_mode, why)
+        else:
+            encoder.compile(mode=self.compile_mode)
 
     def facts(self) -> dict[str, str]:
         """The device and the kernels that compute the cells, to be recorded with a run."""
-        capability = torch.backends.cpu.get_cpu_capability()
-        return {"device": str(self.torch), "kernels": f"{'compiled' if self.cells else 'torch'}, {capability}"}
+        by = (
+            "compiled"
+            if self.cells
+            else "torch"
+            if self.compile_mode == "none"
+            else f"torch.compile {self.compile_mode}"
+        )
+        if self.torch.type == "cuda":
+            return {"device": f"{self.torch}, {torch.cuda.get_device_name(self.torch)}", "kernels": by}
+        return {"device": str(self.torch), "kernels": f"{by}, {torch.backends.cpu.get_cpu_capability()}"}
 
     def move(self, batch: Batch) -> Batch:
         """Move a batch to this device."""
-        views, beside = (
-            tuple(view.to(self.torch, memory_format=torch.channels_last) for view in one)
-            for one in (batch.views, batch.beside)
-        )
-        mixed = batch.mixed and batch.mixed._replace(labels=batch.mixed.labels.to(self.torch))
-        return Batch(views, batch.labels.to(self.torch), beside, mixed, batch.share)
+        views, beside = (tuple(self._moved(view) for view in one) for one in (batch.views, batch.beside))
+        mixed = batch.mixed and batch.mixed._replace(labels=self._moved(batch.mixed.labels))
+        return Batch(views, self._moved(batch.labels), beside, mixed, batch.share)
+
+    def _moved(self, x: Tensor) -> Tensor:
+        """A tensor on this device, and images with channels last.
+
+        A GPU copies it from pinned memory on a stream of its own, beside what it computes, and nothing waits but what
+        reads it.
+        """
+        layout = self.layout if x.ndim == 4 else torch.preserve_format
+        if self._copies is None:
+            return x.to(self.torch, non_blocking=True, memory_format=layout)
+        computes = torch.cuda.current_stream(self.torch)
+        pinned = x.to(memory_format=layout).pin_memory()
+        with torch.cuda.stream(self._copies):
+            here = pinned.to(self.torch, non_blocking=True)
+        computes.wait_stream(self._copies)
+        here.record_stream(computes)  # its memory is not given to another tensor before the computation is done
+        return here
 
     @contextlib.contextmanager
     def full_precision(self) -> Iterator[None]:
@@ -88,6 +149,25 @@ class Device:
                 yield
             finally:
                 torch.set_float32_matmul_precision(before)
+
+    def reduces(self) -> bool:
+        """Whether an evaluation computes in bf16, which a CPU does if its processor multiplies it."""
+        return self.precision == "bf16" and (self.torch.type != "cpu" or multiplies_bf16())
+
+    @classmethod
+    def for_evaluation(cls, name: str | None, threads: int | None, precision: str | None) -> Device:
+        """The device of an evaluation by the flags of a command, None being the default of each.
+
+        Raises:
+            UsageError: there is no such device or precision.
+        """
+        if precision not in (None, "fp32", "bf16"):
+            raise UsageError(f"--precision {precision}: should be fp32 or bf16")
+        device = cls(name or "auto", threads or 0, precision or "fp32")
+        if device.precision == "bf16" and device.torch.type == "cpu" and not device.reduces():
+            log.warning("--precision bf16: this processor does not multiply bf16 (AMX, AVX512-BF16): float32 computes")
+            device.precision = "fp32"
+        return device
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A context in which forward passes have the precision of the settings."""

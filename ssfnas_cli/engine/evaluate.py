@@ -84,7 +84,10 @@ def evaluate_run(
     if keep is not None:
         places = {name: split.source_index for name, split in shared.splits.items()}
         keep(card.class_names, {name: Predicted(*scores, places[name]) for name, scores in predicted.items()})
-    if data.sha256 == card.data_sha256:
+    if device.precision != "fp32":
+        metrics["precision"] = device.precision
+        log.info("the metrics are of %s, so those in the run folder stay as they are", device.precision)
+    elif data.sha256 == card.data_sha256:
         try:
             run.write_evaluation(metrics)
             metrics["kept_in"] = str(run.path / EVALUATION)
@@ -129,12 +132,10 @@ def split_metrics(
         column for each predicted one. For a class without images in the split, the accuracy is null and means over
         classes exclude it.
     """
-    from sklearn.metrics import confusion_matrix, f1_score
-
     num_classes = len(class_names)
     predicted = scores.argmax(1)
     present = np.bincount(labels, minlength=num_classes) > 0
-    confusion = confusion_matrix(labels, predicted, labels=range(num_classes))
+    confusion = np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, -1)
     with np.errstate(invalid="ignore"):
         recall = np.diag(confusion) / confusion.sum(1)
     probabilities = torch.softmax(torch.from_numpy(scores).double(), 1).numpy()
@@ -142,9 +143,7 @@ def split_metrics(
         "num_images": len(labels),
         "top1": 100 * float((predicted == labels).mean()),
         "balanced_accuracy": 100 * float(recall[present].mean()),
-        "macro_f1": float(
-            f1_score(labels, predicted, labels=np.flatnonzero(present), average="macro", zero_division=0)
-        ),
+        "macro_f1": float((2 * np.diag(confusion)[present] / (confusion.sum(0) + confusion.sum(1))[present]).mean()),
         "ece": calibration_error(probabilities, labels),
         "calibration": reliability_bins(probabilities, labels),
         "per_class": {name: 100 * float(recall[c]) if present[c] else None for c, name in enumerate(class_names)},

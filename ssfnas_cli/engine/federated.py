@@ -223,7 +223,7 @@ class FederatedSearch(SearchPhase):
         take(lambda client, its_batch: client.weight_step(its_batch, progress))
         if last:
             self._average(shares, weights_of)
-        parts = world.gather(values)
+        parts = world.gather({n: float(v) for n, v in values.items()}) if world.size() > 1 else [values]
         return {name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(n for p in parts for n in p)}
 
     def _shares(self, drawn: Sequence[int]) -> dict[int, float]:

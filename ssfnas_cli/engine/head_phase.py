@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry import SAMPLERS
+from registry.gpu import reported
 from registry.samplers import Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from ssfnas_cli.artifacts.dataset import DataSet
@@ -19,7 +20,7 @@ from ssfnas_cli.data.holdout import rest_counts, split_holdout
 from ssfnas_cli.data.policies import build_policy
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import set_lr
-from ssfnas_cli.engine.sgd import build_sgd, learning_rate
+from ssfnas_cli.engine.sgd import build_optimizer, learning_rate
 from ssfnas_cli.nets.heads import Classifier, Correction
 from ssfnas_cli.settings import AdjustSettings, PluginSection, RetrainSettings, build_plugin
 
@@ -66,7 +67,7 @@ class HeadPhase:
         self.head, self.correction = model.head, model.correction
         self.weights = [weight.requires_grad_(True) for weight in weights]
         self.head.train(any(weight.requires_grad for weight in self.head.parameters()))  # a plugin's may have BN
-        self.optimizer = build_sgd(self.weights, settings.lr, training)
+        self.optimizer = build_optimizer(self.weights, settings.lr, training)
         self.policy = build_policy(training, data.image_size)
 
     def num_steps(self, epoch: int) -> int:
@@ -103,8 +104,8 @@ class HeadPhase:
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, self.training.clip)
         self.optimizer.step()
-        correct = (logits.detach().argmax(1) == batch.labels).float().mean().item()
-        return {"loss": loss.item(), "lr": lr, "train_accuracy": 100 * correct}
+        correct = reported((logits.detach().argmax(1) == batch.labels).float().mean().double())
+        return {"loss": reported(loss), "lr": lr, "train_accuracy": 100 * correct}
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """Evaluate nothing: no epoch is chosen."""

@@ -8,6 +8,7 @@ resumed run ends in the same state as an uninterrupted one, bit for bit.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import random
 import statistics
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from registry import collective
+from registry.optimizers import Optimizer
 from ssfnas_cli import stop, world
 from ssfnas_cli.artifacts.checkpoint import Checkpoint, list_checkpoints, load_newest, save_checkpoint
 from ssfnas_cli.artifacts.run import RunFolder
@@ -49,7 +51,7 @@ class Phase(Protocol):
         """Yield the batches of the steps `start`, `start + 1`, ... of an epoch."""
 
     def step(self, epoch: int, step: int, batch: Any) -> dict[str, float]:
-        """Train on a batch and return values to be averaged over the epoch."""
+        """Train on a batch and return values to be averaged over the epoch (see `registry.gpu.reported`)."""
 
     def end_epoch(self, epoch: int) -> dict[str, Any]:
         """End an epoch and return values for its line of metrics."""
@@ -63,6 +65,8 @@ class Phase(Protocol):
     def publish(self, folder: Path) -> None:
         """Write files that follow from the tensors. It is called after a resume and after each epoch's checkpoint."""
 
+
+READ_SECONDS = 1.0  # between two times that the loop reads what a GPU has computed
 
 Verdict = Callable[[Sequence[Mapping[str, Any]]], str | None]  # the metrics so far -> why a run is to end early
 
@@ -122,6 +126,8 @@ class Loop:
         self._event_file: EventFile | None = None
         self._saved_at = time.monotonic()
         self._resumed_at = time.monotonic()
+        self._unread: list[Mapping[str, Any]] = []  # the values of steps that a GPU may not have computed yet
+        self._read_at = time.perf_counter()
 
     def _load_newest(self) -> Checkpoint | None:
         newest = load_newest(self.run.checkpoints)
@@ -150,7 +156,8 @@ class Loop:
             self._restore(phase)
         self._publish(phase)
         self._status("running", phase)
-        with Progress(phase, self.settings.log_seconds) as progress, self._events() as self._event_file:
+        showing = Progress(phase, self.settings.log_seconds)
+        with _left_alone_by_the_collector(), showing as progress, self._events() as self._event_file:
             while cursor.epoch < phase.epochs:
                 self._give_up_if(verdict(cursor.metrics), phase)
                 self._run_epoch(phase, progress)
@@ -189,7 +196,7 @@ class Loop:
         cursor = self.cursor
         num_steps = phase.num_steps(cursor.epoch)
         self._stop_if_requested(phase)
-        mark = time.perf_counter()
+        self._read_at = time.perf_counter()
         for batch in self._batches(phase):
             seed_for_step(phase.seed, cursor.epoch, cursor.step)
             before = collective.traffic()
@@ -199,18 +206,36 @@ class Loop:
                 self._raise_diverged(phase, str(error))
             if world.size() > 1:
                 values |= {f"{name}_per_step": float(num - before[name]) for name, num in collective.traffic().items()}
-            for name, value in values.items():
-                if not math.isfinite(value):
-                    self._raise_diverged(phase, f"{name} is {value}")
-                cursor.sums[name] = cursor.sums.get(name, 0.0) + value
             cursor.step += 1
-            cursor.step_seconds.append(round(time.perf_counter() - mark, 5))
-            progress.update(cursor.epoch, cursor.step, num_steps, cursor.sums)
+            self._unread.append(values)
+            if self._read_is_due(values):
+                self._read(phase)
+                progress.update(cursor.epoch, cursor.step, num_steps, cursor.sums)
             self._stop_if_requested(phase)
             if self._save_is_due(phase):
                 self.save(phase)
-            mark = time.perf_counter()
+            if not self._unread:
+                self._read_at = time.perf_counter()
         self._end_epoch(phase, progress)
+
+    def _read_is_due(self, values: Mapping[str, Any]) -> bool:
+        """Whether to read what steps reported: at once, unless it is on a GPU, which would have to be waited for."""
+        waits = any(isinstance(value, Tensor) for value in values.values())
+        return not waits or time.perf_counter() - self._read_at > READ_SECONDS
+
+    def _read(self, phase: Phase) -> None:
+        """Add up what the steps since the last time reported, and how long they took."""
+        cursor, first = self.cursor, self.cursor.step - len(self._unread)
+        for number, values in enumerate(self._unread, start=1):
+            for name, value in values.items():
+                found = float(value)
+                if not math.isfinite(found):
+                    cursor.step = first + number - 1
+                    self._raise_diverged(phase, f"{name} is {found}")
+                cursor.sums[name] = cursor.sums.get(name, 0.0) + found
+        seconds = (time.perf_counter() - self._read_at) / max(1, len(self._unread))
+        cursor.step_seconds += [round(seconds, 5)] * len(self._unread)
+        self._unread, self._read_at = [], time.perf_counter()
 
     def _batches(self, phase: Phase) -> Iterator[Any]:
         """The rest of the epoch's batches. A request to stop that ends the wait for one saves first, as in a step."""
@@ -223,6 +248,7 @@ class Loop:
 
     def _end_epoch(self, phase: Phase, progress: Progress) -> None:
         cursor = self.cursor
+        self._read(phase)
         seed_for_step(phase.seed, cursor.epoch, cursor.step)
         line = {"phase": phase.name, "epoch": cursor.epoch + 1}
         line |= {name: total / cursor.step for name, total in cursor.sums.items()}
@@ -256,6 +282,7 @@ class Loop:
             Diverged: a tensor is not finite. No checkpoint is written.
             OutputExistsError: another process has taken over the folder.
         """
+        self._read(phase)
         tensors = phase.tensors()
         for name, tensor in tensors.items():
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
@@ -324,6 +351,19 @@ class Loop:
         return f"epoch {self.cursor.epoch + 1}, step {self.cursor.step}"
 
 
+@contextlib.contextmanager
+def _left_alone_by_the_collector() -> Iterator[None]:
+    """Within, the garbage collector does not look at what is there now.
+
+    Of a small network's step it would take a tenth to look at all modules of the network again and again.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _read_cursor(state: Mapping[str, Any]) -> Cursor:
     try:
         return Cursor(**state)
@@ -344,7 +384,7 @@ def cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def set_lr(optimizer: Optimizer | torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from registry import OPS
+from registry import OPS, gpu
 from registry.space import CELL_TYPES, EDGE_WEIGHTS, edge_list, edges_into_nodes
 from ssfnas_cli.artifacts.genotype import Cell, Edge
 from ssfnas_cli.settings.perturbation import Criterion
@@ -145,7 +145,7 @@ class Perturbation:
             for part in kept:
                 if part.column is not None:
                     rows[part.row, part.column] = 1.0
-        return {name: _overlaid(values, fixed[name].to(values)) for name, values in mixing.items()}
+        return {name: _overlaid(values, fixed[name]) for name, values in mixing.items()}
 
     def cells(self) -> dict[str, Cell]:
         """The cells, when everything is decided."""
@@ -209,5 +209,7 @@ def cross_entropy(scores: NDArray, labels: NDArray) -> float:
 
 
 def _overlaid(values: Tensor, fixed: Tensor) -> Tensor:
-    """The values, replaced where `fixed` is a number."""
-    return torch.where(fixed.isnan(), values, fixed)
+    """The values, replaced where `fixed`, which is on the CPU, is a number."""
+    here, zeros = gpu.placed_like(fixed, values), gpu.known_zeros(values)
+    overlaid = torch.where(here.isnan(), values, here)
+    return overlaid if zeros is None else gpu.with_zeros(overlaid, torch.where(fixed.isnan(), zeros, fixed == 0))

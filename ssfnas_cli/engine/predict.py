@@ -13,7 +13,7 @@ from ssfnas_cli.artifacts.dataset import Split
 from ssfnas_cli.data.augment import Normalise
 from ssfnas_cli.data.batches import plain_batches
 from ssfnas_cli.engine.device import Device
-from ssfnas_cli.nets.folding import for_evaluation
+from ssfnas_cli.nets.evaluation import Evaluated
 
 BATCH_SIZE = 128  # the maps of larger batches leave the processor's caches, and each image takes longer
 
@@ -53,7 +53,7 @@ def predict(
     network: Callable[[Tensor], Tensor] | None = score
     for batch in plain_batches(split, mine, batch_size, normalise):
         images = device.move(batch).views[0]
-        network = network or for_evaluation(model, images[:2])
+        network = network or Evaluated(model, images[:2], device.reduces())
         with device.autocast():
             scores.append(network(images).float().cpu())
     if share is not None:

@@ -17,6 +17,7 @@ from ssfnas_cli.data.embedded import find_data
 from ssfnas_cli.engine.closing import say_training_figure
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.inherit import Inherited, find_supernet, inherit
+from ssfnas_cli.engine.match_size import match_channels
 from ssfnas_cli.engine.mix import build_mix
 from ssfnas_cli.engine.network import build_model, build_objective, count_card, make_card
 from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
@@ -52,7 +53,8 @@ def run_retrain(
     device, phases, model = build_retrain(plan, card)
     with open_run(plan, device, force, phases[-1].tracking) as (run, loop):
         weights, with_aux = _count_weights(model, with_aux=False), _count_weights(model, with_aux=True)
-        log.info("network: %s weights, %s with the auxiliary head", f"{weights:,}", f"{with_aux:,}")
+        aux = f", {with_aux:,} with the auxiliary head" if with_aux != weights else ""
+        log.info("network: %s weights%s", f"{weights:,}", aux)
         if "init" in plan.config:
             init = plan.config["init"]
             log.info("taken from %s: %s; the others are new", init["source"], Inherited(**init["taken"]))
@@ -101,7 +103,9 @@ def plan_retrain(
         if start is not None:
             start.refuse_as_output(plan.path)
     assert isinstance(plan.settings, RetrainSettings)
-    return plan, make_card(genotype, plan.settings, data)
+    card = make_card(genotype, plan.settings, data)
+    matched = plan.settings.match_params
+    return plan, card if matched == "none" else match_channels(card, matched)
 
 
 def build_retrain(plan: RunPlan, card: ModelCard) -> tuple[Device, list[TrainPhase], Classifier]:
@@ -138,7 +142,8 @@ def build_phases(
                 f"--pretrain {settings.pretrain.name}: is supervised; pretrain with a self-supervised loss"
             )
         head = pretext.build_head(model.encoder.num_features)
-        schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr)
+        optimizer = settings.pretrain_optimizer
+        schedule = Schedule("pretrain", settings.pretrain_epochs, settings.pretrain_lr, optimizer=optimizer)
         phases.append(TrainPhase(schedule, settings, data, device, PretrainingModel(model.encoder, head), pretext))
     schedule = Schedule.of_training(settings, data.image_size)
     if schedule.mixing is not None and (reason := loss.refuses_mixing()):

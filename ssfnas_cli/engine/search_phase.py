@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from registry import LOSSES, SAMPLERS, collective
 from registry.cost import SearchCost
+from registry.gpu import reported
 from registry.losses import Objective
 from registry.norm import average_running_statistics, estimated_statistics, held_statistics
+from registry.optimizers import SGD, Adam, Optimizer
 from registry.samplers import Instance, Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from registry.strategies.base import Mixing, Stage
@@ -90,6 +92,7 @@ class SearchPhase:
         self._check_shares()
         self._build_model(settings.seed, settings.layers)
         self.strategy = build_strategy(settings, device.torch, cost)
+        self.device.compile(self.model.encoder, self.strategy.ops_change)
         self._build_optimizers()
 
     def _counts(self, half: np.ndarray) -> list[int]:
@@ -125,6 +128,7 @@ class SearchPhase:
         seeds = np.random.SeedSequence([self.settings.seed, number]).generate_state(1, np.uint64)
         with torch.random.fork_rng(devices=[]):
             self._build_model(int(seeds[0] >> np.uint64(1)), self.layers)
+        self.device.compile(self.model.encoder, self.strategy.ops_change)
         self._build_optimizers()
 
     def _build_model(self, seed: int, layers: int) -> None:
@@ -141,12 +145,10 @@ class SearchPhase:
         self.weight_groups = self.model.weight_groups()
         self.weights = [weight for group in self.weight_groups for weight in group]
         weights = [{"params": self.weights}]  # a group may be empty, if all weights are frozen
-        self.optimizer = torch.optim.SGD(
-            weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"weights": self.optimizer}
+        self.optimizer = SGD(weights, settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
+        self.optimizers: dict[str, Optimizer] = {"weights": self.optimizer}
         if self.model.probe is not None and self.weights:
-            self.optimizers["probe"] = torch.optim.Adam(self.model.probe.parameters(), lr=settings.probe_lr)
+            self.optimizers["probe"] = Adam(self.model.probe.parameters(), lr=settings.probe_lr)
         parameters = {name: optimizer.param_groups[0]["params"] for name, optimizer in self.optimizers.items()}
         self.gradient_sums = {name: collective.GradientSums(of_one) for name, of_one in parameters.items()}
 
@@ -214,7 +216,8 @@ class SearchPhase:
     def begin_step(self, progress: float) -> None:
         """Set the learning rate, and let batch normalisation take its statistics of the batch."""
         set_lr(self.optimizer, self.learning_rate(progress))
-        self.model.train()
+        if not self.model.training:  # it takes as long as a cell
+            self.model.train()
 
     def learning_rate(self, progress: float) -> float:
         """The learning rate of the weights, which falls along a cosine."""
@@ -233,21 +236,21 @@ class SearchPhase:
         for group in self.weight_groups:
             nn.utils.clip_grad_norm_(group, self.settings.clip)
         self.optimizer.step()
-        values = {"weight_loss": loss.item(), "lr": self.optimizer.param_groups[0]["lr"]}
+        values = {"weight_loss": reported(loss), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.model.probe is not None:
             values["probe_loss"] = self._probe_step(features.detach(), batch.weights)
         for part in self._learning_parts():
             average_running_statistics(part, batch.weights.share)
         return values
 
-    def _probe_step(self, features: Tensor, batch: Batch) -> float:
+    def _probe_step(self, features: Tensor, batch: Batch) -> Any:
         assert self.model.probe is not None
         loss = collective.global_loss(F.cross_entropy(self.model.probe(features), batch.labels), batch.share)
         self.optimizers["probe"].zero_grad(set_to_none=True)
         with self.gradient_sums["probe"]:
             loss.backward()
         self.optimizers["probe"].step()
-        return loss.item()
+        return reported(loss)
 
     # Objectives
 

@@ -1,4 +1,4 @@
-"""SGD as the settings of a retraining ask for it: which weights decay, Nesterov's momentum, the rate at each step."""
+"""The optimizer that the settings of a retraining ask for: which weights decay, momentum, the rate at each step."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from registry.optimizers import SGD, Optimizer
 from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.settings import RetrainSettings
 
 
-def build_sgd(weights: Sequence[Tensor], lr: float, settings: RetrainSettings) -> torch.optim.SGD:
-    """The optimizer of a phase.
+def build_optimizer(
+    weights: Sequence[Tensor], lr: float, settings: RetrainSettings, name: str = "sgd"
+) -> Optimizer | torch.optim.Optimizer:
+    """The optimizer of a phase: `sgd`, or `adamw` with its usual betas, whose decay is not in the gradient.
 
     Without the setting `decay_bn`, weights of one dimension do not decay: these are the biases, and the scales of
     normalisations.
@@ -23,7 +26,9 @@ def build_sgd(weights: Sequence[Tensor], lr: float, settings: RetrainSettings) -
         vectors = [weight for weight in weights if weight.ndim <= 1]
         others = [weight for weight in weights if weight.ndim > 1]
         groups = [{"params": others, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr)
+    return SGD(groups, lr, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
 def learning_rate(

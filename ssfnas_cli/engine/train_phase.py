@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from registry import SAMPLERS, collective
+from registry.gpu import reported
 from registry.losses import Objective
 from registry.networks import Encoder
 from registry.norm import average_running_statistics
@@ -37,7 +38,7 @@ from ssfnas_cli.engine.loop import set_lr
 from ssfnas_cli.engine.mix import Mix
 from ssfnas_cli.engine.predict import Scores, accuracy, predict
 from ssfnas_cli.engine.ranks import check_shares, sampled_lengths
-from ssfnas_cli.engine.sgd import build_sgd, learning_rate
+from ssfnas_cli.engine.sgd import build_optimizer, learning_rate
 from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.settings import PluginSection, RetrainSettings, build_plugin
@@ -73,6 +74,7 @@ class Schedule:
     policy: Policy | None = None
     mixing: Mixing | None = None
     ema: float | None = None
+    optimizer: str = "sgd"
 
     @classmethod
     def of_training(cls, settings: RetrainSettings, image_size: int) -> Schedule:
@@ -99,6 +101,11 @@ def mixed_loss(objective: Objective, outputs: Sequence[Tensor], batch: Batch, pr
         return loss
     share = batch.mixed.share
     return share * loss + (1 - share) * objective(outputs, batch.mixed.labels, progress)
+
+
+def _share_of(right: Tensor) -> Any:
+    """The share of images that are classified rightly, as a step reports it."""
+    return reported(right.float().mean().double())
 
 
 class TrainPhase:
@@ -133,12 +140,13 @@ class TrainPhase:
         self.sampler: Sampler = build_plugin(SAMPLERS, section, class_counts=counts)
         check_shares(settings, "the training split", sampled_lengths(self.sampler, self.epochs))
         self.model = device.place(model)
+        device.compile(model.encoder)
         self.ssl_head = None
         if mix is not None:
             self.ssl_head = mix.objective.build_head(model.encoder.num_features).to(device.torch)
         parts = [part for part in (model, self.ssl_head) if part is not None]
         self.weights = [weight for part in parts for weight in part.parameters()]
-        self.optimizer = build_sgd(self.weights, schedule.lr, settings)
+        self.optimizer = build_optimizer(self.weights, schedule.lr, settings, schedule.optimizer)
         self.gradient_sums = collective.GradientSums(self.weights)
         self.average = None if schedule.ema is None else MovingAverage(model, schedule.ema)
 
@@ -175,7 +183,8 @@ class TrainPhase:
             schedule.lr, self.settings.lr_min, epoch, step, num_steps, self.epochs, schedule.warmup_epochs
         )
         set_lr(self.optimizer, lr)
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         self.model.encoder.set_progress(epoch / self.epochs if schedule.regularised else 0.0)
         with collective.sharing(batch.share):
             loss, train_accuracy = self._loss(batch, progress)
@@ -189,7 +198,7 @@ class TrainPhase:
                 average_running_statistics(part, batch.share)
         if self.average is not None:
             self.average.update(self.model)
-        return {"loss": loss.item(), "lr": lr} | train_accuracy
+        return {"loss": reported(loss), "lr": lr} | train_accuracy
 
     def _loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """The loss, including the auxiliary head's, and the accuracy on the batch if the objective is supervised.
@@ -211,10 +220,10 @@ class TrainPhase:
         if not self.objective.supervised:
             return loss, {}
         predicted = outputs[0].detach().argmax(1)
-        correct = (predicted == batch.labels).float().mean().item()
+        correct = _share_of(predicted == batch.labels)
         if batch.mixed is not None:
             share = batch.mixed.share
-            correct = share * correct + (1 - share) * (predicted == batch.mixed.labels).float().mean().item()
+            correct = share * correct + (1 - share) * _share_of(predicted == batch.mixed.labels)
         return loss, {"train_accuracy": 100 * collective.global_mean(correct, batch.share)}
 
     @cached_property

@@ -33,15 +33,14 @@ void depthwise(const Vec<T> *u, int pitch, int height, int width, const Vec<T> *
     }
 }
 
-// The data gradient: g[y, x] += sum of dt[i, j] * w[a, b] over the taps with y = i*S + a*D - pad, x = j*S + b*D - pad;
-// the first part is not added to what is there. It gathers: at the columns x = S*m + Q only every S-th tap meets an output. dt has a border of zeros.
+// The data gradient: g[y, x] += sum of dt[i, j] * w[a, b] over the taps with y = i*S + a*D - pad, x = j*S + b*D - pad.
+// It gathers: at the columns x = S*m + Q only every S-th tap meets an output. dt has a border of zeros.
 template <class T, int K, int D, int S, int Q, int P>
-void transposed_pixels(const Vec<T> *dt, int pitch, int y, const Vec<T> *w, Vec<T> *g, bool first) {
+void transposed_pixels(const Vec<T> *dt, int pitch, int y, const Vec<T> *w, Vec<T> *g) {
     constexpr int PAD = D * (K - 1) / 2;
-    Vec<T> sums[P] = {};
-    if (!first)
+    Vec<T> sums[P];
 #pragma GCC unroll 8
-        for (int p = 0; p < P; ++p) sums[p] = g[p * S];
+    for (int p = 0; p < P; ++p) sums[p] = g[p * S];
 #pragma GCC unroll 8
     for (int a = 0; a < K; ++a) {
         const int line = y + PAD - a * D;
@@ -61,19 +60,20 @@ void transposed_pixels(const Vec<T> *dt, int pitch, int y, const Vec<T> *w, Vec<
 }
 
 template <class T, int K, int D, int S, int Q>
-void transposed_columns(const Vec<T> *dt, int pitch, int y, int width, const Vec<T> *w, Vec<T> *g, bool first) {
+void transposed_columns(const Vec<T> *dt, int pitch, int y, int width, const Vec<T> *w, Vec<T> *g) {
     const int count = (width - Q + S - 1) / S;
     int m = 0;
-    for (; m + PIXELS <= count; m += PIXELS) transposed_pixels<T, K, D, S, Q, PIXELS>(dt + m, pitch, y, w, g + m * S + Q, first);
-    for (; m < count; ++m) transposed_pixels<T, K, D, S, Q, 1>(dt + m, pitch, y, w, g + m * S + Q, first);
+    for (; m + PIXELS <= count; m += PIXELS) transposed_pixels<T, K, D, S, Q, PIXELS>(dt + m, pitch, y, w, g + m * S + Q);
+    for (; m < count; ++m) transposed_pixels<T, K, D, S, Q, 1>(dt + m, pitch, y, w, g + m * S + Q);
 }
 
+// The same in the rows [begin, end) of the image g.
 template <class T, int K, int D, int S>
-void depthwise_transposed(const Vec<T> *dt, int pitch, int height, int width, const Vec<T> *w, Vec<T> *g, bool first) {
-    for (int y = 0; y < height; ++y, g += width) {
-        transposed_columns<T, K, D, S, 0>(dt, pitch, y, width, w, g, first);
-        if (S == 2 && D == 1) transposed_columns<T, K, D, S, S - 1>(dt, pitch, y, width, w, g, first);
-        for (int x = 1; S == 2 && D == 2 && first && x < width; x += 2) g[x] = Vec<T>{};  // they meet no output
+void depthwise_transposed(const Vec<T> *dt, int pitch, int begin, int end, int width, const Vec<T> *w, Vec<T> *g) {
+    g += long(begin) * width;
+    for (int y = begin; y < end; ++y, g += width) {
+        transposed_columns<T, K, D, S, 0>(dt, pitch, y, width, w, g);
+        if (S == 2 && D == 1) transposed_columns<T, K, D, S, S - 1>(dt, pitch, y, width, w, g);
     }
 }
 

@@ -85,26 +85,46 @@ struct Workspace {
         input = arena.take<T>(b * padded_pixels);
         middle = arena.take<T>(b * tile);
         result = arena.take<T>(b * result_pixels);
-        std::memset(static_cast<void *>(input), 0, b * padded_pixels * VECTOR_BYTES);
+        clear_border(input, l.height, l.width);
         if (backward) {
             middle_gradient = arena.take<T>(b * gradient_padded_pixels);
             gradient = arena.take<T>(b * l.pixels());
-            std::memset(static_cast<void *>(middle_gradient), 0, b * gradient_padded_pixels * VECTOR_BYTES);
+            clear_border(middle_gradient, l.out_height, l.out_width);
         }
     }
-
-    void read(const Group &group, int n) {
-        for (int block = 0; block < l.blocks; ++block) {
-            const Vec<T> scale = channel_vector<T>(group.scale, block, l.channels, T(1));
-            const Vec<T> shift = channel_vector<T>(group.shift, block, l.channels);
-            const Pixels<T> from(group.x, l.channels, l.pixels(), n, 0, block);
-            for (int y = 0; y < l.height; ++y) {
-                Vec<T> *to = input + block * padded_pixels + long(y + pad) * pitch + pad;
-                for (int x = 0; x < l.width; ++x) to[x] = positive<T>(from[long(y) * l.width + x] * scale + shift);
-            }
-            if (raw != nullptr)
-                for (long p = 0; p < l.pixels(); ++p) raw[block * l.pixels() + p] = from[p];
+    // Set the border around the maps of all blocks to 0. What it surrounds is always written before it is read.
+    void clear_border(Vec<T> *map, int height, int width) const {
+        const long line = width + 2 * pad;
+        const auto clear = [](Vec<T> *from, long count) { std::memset(static_cast<void *>(from), 0, count * VECTOR_BYTES); };
+        for (int block = 0; block < l.blocks; ++block, map += (height + 2 * pad) * line) {
+            clear(map, pad * line + pad);  // up to the first pixel; then what is between the rows
+            for (int y = 1; y < height; ++y) clear(map + (y + pad) * line - pad, 2 * pad);
+            clear(map + (height + pad) * line - pad, pad * line + pad);
         }
+    }
+    // Begin with image `n` of a group's input. Its rows are read by `need`, just before they are used.
+    void begin(const Group &group, int n) {
+        group_ = &group, image_ = n, rows_read_ = 0;
+        if (raw == nullptr) return;
+        for (int block = 0; block < l.blocks; ++block) {
+            const Pixels<T> from(group.x, l.channels, l.pixels(), n, 0, block);
+            for (long p = 0; p < l.pixels(); ++p) raw[block * l.pixels() + p] = from[p];
+        }
+    }
+    // Have the rows of the input before `end`.
+    void need(int end) {
+        end = std::min(end, l.height);
+        if (end <= rows_read_) return;
+        for (int block = 0; block < l.blocks; ++block) {
+            const Vec<T> scale = channel_vector<T>(group_->scale, block, l.channels, T(1));
+            const Vec<T> shift = channel_vector<T>(group_->shift, block, l.channels);
+            for (int y = rows_read_; y < end; ++y) {
+                const Pixels<T> from(group_->x, l.channels, l.pixels(), image_, long(y) * l.width, block);
+                Vec<T> *to = input + block * padded_pixels + long(y + pad) * pitch + pad;
+                for (int x = 0; x < l.width; ++x) to[x] = positive<T>(from[x] * scale + shift);
+            }
+        }
+        rows_read_ = end;
     }
     // Where tap (0, 0) of the output's row `row` begins.
     const Vec<T> *first_tap(const Item &item, int block, int row = 0) const {
@@ -123,10 +143,15 @@ struct Workspace {
     }
     void convolve(const Item &item, const Vec<T> *weights, int row, int count) {  // input -> middle
         const auto ops = Depthwise<T>::find(item.kernel, item.dilation, l.stride);
+        need((row + count - 1) * l.stride + pad + 1);
         for (int block = 0; block < l.blocks; ++block)
             ops.forward(first_tap(item, block, row), pitch, count, l.out_width,
                         weights + long(block) * item.kernel * item.kernel, middle + block * tile);
     }
+
+private:
+    const Group *group_ = nullptr;
+    int image_ = 0, rows_read_ = 0;
 };
 
 template <class T>
@@ -164,7 +189,7 @@ void groups_forward(const Shape &shape, int num_groups, const Group *groups, int
         Workspace<T> w(l, pad, false, has_pools<T>(num_items, items));
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
             for (int g = 0; g < num_groups; ++g) {
-                w.read(groups[g], n);
+                w.begin(groups[g], n);
                 for (int k = groups[g].first_item; k < groups[g].first_item + groups[g].num_items; ++k) {
                     const Item &item = items[k];
                     const long at = k * per_item + long(n) * l.padded();
@@ -212,30 +237,20 @@ struct WeightSums {
     }
 };
 
-// Add an item's part to the gradient with respect to the input, or set it if it is the first part.
+// From the gradient with respect to y to that of the depthwise result, and the pointwise weights' gradient.
 template <class T>
-void separable_backward(Workspace<T> &w, const Item &item, const Upstream *upstreams, int n, const Vec<T> *depthwise,
-                        const Vec<T> *transposed, bool first, Vec<T> *d_depthwise, Vec<T> *d_matrix) {
+void pointwise_backward(Workspace<T> &w, const Item &item, const Upstream *upstreams, int n, const Vec<T> *depthwise,
+                        const Vec<T> *transposed, Vec<T> *d_matrix) {
     const Layout<T> &l = w.l;
-    const auto ops = Depthwise<T>::find(item.kernel, item.dilation, l.stride);
-    const int taps = item.kernel * item.kernel;
     w.each_row_tile([&](int row, int rows, long begin, long count) {
         upstream_gradient<T>(l, item, upstreams, n, begin, count, w.result, w.tile);
-        for (int i = 0; i < rows; ++i)  // from the gradient with respect to y to that of the depthwise result
+        for (int i = 0; i < rows; ++i)
             pointwise<T>(w.result + long(i) * l.out_width, w.tile, transposed, l.channels, l.channels, l.out_width,
                          w.gradient_origin(0) + long(row + i) * w.gradient_pitch, w.gradient_padded_pixels);
         if (d_matrix == nullptr) return;
         w.convolve(item, depthwise, row, rows);
         WeightGradient<T>{l.channels, l.channels}.add(w.middle, w.tile, w.result, w.tile, count, d_matrix);
     });
-    for (int block = 0; block < l.blocks; ++block) {
-        const Vec<T> *dt = w.gradient_origin(block);
-        if (d_depthwise != nullptr)
-            ops.weights(w.first_tap(item, block), w.pitch, dt, w.gradient_pitch, l.out_height, l.out_width,
-                        d_depthwise + long(block) * taps);
-        ops.transposed(dt, w.gradient_pitch, l.height, l.width, depthwise + long(block) * taps,
-                       w.gradient + block * l.pixels(), first);
-    }
 }
 
 // Mask the gradient by the ReLU in the rows [begin, end) of a block.
@@ -248,10 +263,48 @@ void mask_gradient(Workspace<T> &w, int block, int begin, int end) {
     }
 }
 
-// Add the gradients of the pools and identities to the masked gradient.
+// Write the rows [y, end) of the gradient, and add to the sums over it if they are wanted.
 template <class T>
-void pools_backward(Workspace<T> &w, const Group &group, const Item *items, const Upstream *upstreams, int n) {
+void write_gradient(Workspace<T> &w, const Group &group, int n, int y, int end, double *sum, double *dot) {
     const Layout<T> &l = w.l;
+    const long begin = long(y) * l.width, count = long(end - y) * l.width;
+    for (int block = 0; group.sum != nullptr && block < l.blocks; ++block)
+        add_products<T>(w.gradient + block * l.pixels() + begin,
+                        Pixels<T>(group.x, l.channels, l.pixels(), n, begin, block),
+                        channel_vector<T>(group.centre, block, l.channels), count, 1.0, sum + block * LANES<T>,
+                        dot + block * LANES<T>);
+    write_tile<T>(w.gradient + begin, l.pixels(), l, group.dx, l.pixels(), n, begin, count);
+}
+
+// Through the depthwise convolution, tile by tile: add to its weights' gradient, and to the gradient with respect to the
+// input, which the first item begins. `finish(first row, last row)` takes the rows as they are done.
+template <class T, class Finish>
+void depthwise_backward(Workspace<T> &w, const Item &item, const Vec<T> *depthwise, bool first, Vec<T> *d_depthwise, const Finish &finish) {
+    const Layout<T> &l = w.l;
+    const auto ops = Depthwise<T>::find(item.kernel, item.dilation, l.stride);
+    const int taps = item.kernel * item.kernel;
+    w.need(l.height);
+    w.each_row_tile([&](int row, int rows, long, long) {
+        const int begin = row * l.stride, end = std::min(l.height, (row + rows) * l.stride);
+        for (int block = 0; block < l.blocks; ++block) {
+            const Vec<T> *dt = w.gradient_origin(block);
+            if (d_depthwise != nullptr)
+                ops.weights(w.first_tap(item, block, row), w.pitch, dt + long(row) * w.gradient_pitch, w.gradient_pitch, rows,
+                            l.out_width, d_depthwise + long(block) * taps);
+            Vec<T> *gradient = w.gradient + block * l.pixels();
+            if (first) std::memset(static_cast<void *>(gradient + long(begin) * l.width), 0, long(end - begin) * l.width * VECTOR_BYTES);
+            ops.transposed(dt, w.gradient_pitch, begin, end, l.width, depthwise + long(block) * taps, gradient);
+        }
+        finish(begin, end);
+    });
+}
+
+// Mask the whole gradient, add those of the pools and identities, and write it.
+template <class T>
+void pools_backward(Workspace<T> &w, const Group &group, const Item *items, const Upstream *upstreams, int n, double *sum, double *dot) {
+    const Layout<T> &l = w.l;
+    w.need(l.height);
+    for (int block = 0; block < l.blocks; ++block) mask_gradient<T>(w, block, 0, l.height);
     for (int k = group.first_item; k < group.first_item + group.num_items; ++k) {
         const Item &item = items[k];
         if (item.kind == SEPARABLE) continue;
@@ -261,31 +314,7 @@ void pools_backward(Workspace<T> &w, const Group &group, const Item *items, cons
         else
             pool_transposed<T>(item.kind, w.raw, w.result, l, w.gradient);
     }
-}
-
-// Finish the gradient and write it, tile by tile of the input.
-template <class T>
-void finish_group(Workspace<T> &w, const Group &group, const Item *items, const Upstream *upstreams, int n, double *sum, double *dot) {
-    const Layout<T> &l = w.l;
-    const bool pools = has_pools<T>(group.num_items, items + group.first_item);
-    if (pools) {
-        for (int block = 0; block < l.blocks; ++block) mask_gradient<T>(w, block, 0, l.height);
-        pools_backward<T>(w, group, items, upstreams, n);
-    }
-    const int rows = std::max(1, TILE / l.width);
-    for (int y = 0; y < l.height; y += rows) {
-        const int end = std::min(y + rows, l.height);
-        const long begin = long(y) * l.width, count = long(end - y) * l.width;
-        for (int block = 0; block < l.blocks; ++block) {
-            if (!pools) mask_gradient<T>(w, block, y, end);
-            if (group.sum != nullptr)
-                add_products<T>(w.gradient + block * l.pixels() + begin,
-                                Pixels<T>(group.x, l.channels, l.pixels(), n, begin, block),
-                                channel_vector<T>(group.centre, block, l.channels), count, 1.0, sum + block * LANES<T>,
-                                dot + block * LANES<T>);
-        }
-        write_tile<T>(w.gradient + begin, l.pixels(), l, group.dx, l.pixels(), n, begin, count);
-    }
+    write_gradient<T>(w, group, n, 0, l.height, sum, dot);
 }
 
 template <class T>
@@ -303,20 +332,29 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
         Vec<T> *mine = weight_sums.data() + chunk * sums.size;
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
             for (int g = 0; g < num_groups; ++g) {
-                w.read(groups[g], n);
+                const Group &group = groups[g];
+                const int end = group.first_item + group.num_items;
+                double *sum = parts.data() + 2 * g * per_group + long(n) * l.padded(), *dot = sum + per_group;
+                const bool pools = has_pools<T>(group.num_items, items + group.first_item);
+                w.begin(group, n);
                 bool first = true;
-                for (int k = groups[g].first_item; k < groups[g].first_item + groups[g].num_items; ++k) {
+                for (int k = group.first_item; k < end; ++k) {
                     if (items[k].kind != SEPARABLE) continue;
-                    const bool wanted = items[k].d_depthwise != nullptr;
-                    separable_backward<T>(w, items[k], upstreams, n, packed.store.data() + packed.depthwise[k],
-                                          packed.store.data() + packed.transposed[k], first,
-                                          wanted ? mine + sums.depthwise[k] : nullptr,
+                    const bool wanted = items[k].d_depthwise != nullptr, last = k + 1 == end && !pools;
+                    const Vec<T> *depthwise = packed.store.data() + packed.depthwise[k];
+                    pointwise_backward<T>(w, items[k], upstreams, n, depthwise, packed.store.data() + packed.transposed[k],
                                           wanted ? mine + sums.matrix[k] : nullptr);
+                    depthwise_backward<T>(w, items[k], depthwise, first, wanted ? mine + sums.depthwise[k] : nullptr,
+                                          [&](int y, int y_end) {
+                                              if (!last) return;
+                                              for (int block = 0; block < l.blocks; ++block) mask_gradient<T>(w, block, y, y_end);
+                                              write_gradient<T>(w, group, n, y, y_end, sum, dot);
+                                          });
                     first = false;
                 }
+                if (!pools) continue;
                 if (first) std::memset(static_cast<void *>(w.gradient), 0, l.blocks * l.pixels() * VECTOR_BYTES);
-                double *part = parts.data() + 2 * g * per_group + long(n) * l.padded();
-                finish_group<T>(w, groups[g], items, upstreams, n, part, part + per_group);
+                pools_backward<T>(w, group, items, upstreams, n, sum, dot);
             }
     });
     add_chunks<T>(weight_sums.data(), sums.size, l.chunks());

@@ -1,4 +1,4 @@
-"""From a `.cpp` beside this file to a loaded library: compiled for this processor, cached by what it depends on.
+"""From `.cpp` files beside this file to a loaded library: compiled for this processor, cached by what it depends on.
 
 The sources include no torch header, so they compile in seconds and fit every torch; tensors are passed as pointers.
 A library's name holds a hash of its source, the headers, the compiler, the C library and the processor: a cold and a
@@ -18,7 +18,11 @@ import shlex
 import shutil
 import stat
 import subprocess
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from ssfnas_cli.artifacts.cache import cache_folder, make_private_folder, temporary_folder, why_untrusted
 from ssfnas_cli.artifacts.files import atomic_path, read_bytes, sha256_file, umask_mode, write_bytes
@@ -32,26 +36,52 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-strict-aliasing",
     "-fPIC",
-    "-shared",
     "-fopenmp",
 )
+# What a library is compiled from if not from the file of its name alone, and flags of single files.
+PARTS = {"cells": ("cells.cpp", "passes.cpp")}
+FLAGS_OF = {"passes.cpp": ("-ffp-contract=off",)}
 COMPILERS = ("c++", "g++", "clang++")
 SECONDS = 300  # a compiler that takes longer hangs
 
 
+class Recipe(NamedTuple):
+    """What a library is compiled from, and how: the compiler and its first arguments, and further ones."""
+
+    sources: Sequence[Path]
+    compiler: Sequence[str]
+    defines: Sequence[str] = ()
+
+    def command(self, source: Path) -> list[str]:
+        """The command that compiles a source, but for what it is to make."""
+        return [*self.compiler, *FLAGS, *FLAGS_OF.get(source.name, ()), *self.defines, str(source)]
+
+
 @functools.cache
-def load(name: str) -> ctypes.CDLL | None:
-    """The library of `name`.cpp; None, said once, where there is no compiler or it does not get on with the source."""
+def load(name: str, *defines: str) -> ctypes.CDLL | None:
+    """The library `name`; None, said once, where there is no compiler or it does not get on with the source.
+
+    Args:
+        name: of the `.cpp` file, if PARTS does not say otherwise.
+        defines: further arguments of the compiler, such as `-DREAL=float`.
+    """
     try:
         words = compiler()
         if words is None:
             raise FileNotFoundError("no C++ compiler: install g++ or clang++, or name one in CXX")
-        source = Path(__file__).with_name(f"{name}.cpp")
-        target = _folder(cache_folder()) / f"{name}-{_key(source, words)}.so"
-        return _cached(target) or _compiled(source, words, target)
+        sources = [Path(__file__).with_name(part) for part in PARTS.get(name, (f"{name}.cpp",))]
+        recipe = Recipe(sources, words, defines)
+        target = _folder(cache_folder()) / f"{name}-{_key(recipe)}.so"
+        return _cached(target) or _compiled(recipe, target)
     except (OSError, subprocess.SubprocessError, SsfnasError) as error:
         _say(_reason(error))
         return None
+
+
+def prepare(*libraries: tuple[str, ...]) -> None:
+    """Load libraries, each given as the arguments of `load`. Those that are new are compiled at the same time."""
+    with ThreadPoolExecutor(len(libraries)) as pool:
+        list(pool.map(lambda arguments: load(*arguments), libraries))
 
 
 @functools.cache
@@ -72,11 +102,13 @@ def compiler() -> list[str] | None:
     return [program, *words[1:]] if program else None
 
 
-def _key(source: Path, words: list[str]) -> str:
+def _key(recipe: Recipe) -> str:
     """A hash of everything that the machine code depends on."""
-    version = subprocess.run([*words, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
-    sources = [source.read_bytes(), *(header.read_bytes() for header in sorted(source.parent.glob("*.h")))]
-    parts = [*sources, version, shlex.join([*words, *FLAGS]).encode(), _c_library(), _processor()]
+    headers = sorted(recipe.sources[0].parent.glob("*.h"))
+    version = subprocess.run([*recipe.compiler, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
+    parts = [file.read_bytes() for file in (*recipe.sources, *headers)]
+    parts += [shlex.join(recipe.command(Path(source.name))).encode() for source in recipe.sources]
+    parts += [version, _c_library(), _processor()]
     return hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:16]
 
 
@@ -111,19 +143,36 @@ def _cached(target: Path) -> ctypes.CDLL | None:
         return None
 
 
-def _compiled(source: Path, words: list[str], target: Path) -> ctypes.CDLL:
+def _compiled(recipe: Recipe, target: Path) -> ctypes.CDLL:
     """Compile the library, keep it, and load it. Another process that compiles it too puts the same in its place."""
-    log.info("compiling %s for this processor (once; kept in %s)", source.name, target.parent)
+    names = " and ".join(source.name for source in recipe.sources)
+    log.info("compiling %s for this processor (once; kept in %s)", names, target.parent)
     for path in (target, _digest_file(target)):
         if os.path.lexists(path) and not stat.S_ISREG(path.lstat().st_mode):
             path.unlink()
     with atomic_path(target) as scratch:
-        command = [*words, *FLAGS, str(source), "-o", str(scratch)]
-        subprocess.run(command, capture_output=True, timeout=SECONDS, check=True, text=True)
+        _build(recipe, scratch)
         digest = sha256_file(scratch)
     target.chmod(umask_mode() & ~0o022)
     write_bytes(_digest_file(target), digest.encode())
     return ctypes.CDLL(str(target))
+
+
+def _build(recipe: Recipe, library: Path) -> None:
+    """Compile the sources, several at the same time, and link them."""
+    if len(recipe.sources) == 1:
+        return _run([*recipe.command(recipe.sources[0]), "-shared", "-o", str(library)])
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(recipe.sources)) as pool:
+        objects = [f"{folder}/{source.stem}.o" for source in recipe.sources]
+        commands = [
+            [*recipe.command(source), "-c", "-o", made] for source, made in zip(recipe.sources, objects, strict=True)
+        ]
+        list(pool.map(_run, commands))
+        _run([*recipe.compiler, *FLAGS, "-shared", *objects, "-o", str(library)])
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, capture_output=True, timeout=SECONDS, check=True, text=True)
 
 
 def _digest_file(target: Path) -> Path:

@@ -14,7 +14,7 @@ namespace {
 constexpr int COLUMNS = VECTOR_BYTES == 64 ? 3 : 2;  // blocks of output channels whose sums the registers hold
 constexpr int DEPTH = 96;                            // input channels at a time
 template <class T>
-constexpr int ROWS = LANES<T> < 8 ? LANES<T> : 8;    // input channels whose weight gradients the registers hold
+constexpr int ROWS = LANES<T> < 4 ? LANES<T> : 4;    // input channels whose weight gradients the registers hold
 
 // How many lanes are kept for the channels of the last block, if the other lanes can be put to use; else 0.
 template <class T>
@@ -151,23 +151,23 @@ void pointwise(const Vec<T> *in, long in_block, const Vec<T> *matrix, int channe
     if (rest != 0) pointwise_rest<T>(rest, in, in_block, matrix + long(channels) * blocks, channels, pixels, out + whole * out_block);
 }
 
-// dm[k][o-block] += sum over pixels of t[k][p] * dy[o-block][p], for R values of k from `k`.
-template <class T, int R, int O>
+// dm[k][o-block] += sum over pixels of t[k][p] * dy[o-block][p], for ROWS values of k from `k`.
+template <class T, int O>
 void pointwise_weights_tile(const Vec<T> *t, long t_block, const Vec<T> *dy, long dy_block, int k, int blocks, long pixels, Vec<T> *dm) {
     constexpr long RUN = 64;  // so many pixels are summed at a time, because long sums in float lose digits
     const T *values = reinterpret_cast<const T *>(t + (k / LANES<T>) * t_block) + k % LANES<T>;
     for (long begin = 0; begin < pixels; begin += RUN) {
-        Vec<T> sums[R][O] = {};
+        Vec<T> sums[ROWS<T>][O] = {};
         for (long p = begin; p < std::min(pixels, begin + RUN); ++p) {
 #pragma GCC unroll 8
             for (int o = 0; o < O; ++o) {
                 const Vec<T> d = dy[o * dy_block + p];
 #pragma GCC unroll 8
-                for (int r = 0; r < R; ++r) sums[r][o] += values[p * LANES<T> + r] * d;
+                for (int r = 0; r < ROWS<T>; ++r) sums[r][o] += values[p * LANES<T> + r] * d;
             }
         }
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r)
+        for (int r = 0; r < ROWS<T>; ++r)
 #pragma GCC unroll 8
             for (int o = 0; o < O; ++o) dm[long(k + r) * blocks + o] += sums[r][o];
     }
@@ -176,20 +176,14 @@ void pointwise_weights_tile(const Vec<T> *t, long t_block, const Vec<T> *dy, lon
 // The same for `rows` values of k and the blocks [0, whole); dm has `blocks` of them, and a multiple of ROWS rows.
 template <class T>
 void pointwise_weights_rows(const Vec<T> *t, long t_block, int rows, const Vec<T> *dy, long dy_block, int whole, int blocks, long pixels, Vec<T> *dm) {
-    constexpr int R = ROWS<T>, H = R / 2;
-    for (int k = 0, step; k < rows; k += step) {
-        step = rows - k <= H ? H : R;
+    for (int k = 0; k < rows; k += ROWS<T>)
         for (int o = 0, n; o < whole; o += n) {
             n = columns(whole - o);
-            const auto all = n == 1   ? pointwise_weights_tile<T, R, 1>
-                             : n == 2 ? pointwise_weights_tile<T, R, 2>
-                                      : pointwise_weights_tile<T, R, COLUMNS>;
-            const auto half = n == 1   ? pointwise_weights_tile<T, H, 1>
-                              : n == 2 ? pointwise_weights_tile<T, H, 2>
-                                       : pointwise_weights_tile<T, H, COLUMNS>;
-            (step == R ? all : half)(t, t_block, dy + o * dy_block, dy_block, k, blocks, pixels, dm + o);
+            const auto run = n == 1   ? pointwise_weights_tile<T, 1>
+                             : n == 2 ? pointwise_weights_tile<T, 2>
+                                      : pointwise_weights_tile<T, COLUMNS>;
+            run(t, t_block, dy + o * dy_block, dy_block, k, blocks, pixels, dm + o);
         }
-    }
 }
 
 // The sums of a weight gradient: rows [k][blocks] and, behind them, those of the rest of the output channels, [rest][k-blocks].

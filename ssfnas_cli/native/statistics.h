@@ -5,20 +5,30 @@
 
 namespace {
 
+// The sum of term(p) over some pixels. Four sums are kept in registers, so that no addition waits for the one before.
+template <class T, class Term>
+Vec<T> sum_over(long pixels, const Term &term) {
+    Vec<T> sums[4] = {};
+    long p = 0;
+    for (; p + 4 <= pixels; p += 4)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) sums[k] += term(p + k);
+    for (; p < pixels; ++p) sums[0] += term(p);
+    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
 // For each channel of an image, the mean and the sum of squared distances from it, of the tiles that were added so far
 // (Chan et al., 1979). Each tile is added while it lies in the first-level cache.
 template <class T>
 void add_to_statistics(const Vec<T> *y, long tile, int blocks, long pixels, long before, T *mean, T *squares) {
     for (int block = 0; block < blocks; ++block, y += tile) {
-        Vec<T> sums[4] = {}, parts[4] = {};
-        for (long p = 0; p < pixels; ++p) sums[p & 3] += y[p];
-        const Vec<T> m = ((sums[0] + sums[1]) + (sums[2] + sums[3])) / T(pixels);
-        for (long p = 0; p < pixels; ++p) parts[p & 3] += (y[p] - m) * (y[p] - m);
+        const Vec<T> m = sum_over<T>(pixels, [y](long p) { return y[p]; }) / T(pixels);
+        const Vec<T> around = sum_over<T>(pixels, [y, m](long p) { return (y[p] - m) * (y[p] - m); });
         Vec<T> &all = reinterpret_cast<Vec<T> *>(mean)[block], &distances = reinterpret_cast<Vec<T> *>(squares)[block];
         const Vec<T> away = m - all;
         const T share = T(pixels) / T(before + pixels);
         all += away * share;
-        distances += ((parts[0] + parts[1]) + (parts[2] + parts[3])) + away * away * (T(before) * share);
+        distances += around + away * away * (T(before) * share);
     }
 }
 

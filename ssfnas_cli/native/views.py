@@ -23,6 +23,8 @@ class View(ctypes.Structure):
     ]
 
 
+LIBRARY = ("views",)  # the arguments of `library.load`
+
 # The types of the arrays that are not float32.
 _KINDS = {"rows": np.int32, "columns": np.int32, "solarized": np.uint8}
 
@@ -63,5 +65,5 @@ class ViewKernels:
 
 def load() -> ViewKernels | None:
     """Load the compiled kernels; None if they cannot be compiled here."""
-    cdll = library.load("views")
+    cdll = library.load(*LIBRARY)
     return None if cdll is None else ViewKernels(cdll)

@@ -28,17 +28,6 @@ COPIES = (aten.clone, aten._to_copy)
 TOLERANCE = 1e-3  # of the largest logit
 
 
-def for_evaluation(model: nn.Module, images: Tensor) -> nn.Module:
-    """What computes a network's logits fastest without gradients; the arguments are those of `fold`.
-
-    The compiled kernels already apply a BN while they add up a node's map, so a network that they compute stays as it
-    is. Only a `Classifier` can be folded.
-    """
-    if not isinstance(model, Classifier) or model.encoder.count_compiled()[0]:
-        return model.eval()
-    return fold(model, images)
-
-
 @torch.no_grad()
 def fold(model: Classifier, images: Tensor) -> Classifier:
     """A copy of a network that computes the same in evaluation, without gradients, and faster.
@@ -110,6 +99,10 @@ class _Watch(TorchDispatchMode):
         self.inputs: dict[int, list[int]] = {}  # by BN, the tensors that it reads
         self.num_reads: Counter[int] = Counter()
         self.kept: list[Tensor] = []
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, which takes seconds, only to keep it out of here
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from registry import OPS, Plugin
+from registry import OPS, Plugin, gpu
 from registry.norm import BatchNorm
 from registry.separable import SeparableConvs
 from registry.space import CELL_TYPES, EDGE_WEIGHTS, NUM_INPUTS, NUM_NODES, edge_list
@@ -127,19 +127,31 @@ class Mixing(NamedTuple):
             edges: of whole edges [num_edges]. None means 1 for each, and that an edge without ops is not there.
             with_passing: whether there are channels that pass by the ops.
         """
-        times_edges = weights if edges is None else weights * edges[:, None]
+        times_edges = weights if edges is None else _times_edges(weights, edges)
         mixing = cls(times_edges, _zeros_of(times_edges))
         if not with_passing:
             return mixing
-        edges = (weights != 0).any(dim=1).to(weights) if edges is None else edges
-        return mixing._replace(passing=cls(edges[:, None], _zeros_of(edges[:, None])))
+        if edges is None:
+            edges = (weights != 0).any(dim=1).to(weights)
+            if not (weights.is_cpu or weights.is_meta):
+                edges = gpu.with_zeros(edges, gpu.find_zeros(weights).all(dim=1))
+        passing = edges[:, None]
+        if (zeros := gpu.known_zeros(edges)) is not None:
+            passing = gpu.with_zeros(passing, zeros[:, None])
+        return mixing._replace(passing=cls(passing, _zeros_of(passing)))
+
+
+def _times_edges(weights: Tensor, edges: Tensor) -> Tensor:
+    """The weights of ops times those of their edges; where they are zero is known if it is known of both."""
+    product = weights * edges[:, None]
+    zeros, of_edges = gpu.known_zeros(weights), gpu.known_zeros(edges)
+    return product if zeros is None or of_edges is None else gpu.with_zeros(product, zeros | of_edges[:, None])
 
 
 def _zeros_of(weights: Tensor) -> frozenset[tuple[int, int]]:
     if weights.is_meta:
         return frozenset()
-    places = (weights.detach() == 0).nonzero().tolist()
-    return frozenset((edge, column) for edge, column in places)
+    return frozenset((edge, column) for edge, column in gpu.find_zeros(weights).nonzero().tolist())
 
 
 class SearchCell(AnyCell):
@@ -232,6 +244,12 @@ class Candidate(NamedTuple):
     op: nn.Module
 
 
+def _places(candidates: Sequence[Candidate]) -> tuple[Tensor, Tensor]:
+    """The rows and columns of the candidates' mixing weights."""
+    places = torch.tensor([(c.edge, c.column) for c in candidates], dtype=torch.long).view(-1, 2)
+    return places[:, 0], places[:, 1]
+
+
 class OutgoingOps:
     """The candidate ops on all edges that leave one node.
 
@@ -247,6 +265,7 @@ class OutgoingOps:
         ops = [(candidate.op, candidate.target) for candidate in self.candidates]
         self.fan, supported = split_ops(kernels, ops, self.stride, affine=False, side_by_side=self.narrow)
         self.in_fan = [self.candidates[index] for index in supported]
+        self.places_in_fan = _places(self.in_fan)
         self.not_in_fan = [c for index, c in enumerate(self.candidates) if index not in supported]
         self.run = {candidate.op: with_kernels(candidate.op, kernels) for candidate in self.candidates}
 
@@ -262,10 +281,12 @@ class OutgoingOps:
 
     def _add_by_kernels(self, fan: FanOut, sums: dict[int, Tensor], x: Tensor, mixing: Mixing) -> None:
         """Add the live candidates of the fan."""
+        if not mixing.zeros:
+            return fan.add_to(sums, x, mixing.weights[self.places_in_fan][:, None].to(x.dtype))
         live = [k for k, c in enumerate(self.in_fan) if (c.edge, c.column) not in mixing.zeros]
         if live:
-            rows, columns = [self.in_fan[k].edge for k in live], [self.in_fan[k].column for k in live]
-            fan.subset(live).add_to(sums, x, mixing.weights[rows, columns][:, None].to(x.dtype))
+            places = _places([self.in_fan[k] for k in live])
+            fan.subset(live).add_to(sums, x, mixing.weights[places][:, None].to(x.dtype))
 
     def _add_by_torch(
         self, candidates: Sequence[Candidate], sums: dict[int, Tensor], x: Tensor, weights: Tensor

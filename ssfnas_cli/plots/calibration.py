@@ -42,5 +42,5 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
         lower.stairs(100 * share, edges, color=looks["color"], linestyle=looks["linestyle"], linewidth=1.4)
     upper.set(ylabel="accuracy", ylim=(-0.02, 1.02), xlim=(0, 1), title=f"Calibration, {split}")
     lower.set(ylabel="% of images", xlabel="confidence")
-    add_legend(figure, upper)
+    add_legend(figure, upper.get_legend_handles_labels()[0])
     return figure

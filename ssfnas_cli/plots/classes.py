@@ -46,7 +46,7 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
     axes.set_title(f"Accuracy by class, {split}")
     several = any(len(group.runs) > 1 for group in groups)
     note = "points: mean of the seeds; bars: from the least to the most of them" if several else ""
-    add_legend(figure, axes, note=note)
+    add_legend(figure, axes.get_legend_handles_labels()[0], note)
     return figure
 
 

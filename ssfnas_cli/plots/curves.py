@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots.figure import add_legend, panels, series_looks, shown_name
 from ssfnas_cli.results.grouping import Group
@@ -12,6 +14,7 @@ from ssfnas_cli.results.grouping import Group
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 SPLITS = {"test": "balanced test split", "test_longtail": "long-tailed test split", "val": "val split"}
 MARKS = 8  # markers on a line
@@ -36,13 +39,13 @@ def draw(groups: Sequence[Group]) -> Figure:
     """
     chosen = shown_figures(groups)
     figure, axes = panels(len(chosen), 5.0 if len(chosen) > 1 else 6.4, 3.6, columns=2)
+    lines: dict[int, Line2D] = {}
     for (name, title), place in zip(chosen, axes, strict=True):
-        _draw_panel(groups, name, title, place)
-    last = [curve_of(group, chosen[0][0]) for group in groups]
-    drawn = [curve for curve in last if curve is not None]
+        lines = _draw_panel(groups, name, title, place) | lines
     several = any(len(group.runs) > 1 for group in groups)
     note = "lines: mean of the seeds; bands: from the least to the most of them" if several else ""
-    add_legend(figure, axes[0], sorted(range(len(drawn)), key=lambda place: -drawn[place].mean[-1]), note)
+    ends = {number: float(np.asarray(line.get_ydata())[-1]) for number, line in lines.items()}
+    add_legend(figure, [lines[number] for number in sorted(lines, key=lambda number: (-ends[number], number))], note)
     return figure
 
 
@@ -62,6 +65,12 @@ def shown_figures(groups: Sequence[Group]) -> list[tuple[str, str]]:
 def is_tracked(groups: Sequence[Group]) -> bool:
     """Whether some run tracked a held-out split, so that `draw` shows it."""
     return any(_has(groups, name) for name, _ in _candidates(groups) if name.rpartition("accuracy_")[2] in SPLITS)
+
+
+def untracked(groups: Sequence[Group]) -> list[str]:
+    """The labels of groups that have no line, because other groups tracked held-out splits and they did not."""
+    shown = [name for name, _ in shown_figures(groups)]
+    return [group.label for group in groups if all(curve_of(group, name) is None for name in shown)]
 
 
 def _candidates(groups: Sequence[Group]) -> list[tuple[str, str]]:
@@ -87,9 +96,11 @@ def _has(groups: Sequence[Group], name: str) -> bool:
     return any(name in line for group in groups for run in group.runs for line in run.metrics)
 
 
-def _draw_panel(groups: Sequence[Group], name: str, title: str, axes: Axes) -> None:
+def _draw_panel(groups: Sequence[Group], name: str, title: str, axes: Axes) -> dict[int, Line2D]:
+    """Draw a figure of the metrics; return the lines by the numbers of their groups."""
     from matplotlib.ticker import MaxNLocator
 
+    lines = {}
     for number, group in enumerate(groups):
         curve = curve_of(group, name)
         if curve is None:
@@ -98,13 +109,16 @@ def _draw_panel(groups: Sequence[Group], name: str, title: str, axes: Axes) -> N
         every = max(1, len(curve.epochs) // MARKS)
         label = shown_name(group.label, 70) + (f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else "")
         # Lines begin their markers at different epochs, so that the markers of equal lines are seen.
-        axes.plot(curve.epochs, curve.mean, label=label, markevery=(number % every, every), **looks)
+        (lines[number],) = axes.plot(curve.epochs, curve.mean, label=label, markevery=(number % every, every), **looks)
         if len(group.runs) > 1:
             axes.fill_between(curve.epochs, curve.low, curve.high, color=looks["color"], alpha=0.15, linewidth=0)
+        if len(group.runs) > 1 and len(curve.epochs) == 1:  # a band over a single epoch has no width
+            axes.vlines(curve.epochs, curve.low, curve.high, color=looks["color"], alpha=0.5)
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy in percent")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return lines
 
 
 def curve_of(group: Group, name: str) -> Curve | None:

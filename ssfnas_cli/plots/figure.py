@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -119,20 +120,17 @@ def panels(number: int, width: float, height: float, columns: int, **options: An
     return figure, list(grid.flat)[:number]
 
 
-def add_legend(figure: Figure, axes: Axes, order: Sequence[int] | None = None, note: str = "") -> None:
-    """A legend of the series of some axes, below the figure, which grows by its height.
+def add_legend(figure: Figure, series: Sequence[Artist], note: str = "") -> None:
+    """A legend below the figure, which grows by its height.
 
     Args:
         figure: the figure.
-        axes: some axes that have all series.
-        order: of the series, such as that of their ends from the top.
+        series: what has a label, in the order of the legend.
         note: a line above the legend, such as what a band means.
     """
-    handles, labels = axes.get_legend_handles_labels()
-    if order is not None:
-        handles, labels = [handles[place] for place in order], [labels[place] for place in order]
-    if not handles:
+    if not series:
         return
+    labels = [str(one.get_label()) for one in series]
     widest = max(map(len, labels)) * 0.075 + 0.6  # inches
     columns = max(1, int((figure.get_size_inches()[0] - 0.3) / widest))
     columns = min(columns, len(labels), 4)
@@ -140,4 +138,4 @@ def add_legend(figure: Figure, axes: Axes, order: Sequence[int] | None = None, n
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.19 * (rows + bool(note)) + 0.12)
     looks: dict[str, Any] = {"handlelength": 3.6, "fontsize": 8.5, "title_fontsize": 8.0}
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=note or None, **looks)
+    figure.legend(series, labels, loc="outside lower center", ncols=columns, title=note or None, **looks)

@@ -52,7 +52,7 @@ def draw(groups: Sequence[Group]) -> Figure:
             else:
                 _plot(place, run.over_epochs(name), number, text)
         _label(place, title, label, max(line["epoch"] for _, run in runs for line in run.metrics))
-    add_legend(figure, axes[-1])
+    add_legend(figure, axes[-1].get_legend_handles_labels()[0])
     return figure
 
 

@@ -73,9 +73,8 @@ def draw(groups: Sequence[Group], split: str, against: str) -> Figure:
     axes.set_title(f"Accuracy against {cost.title}, {split}")
     axes.margins(x=0.08, y=0.1)
     several = any(len(group.runs) > 1 for group in groups)
-    add_legend(
-        figure, axes, note="points: mean of the seeds; bars: from the least to the most of them" if several else ""
-    )
+    note = "points: mean of the seeds; bars: from the least to the most of them" if several else ""
+    add_legend(figure, axes.get_legend_handles_labels()[0], note)
     return figure
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ssfnas_cli.artifacts.run import TRAINING_VERSION, RunFolder
+from ssfnas_cli.results.baseline import Baseline
 from ssfnas_cli.results.facts import SEARCH, RunFacts, search_of
 from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.results.selection import LeftOut
@@ -25,7 +26,7 @@ class Remark(NamedTuple):
 
 
 def audit(
-    groups: Sequence[Group], splits: Sequence[str], baseline: Group | None, left_out: Sequence[LeftOut]
+    groups: Sequence[Group], splits: Sequence[str], baselines: Sequence[Baseline], left_out: Sequence[LeftOut]
 ) -> list[Remark]:
     """All remarks, the ones that make figures incomparable first."""
     return [
@@ -34,7 +35,7 @@ def audit(
         *_other_views(groups),
         *_other_size(groups),
         *_choices(groups, splits),
-        *_seeds(groups, baseline),
+        *_seeds(groups, baselines),
         *_code(groups),
         *_same_figures(groups),
         *_runs(groups, left_out),
@@ -124,14 +125,15 @@ def _picked_epoch(run: RunFacts) -> int | None:
     return epoch if epoch != run.settings.get(f"{SEARCH}epochs") else None
 
 
-def _seeds(groups: Sequence[Group], baseline: Group | None) -> Iterable[Remark]:
+def _seeds(groups: Sequence[Group], baselines: Sequence[Baseline]) -> Iterable[Remark]:
     single = [group.label for group in groups if len(group.runs) == 1]
     if single:
         yield Remark("seeds", f"one seed only, so a difference may be chance: {'; '.join(single)}")
-    if baseline is not None:
-        for group in groups:
-            if {run.seeds[-1] for run in group.runs} != {run.seeds[-1] for run in baseline.runs}:
-                yield Remark("seeds", f"other seeds: {_named([group, baseline], _seed_list)}")
+    if baselines:
+        contrasts = [contrast for one in baselines for contrast in one.contrasts if len(contrast.pairs) == 1]
+        for group, other in (pair for contrast in contrasts for pair in contrast.pairs):
+            if {run.seeds[-1] for run in group.runs} != {run.seeds[-1] for run in other.runs}:
+                yield Remark("seeds", f"other seeds: {_named([group, other], _seed_list)}")
     elif _differ(groups, lambda run: len(run.seeds)) is False and len({_seed_list(group) for group in groups}) > 1:
         yield Remark("seeds", f"other seeds: {_named(groups, _seed_list)}")
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.errors import InputError
 from ssfnas_cli.results.audit import Remark, audit
+from ssfnas_cli.results.baseline import Baseline, find_baseline
 from ssfnas_cli.results.facts import RunFacts
-from ssfnas_cli.results.figures import Figure, cost_figures, evaluation_figures, present, search_figures
+from ssfnas_cli.results.figures import Figure, chosen_figures, cost_figures, evaluation_figures, present, search_figures
 from ssfnas_cli.results.grouping import Group, group_runs
 from ssfnas_cli.results.selection import LeftOut, Selection
-from ssfnas_cli.results.statistics import Difference, Spread, paired_difference, spread
+from ssfnas_cli.results.statistics import Spread, spread
+from ssfnas_cli.results.time_spent import core_hours
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Comparison:
         splits: of the data set, whose figures are compared; empty for searches.
         groups: in the order of the arguments.
         figures: those that some group has.
-        baseline: the group that the others are compared with, or None.
+        baselines: what the groups are compared with.
+        core_hours: what the runs took, by kind; see `core_hours`.
         remarks: what is unfair or uncertain about the comparison.
         left_out: runs that are not in it.
     """
@@ -34,7 +36,8 @@ class Comparison:
     splits: list[str]
     groups: list[Group]
     figures: list[Figure]
-    baseline: Group | None
+    baselines: list[Baseline]
+    core_hours: dict[str, float]
     remarks: list[Remark]
     left_out: list[LeftOut]
 
@@ -42,28 +45,22 @@ class Comparison:
         """A group's figure over its seeds."""
         return spread([figure.read(run) for run in group.runs])
 
-    def difference(self, group: Group, figure: Figure) -> Difference | None:
-        """A group's figure less the baseline's, over the seeds that both have; None if they share none."""
-        assert self.baseline is not None
-        pairs = [
-            (mine, theirs)
-            for run, other in pair_runs(group, self.baseline)
-            if (mine := figure.read(run)) is not None and (theirs := figure.read(other)) is not None
-        ]
-        return paired_difference([mine for mine, _ in pairs], [theirs for _, theirs in pairs])
 
-
-def compare(selection: Selection, splits: Sequence[str], baseline: str | None) -> Comparison:
+def compare(
+    selection: Selection, splits: Sequence[str], baselines: Sequence[str] = (), names: Sequence[str] = ()
+) -> Comparison:
     """Compare runs.
 
     Args:
         selection: the runs.
         splits: the splits to compare on; if it is empty, `test`, or else the first that was evaluated.
-        baseline: a group's label, or the path of one of its runs.
+        baselines: of each a group's label, the path of one of its runs, or the name of an arm.
+
+        names: the figures to show; empty: all.
 
     Raises:
         InputError: the runs have other classes, or none was evaluated on a split.
-        UsageError: no group is the baseline.
+        UsageError: no group is the baseline, or no run has a figure that is named.
     """
     runs = selection.runs
     kind = runs[0].run.kind
@@ -75,10 +72,10 @@ def compare(selection: Selection, splits: Sequence[str], baseline: str | None) -
         figures = [figure for split in chosen for figure in evaluation_figures(split, len(chosen) > 1)]
     groups = group_runs(runs)
     counted = [run for group in groups for run in group.runs]
-    base = None if baseline is None else find_baseline(groups, baseline)
-    remarks = audit(groups, chosen, base, selection.left_out)
-    shown = present([*figures, *cost_figures()], counted)
-    return Comparison(kind, chosen, groups, shown, base, remarks, selection.left_out)
+    bases = [find_baseline(groups, named) for named in baselines]
+    remarks = audit(groups, chosen, bases, selection.left_out)
+    shown = chosen_figures(present([*figures, *cost_figures()], counted), names)
+    return Comparison(kind, chosen, groups, shown, bases, core_hours(runs), remarks, selection.left_out)
 
 
 def refuse_other_classes(runs: Sequence[RunFacts]) -> None:
@@ -110,45 +107,6 @@ def _splits(runs: Sequence[RunFacts], asked: Sequence[str]) -> list[str]:
     return list(asked) or ["test" if "test" in evaluated else evaluated[0]]
 
 
-def find_baseline(groups: Sequence[Group], named: str) -> Group:
-    """The group with a label, or the group of a run.
-
-    Raises:
-        UsageError: there is none, or more than one whose label begins so.
-    """
-    exact = [group for group in groups if group.label == named]
-    path = Path(named)
-    by_run = [group for group in groups if any(_same(run.path, path) for run in [*group.runs, *group.repeats])]
-    begun = [group for group in groups if group.label.startswith(named)]
-    for found in (exact, by_run, begun):
-        if len(found) == 1:
-            return found[0]
-    labels = ", ".join(f"'{group.label}'" for group in groups)
-    raise UsageError(f"--baseline {named}: is not one run or group of the comparison. Groups: {labels}")
-
-
-def _same(one: Path, other: Path) -> bool:
-    return other.exists() and one.resolve() == other.resolve()
-
-
-def pair_runs(group: Group, baseline: Group) -> list[tuple[RunFacts, RunFacts]]:
-    """The runs of two groups that share their seeds.
-
-    A retrained genotype has two seeds, its search's and its own; beside a network that was not searched its own counts,
-    unless several runs have the same.
-    """
-    if len(group.runs[0].seeds) == len(baseline.runs[0].seeds):
-        of = {run.seeds: run for run in baseline.runs}
-        return [(run, of[run.seeds]) for run in group.runs if run.seeds in of]
-    mine, theirs = (_by_own_seed(one) for one in (group, baseline))
-    return [(run, theirs[seed]) for seed, run in mine.items() if seed in theirs]
-
-
-def _by_own_seed(group: Group) -> dict[int, RunFacts]:
-    seeds = [run.seeds[-1] for run in group.runs]
-    return {run.seeds[-1]: run for run in group.runs if seeds.count(run.seeds[-1]) == 1}
-
-
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """The whole comparison, for programs."""
     groups = [
@@ -165,22 +123,22 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         for group in comparison.groups
     ]
     facts: dict[str, Any] = {"kind": "comparison", "of": comparison.kind, "splits": comparison.splits, "groups": groups}
-    if comparison.baseline is not None:
-        facts |= {"baseline": comparison.baseline.label, "differences": _differences(comparison)}
+    if comparison.baselines:
+        facts["differences"] = {one.label: _differences(comparison, one) for one in comparison.baselines}
     return facts | {
+        "core_hours": comparison.core_hours,
         "remarks": [remark._asdict() for remark in comparison.remarks],
         "left_out": [{"path": str(one.path), "why": one.why, "mend": one.mend} for one in comparison.left_out],
     }
 
 
-def _differences(comparison: Comparison) -> dict[str, Any]:
-    """By group and figure."""
+def _differences(comparison: Comparison, baseline: Baseline) -> dict[str, Any]:
+    """By group and figure, and behind the groups the means."""
     return {
-        group.label: {
-            figure.name: None if (found := comparison.difference(group, figure)) is None else found._asdict()
+        contrast.label: {
+            figure.name: None if (found := contrast.difference(figure)) is None else found._asdict()
             for figure in comparison.figures
             if figure.effect
         }
-        for group in comparison.groups
-        if group is not comparison.baseline
+        for contrast in baseline.contrasts
     }

@@ -38,6 +38,7 @@ class RunFacts:
         evaluation: what `evaluate` measured; None for a search.
         cost: `num_params`, `num_macs`, `steps`, `seconds`, `search_seconds`; None where the run does not record it.
         lineage: the run; if it is a correction, then the run that it corrects, and so on, as far as they are found.
+        arm: the names of a sweep for what was combined in it (`ssfnas_cli/sweep/cells.py`); empty: none was named.
     """
 
     run: RunFolder
@@ -49,6 +50,7 @@ class RunFacts:
     evaluation: dict[str, Any] | None
     cost: dict[str, float | None] = field(default_factory=dict)
     lineage: Sequence[RunFolder] = ()
+    arm: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:

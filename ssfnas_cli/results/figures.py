@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ssfnas_cli.artifacts.genotype import read_genotype
+from ssfnas_cli.errors import UsageError
 from ssfnas_cli.results.facts import RunFacts
+
+GENOTYPE = "genotype.json"  # in the folder of a search
 
 
 class Figure(NamedTuple):
@@ -75,12 +79,27 @@ SEARCH_FIGURES = (
 def search_figures() -> list[Figure]:
     """What a search says of its last epoch: accuracies of the supernet, its health, and the cost that it minds."""
     figures = [Figure(name, title, digits, _of_last_epoch(name)) for name, title, digits in SEARCH_FIGURES]
+    figures.append(Figure("normal_convs", "convs in normal cell", 2, _share_of_ops("normal", "conv")))
+    figures.append(Figure("reduce_pools", "pools in reduction", 2, _share_of_ops("reduce", "pool")))
     costs = (
         ("genotype_params", "weights of genotype", None, "params"),
         ("genotype_macs", "multiply-adds of genotype", None, "macs"),
         ("genotype_ms", "ms of genotype", 2, "latency"),
     )
     return figures + [Figure(name, title, digits, _minded(cost), effect=False) for name, title, digits, cost in costs]
+
+
+def _share_of_ops(cell: str, word: str) -> Callable[[RunFacts], float | None]:
+    """The share of the ops of a cell of the search's own genotype whose names have a word in them."""
+
+    def read(run: RunFacts) -> float | None:
+        path = run.path / GENOTYPE
+        if not path.is_file():
+            return None
+        edges = read_genotype(path).cells()[cell].edges
+        return sum(word in edge.op for edge in edges) / len(edges) if edges else None
+
+    return read
 
 
 def _minded(cost: str) -> Callable[[RunFacts], float | None]:
@@ -112,3 +131,21 @@ def _of_cost(name: str) -> Callable[[RunFacts], float | None]:
 def present(figures: Sequence[Figure], runs: Sequence[RunFacts]) -> list[Figure]:
     """The figures that at least one run has."""
     return [figure for figure in figures if any(figure.read(run) is not None for run in runs)]
+
+
+def chosen_figures(figures: Sequence[Figure], names: Sequence[str]) -> list[Figure]:
+    """The figures of these names, in their order; all of them if none is named.
+
+    A figure of a split may be named without the split, which means it on every split.
+
+    Raises:
+        UsageError: there is no such figure.
+    """
+    chosen: list[Figure] = []
+    for name in names:
+        found = [one for one in figures if one.name == name or one.name.endswith(f"_{name}")]
+        exact = [one for one in found if one.name == name]
+        if not found:
+            raise UsageError(f"--figure {name}: no run has it. There are {', '.join(one.name for one in figures)}")
+        chosen += [one for one in exact or found if one not in chosen]
+    return chosen or list(figures)

@@ -1,6 +1,6 @@
 """Groups of runs that differ only in their seeds, and short labels made of the settings in which the groups differ.
 
-A label leaves out what has its default.
+A label leaves out what has its default. The runs of a sweep are grouped and labelled by their arms instead.
 
 Retrainings of genotypes from searches are grouped by the settings of both stages, so that three searches of three seeds
 and their retrainings are one group. That needs the search's folder, where the genotype's provenance says it was or
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ssfnas_cli.artifacts.run import ADJUSTMENT, BESIDE_SETTINGS, DERIVATION, INIT
@@ -24,6 +24,7 @@ NOT_SETTINGS = (  # that have no default
     *(f"{SEARCH}rule", f"{SEARCH}epoch", f"{SEARCH}max_skips"),
     *(f"{SEARCH}max_params", f"{SEARCH}max_macs", f"{SEARCH}candidate"),
 )
+ORIGINS = ("genotype", f"{SEARCH}relax.name", f"{SEARCH}strategy.name")  # what networks that are searched come from
 MEANT = ("flip", "stem")  # whose `auto` was replaced by what it meant
 # The rules that go without saying, by relaxation; None: a strategy without alphas
 USUAL_RULE = {None: "darts", "softmax": "darts", "sigmoid": "fairdarts", "gumbel": "darts", "dirichlet": "darts"}
@@ -45,6 +46,11 @@ class Group:
     runs: list[RunFacts]
     repeats: list[RunFacts]
 
+    @property
+    def arm(self) -> tuple[str, ...]:
+        """The arm of a sweep that its runs are; empty if no sweep named them."""
+        return self.runs[0].arm
+
 
 def group_runs(runs: Sequence[RunFacts]) -> list[Group]:
     """Group runs, in the order in which the groups are met first."""
@@ -54,7 +60,7 @@ def group_runs(runs: Sequence[RunFacts]) -> list[Group]:
     split = [part for group in members.values() for part in _split_repeats(group)]
     firsts = [group[0] for group in split]
     differing = _differing(firsts)
-    labels = _labels(firsts, differing) if len(firsts) > 1 else [_own_label(run) for run in firsts]
+    labels = _labels(firsts, differing) if len(firsts) > 1 else _labels_of_arms(firsts) or list(map(_own_label, firsts))
     return [
         Group(label, {key: _value(group[0], key) for key in differing}, *_unique_seeds(group))
         for label, group in zip(labels, split, strict=True)
@@ -62,7 +68,7 @@ def group_runs(runs: Sequence[RunFacts]) -> list[Group]:
 
 
 def _key(run: RunFacts) -> str:
-    return json.dumps([run.run.kind, run.data[1], run.settings], sort_keys=True)
+    return json.dumps([run.run.kind, run.data[1], run.settings, run.arm], sort_keys=True)
 
 
 def _with_equal_options(runs: Sequence[RunFacts]) -> list[RunFacts]:
@@ -74,7 +80,7 @@ def _with_equal_options(runs: Sequence[RunFacts]) -> list[RunFacts]:
             options[section, run.settings[f"{section}.name"]].add(names)
     if all(len(sets) == 1 for sets in options.values()):
         return list(runs)
-    return [read_facts(run.run, resolve=True) for run in runs]
+    return [replace(read_facts(run.run, resolve=True), arm=run.arm) for run in runs]
 
 
 def _sections(settings: Mapping[str, Any]) -> list[str]:
@@ -187,13 +193,22 @@ def _changed(run: RunFacts) -> frozenset[str]:
 
 def _labels(firsts: Sequence[RunFacts], differing: Sequence[str]) -> list[str]:
     both = {key.removeprefix(SEARCH) for key in differing if key.startswith(SEARCH)} & set(differing)
-    labels = [_label(run, differing, both) for run in firsts]
+    labels = _labels_of_arms(firsts) or [_label(run, differing, both) for run in firsts]
     repeated: Counter[str] = Counter()
     for number, label in enumerate(labels):
         repeated[label] += 1
         if repeated[label] > 1:
             labels[number] = f"{label} ({repeated[label]})"
     return labels
+
+
+def _labels_of_arms(firsts: Sequence[RunFacts]) -> list[str]:
+    """Labels made of the names of arms, without those that all groups share; empty if not all runs have an arm."""
+    if not all(run.arm for run in firsts) or len({len(run.arm) for run in firsts}) > 1:
+        return []
+    shared = [len(set(words)) == 1 for words in zip(*(run.arm for run in firsts), strict=True)]
+    told = [[word for word, same in zip(run.arm, shared, strict=True) if word and not same] for run in firsts]
+    return [", ".join(words) or ", ".join(filter(None, run.arm)) for words, run in zip(told, firsts, strict=True)]
 
 
 def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
@@ -209,6 +224,8 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
         name = name.replace(f"{DERIVATION}rule", "rule").replace(f"{INIT}kind", "init")
         is_bare = short.removesuffix(".name") in BARE and short not in both
         if value == "none" and is_bare:
+            if short == "network.name" and not any(one in differing for one in ORIGINS):
+                words += _origin(run)
             continue
         words.append(_text(value) if is_bare or key == "data" else f"{name}={_text(value)}")
     return ", ".join(words) or _own_label(run)
@@ -223,11 +240,18 @@ def _is_default(run: RunFacts, key: str) -> bool:
 
 def _own_label(run: RunFacts) -> str:
     """The label of a group that has no other beside it."""
-    telling = ["network.name", "genotype"]
+    values = [run.settings.get(key, "none") for key in ("network.name", "loss.name")]
+    network, loss = ([_text(value)] if value != "none" else [] for value in values)
+    return ", ".join([*network, *_origin(run), *loss])
+
+
+def _origin(run: RunFacts) -> list[str]:
+    """What a network that is not plain comes from: its genotype, or its search; that of a search is its own."""
+    telling = ["genotype"]
     for stage in (SEARCH, ""):  # a strategy without alphas tells itself, another one by its relaxation
         telling.append(f"{stage}relax.name" if f"{stage}relax.name" in run.settings else f"{stage}strategy.name")
-    values = [run.settings.get(key, "none") for key in (*telling, "loss.name")]
-    return ", ".join(_text(value) for value in values if value != "none")
+    values = [run.settings.get(key, "none") for key in telling]
+    return [_text(value) for value in values if value != "none"]
 
 
 def _text(value: Any) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ssfnas_cli.results.statistics import LEVEL
 
@@ -57,3 +57,13 @@ def _interval(name: str, value: float, number: int) -> tuple[float | None, float
     variance = 0.437 / (number - 4) if name == "kendalltau" else (1 + value**2 / 2) / (number - 3)
     half = float(stats.norm.ppf((1 + LEVEL) / 2)) * math.sqrt(variance)
     return math.tanh(math.atanh(value) - half), math.tanh(math.atanh(value) + half)
+
+
+def described(agreement: Mapping[str, Any], number: int) -> str:
+    """A rank correlation in words."""
+    if agreement["value"] is None:
+        return f"{number} retrained genotypes of different accuracies are too few: 3 at least"
+    interval = (
+        "no interval" if agreement["low"] is None else f"95 % from {agreement['low']:.2f} to {agreement['high']:.2f}"
+    )
+    return f"{agreement['value']:.3f} ({interval}, p {agreement['p']:.3g}, {number} genotypes)"

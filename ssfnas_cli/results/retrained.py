@@ -62,5 +62,15 @@ def differing_settings(runs: Sequence[RunFacts]) -> list[str]:
     return [name for name in names if len({json.dumps(settings.get(name)) for settings in of_runs}) > 1]
 
 
+def most_common_training(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """The retrainings with the settings of training that most of them share; of equally many the first ones."""
+    settings = [
+        json.dumps({key: value for key, value in run.settings.items() if _is_of_training(key)}, sort_keys=True)
+        for run in runs
+    ]
+    most = max(settings, key=settings.count, default="")
+    return [run for run, own in zip(runs, settings, strict=True) if own == most]
+
+
 def _is_of_training(key: str) -> bool:
     return key not in NO_SETTING_OF_TRAINING and not key.startswith(SEARCH)

@@ -54,8 +54,7 @@ def select_runs(paths: Sequence[Path], need: Need, kind: str | None = None) -> S
     if len(kinds) > 1:
         one, other = (next(run.path for run in named if run.kind == one) for one in ("search", "retrain"))
         raise InputError(
-            f"{one}: is a search, and {other} a retraining: their figures do not mean the same; name runs of one kind, "
-            "or say --kind"
+            f"{one}: is a search, and {other} a retraining: their figures do not mean the same; name runs of one kind"
         )
     return _read(named, left_out, lambda run: _unfit(run, need))
 

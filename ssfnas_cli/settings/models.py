@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from registry import OPS
 from registry.core import did_you_mean
 from ssfnas_cli.settings.base import MAX_LAYERS, Channels, PluginSection, PositiveInt, Section, Settings, flatten, nest
-from ssfnas_cli.settings.cost import CostAware
+from ssfnas_cli.settings.cost import Amount, CostAware
 from ssfnas_cli.settings.federated import Federated
 from ssfnas_cli.settings.partial import Partial
 
@@ -54,6 +54,16 @@ class Execution(Settings):
     kernels: Literal["auto", "compiled", "torch"] = Field(
         "auto",
         description="what computes cells (on a CPU, fp32) and views; auto: compiled if there is a C++ compiler",
+    )
+    compile: Literal["none", "default", "reduce-overhead"] = Field(
+        "none",
+        description="what torch.compile makes of networks that the kernels do not compute, which takes minutes at "
+        "first; reduce-overhead: also CUDA graphs, for small networks on a GPU",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on a GPU, only operations that always give the same bits, so that a resumed run ends as an "
+        "undisturbed one; slower, and refused where torch has none. A CPU's always do",
     )
     save_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints; one follows every epoch")
     keep_checkpoints: int = Field(2, ge=1, le=1_000_000, description="how many of the newest checkpoints are kept")
@@ -310,7 +320,7 @@ class RetrainSettings(Training):
     A plain network has a width, a depth and a stem of its own.
     """
 
-    OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "layers", "stem"})
+    OF_CELLS: ClassVar[frozenset[str]] = frozenset({"channels", "match_params", "layers", "stem"})
     NO_RESULT = Training.NO_RESULT | {"init_from"}  # where the first weights lay changes nothing, and they are hashed
 
     network: Section = Field(PluginSection(name="none"), description="none: the network of the genotype")
@@ -318,8 +328,14 @@ class RetrainSettings(Training):
     pretrain: Section = Field(PluginSection(name="none"), description="a self-supervised loss to train for first")
     pretrain_epochs: PositiveInt = Field(150, description="epochs of that pretraining")
     pretrain_lr: Rate = Field(0.025, description="learning rate of that pretraining")
+    pretrain_optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="of that pretraining; adamw wants a low rate"
+    )
     epochs: PositiveInt = Field(150, description="passes over the training images, after a pretraining")
     channels: Channels = Field(36, description="width of the first cells")
+    match_params: Literal["none"] | Amount = Field(
+        "none", description="weights of the network: the channels are those that come nearest; none: `channels` says"
+    )
     layers: int = Field(20, ge=1, le=MAX_LAYERS, description="number of cells")
     aux_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0: no such head")
     drop_path: float = Field(
@@ -388,6 +404,7 @@ class RetrainSettings(Training):
         return super().refused() if self.network.name == "none" else self.OF_CELLS
 
     def unused(self) -> frozenset[str]:
-        """As for every command; and what is said of a pretraining or of RandAugment where there is none."""
-        idle = {"pretrain_epochs", "pretrain_lr"} if self.pretrain.name == "none" else set()
+        """As for every command; what belongs to a part that there is not; and a width that is matched."""
+        idle = {"pretrain_epochs", "pretrain_lr", "pretrain_optimizer"} if self.pretrain.name == "none" else set()
+        idle |= set() if self.match_params == "none" else {"channels"}
         return super().unused() | idle | ({"rand_ops", "rand_magnitude"} if self.augment != "rand" else set())

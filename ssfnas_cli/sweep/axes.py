@@ -109,8 +109,11 @@ def _arms(plan: PlanFile, stage: str, arms: Any) -> list[tuple[str, dict[str, An
         raise plan.refuse(f"[{stage}.{ARMS}]", "should hold a table of settings for each arm: NAME = { KEY = VALUE }")
     if not arms:
         raise plan.refuse(f"[{stage}.{ARMS}]", "is empty: name an arm, or leave the table out")
-    for name in arms:
+    for name, settings in arms.items():
         check_name(plan, f"[{stage}.{ARMS}]", name)
+        if number := next((key for key in settings if key[:1].isdigit()), None):  # no setting begins with a digit
+            whole = f"{name}.{number}"
+            raise plan.refuse(f"[{stage}.{ARMS}]", f'a name with a dot stands in quotes: "{whole}" = {{ … }}')
     return [(name, dict(settings)) for name, settings in arms.items()]
 
 

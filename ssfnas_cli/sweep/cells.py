@@ -27,6 +27,9 @@ class Cell:
         data: the folder of its data set; None is the embedded one.
         source: what it reads beside the data: the genotype of a retraining, the run of a correction or an evaluation.
         splits: those that an evaluation must have; empty: as many as it makes by default.
+        arm: what distinguishes it from others of its stage, seeds aside. Of a data set its name; of a search its arm
+            and the data; of a retraining the search or network, the derivation, the data, and the retraining's arm with
+            its correction. What has no name is empty.
     """
 
     stage: str
@@ -37,6 +40,7 @@ class Cell:
     data: Path | None = None
     source: Path | None = None
     splits: tuple[str, ...] = ()
+    arm: tuple[str, ...] = ()
 
     @property
     def command(self) -> str:

@@ -61,10 +61,12 @@ class _Data:
 class _Network:
     """What a retraining trains: its part of names, the argument of `retrain`, and what is needed and set for it.
 
-    A genotype that the file names (`given`) may have been found on any data set.
+    A genotype that the file names (`given`) may have been found on any data set. `arm` are the names of its search or
+    of the network, and of the derivation, without a seed.
     """
 
     name: str
+    arm: tuple[str, str]
     argument: str
     needs: tuple[str, ...] = ()
     genotype: Path | None = None
@@ -114,7 +116,7 @@ class _Grid:
         name = _join("data", variant.name, identity_hash(changed))
         output = self.plan.output / name
         argv = ("make-dataset", *flags_of("data", settings), "-o", str(output))
-        return _Data(variant.name, output, Cell("data", name, argv, output))
+        return _Data(variant.name, output, Cell("data", name, argv, output, arm=(variant.name,)))
 
     def _of_search(self, variant: Variant, data: _Data, seed: int) -> Iterator[Cell]:
         """A search, its derivations, and all that follows them."""
@@ -124,17 +126,19 @@ class _Grid:
         output = self.plan.output / name
         flags = flags_of("search", settings, presets_of(variant.layers))
         argv = ("search", *data.flags, *flags, *seed_flags, "-o", str(output))
-        search = Cell("search", name, argv, output, data.needs, data.path)
+        search = Cell("search", name, argv, output, data.needs, data.path, arm=(variant.name, data.name))
         yield search
         own = suffix if "seed" in settings or self.retrain_seeded else ""  # its retrainings have other seeds
         if "derive" not in self.variants:
             genotype = output / "genotype.json"
-            network = _Network(_join(variant.name, own) or "searched", str(genotype), (name,), genotype)
+            label = _join(variant.name, own) or "searched"
+            network = _Network(label, (variant.name or "searched", ""), str(genotype), (name,), genotype)
             yield from self._of_network(network, data, seed)
         for rule in self.variants.get("derive", []):
             derivation = self._derivation(search, rule)
             label = _join(variant.name, own, rule.name) or "searched"
-            network = _Network(label, str(derivation.output), (derivation.name,), derivation.output)
+            arm = (variant.name or "searched", rule.name)
+            network = _Network(label, arm, str(derivation.output), (derivation.name,), derivation.output)
             yield derivation
             yield from self._of_network(network, data, seed)
 
@@ -154,19 +158,19 @@ class _Grid:
         section = as_section(table.get("network", name))
         if not isinstance(section, Mapping) or not isinstance(section.get("name", name), str):
             raise self.plan.refuse(place, "network: should be a name, or the file of a genotype")
-        argument = str(section.get("name", name))
+        argument, arm = str(section.get("name", name)), (name, "")
         if SEED in argument:
             argument = argument.replace(SEED, str(seed))
             name = _join(name, f"seed{seed}") if self.retrain_seeded else name
         options = flatten({"network": {key: value for key, value in section.items() if key != "name"}})
         layer = {key: value for key, value in table.items() if key != "network"}
         if Path(argument).is_file():
-            return _Network(name, argument, (), Path(argument), None, layer, options, given=True)
+            return _Network(name, arm, argument, (), Path(argument), None, layer, options, given=True)
         if is_plain(argument):
-            return _Network(name, argument, (), None, argument, layer, options)
+            return _Network(name, arm, argument, (), None, argument, layer, options)
         try:
             if named_genotype(argument) is not None:
-                return _Network(name, argument, (), None, None, layer, options)
+                return _Network(name, arm, argument, (), None, None, layer, options)
         except UsageError as error:
             raise self.plan.refuse(place, error) from None
         raise self.plan.refuse(place, f"no file, network or genotype is called '{argument}': say network = NAME")
@@ -188,7 +192,8 @@ class _Grid:
             flags = flags_of("retrain", settings, presets_of(layers))
             data_flags = (*data.flags, "--other-data") if data.flags and network.given else data.flags
             argv = ("retrain", network.argument, *data_flags, *flags, *seed_flags, "-o", str(output))
-            run = Cell("retrain", name, argv, output, (*data.needs, *network.needs), data.path, network.genotype)
+            needs, arm = (*data.needs, *network.needs), (*network.arm, data.name, variant.name)
+            run = Cell("retrain", name, argv, output, needs, data.path, network.genotype, arm=arm)
             yield from self._with_evaluation(run)
             for correction in self.variants.get("adjust", []):
                 if variant.arm in _of(correction, variant.arm):
@@ -197,10 +202,12 @@ class _Grid:
     def _correction(self, run: Cell, variant: Variant, parts: Sequence[str], suffix: str) -> Cell:
         layers = [{key: value for key, value in layer.items() if key != "of"} for layer in variant.layers]
         settings, loaded = self._check("adjust", layers)
-        name = _join(f"{_join(*parts)}+{variant.name or loaded.method}", suffix)  # type: ignore[attr-defined]
+        method = f"+{variant.name or loaded.method}"  # type: ignore[attr-defined]
+        name = _join(_join(*parts) + method, suffix)
         output = self.plan.output / name
         argv = ("adjust", str(run.output), *flags_of("adjust", settings), "-o", str(output))
-        return Cell("adjust", name, argv, output, (run.name,), run.data, run.output)
+        arm = (*run.arm[:-1], run.arm[-1] + method)
+        return Cell("adjust", name, argv, output, (run.name,), run.data, run.output, arm=arm)
 
     def _with_evaluation(self, run: Cell) -> Iterator[Cell]:
         yield run

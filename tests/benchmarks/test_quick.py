@@ -42,6 +42,7 @@ def run_afresh(script, *arguments):
     [
         pytest.param("search_step.py", "softmax-ce-1", marks=needs_compiler),
         pytest.param("retrain_step.py", "FairDARTS_b-16x8", marks=needs_compiler),
+        pytest.param("digits.py", "barlow-32", marks=needs_compiler),
     ],
 )
 def test_a_case_is_measured_once_and_rendered(run, tmp_path, script, case):
@@ -98,6 +99,17 @@ def test_ranks_are_measured_beside_one_process_and_more_are_projected(run, tmp_p
         efficiencies = [float(cell.split()[0]) for cell in row[3:]]
         assert efficiencies == sorted(efficiencies, reverse=True) and 0 <= efficiencies[-1] < efficiencies[0] < 1
     assert len(projected) == 2
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_kernels_are_held_against_a_matrix_product_and_a_copy(run):
+    page = (ROOT / "docs" / "performance.md").read_bytes()
+    rows = [line.split("|")[1:-1] for line in run("kernel_floor.py").splitlines() if line.startswith("| ")]
+    parts, widths = rows[2:6], rows[8:]
+    assert len(parts) == 4 and all(float(row[2]) > 0 and float(row[6]) > 0 for row in parts)
+    assert [int(row[0]) for row in widths] == [16, 24, 32, 36, 40, 48] and float(widths[0][2]) == 1.0
+    assert (ROOT / "docs" / "performance.md").read_bytes() == page, "a quick run writes no docs"
 
 
 @pytest.mark.slow

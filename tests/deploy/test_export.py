@@ -97,7 +97,7 @@ def look_at_onnx(path, model):
     (given,) = session.get_inputs()
     size, channels = model.card.image_size, model.card.in_channels
     assert (given.type, given.shape[1:]) == ("tensor(uint8)", [size, size, channels])
-    assert isinstance(given.shape[0], str), "a batch of any size"
+    assert given.shape[0] == session.get_outputs()[0].shape[0] == "N", "a batch of any size, by the name in the facts"
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["class_names"]) == model.class_names and facts["schema"] == "ssfnas.export/1"
     assert json.loads(facts["mean"]) == model.card.mean and json.loads(facts["prior"]) == pytest.approx([1 / 3] * 3)

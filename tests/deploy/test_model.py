@@ -1,8 +1,11 @@
 """A trained network in other people's Python."""
 
+import io
 import shutil
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from ssfnas_cli import load
 from ssfnas_cli.artifacts.files import read_sealed_json, write_sealed_json
 from ssfnas_cli.artifacts.model import load_model, save_model
 from ssfnas_cli.deploy.model import BATCH_SIZE, Model, load_run
+from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.network import load_classifier
 from ssfnas_cli.errors import InputError, UsageError
 
@@ -74,6 +78,48 @@ def test_one_image_or_several_of_any_kind(model, files):
     assert model.predict([]) == [] and model.features([]).shape == (0, model.module.encoder.num_features)
 
 
+def test_what_a_web_server_hands_over_is_one_image(model, files):
+    for path in files[:6]:
+        wanted, content = model.predict(path), path.read_bytes()
+        upload = io.BytesIO(b"before" + content)
+        upload.seek(6)
+        with path.open("rb") as stream:
+            for image in (content, bytearray(content), memoryview(content), upload, stream):
+                assert model.predict(image) == wanted
+        assert [one.class_name for one in model.predict([content, path])] == [wanted.class_name] * 2
+        assert model.features(content).shape == (model.module.encoder.num_features,)
+
+
+def test_a_png_with_a_broken_remark_is_read_from_its_bytes_as_from_its_path(model, tmp_path):
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "a.png")
+    plain = (tmp_path / "a.png").read_bytes()
+    profile = b"iCCP" + b"x"  # a colour profile without the zero byte that ends its name
+    chunk = (len(profile) - 4).to_bytes(4, "big") + profile + zlib.crc32(profile).to_bytes(4, "big")
+    broken = plain[:33] + chunk + plain[33:]
+    (tmp_path / "b.png").write_bytes(broken)
+    assert model.predict(broken) == model.predict(tmp_path / "b.png") == model.predict(plain)
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (b"", "the image: is an empty file"),
+        (b"no image", "the image: is no image of a known format"),
+        (io.StringIO("no bytes"), "open for text"),
+        (torch.zeros(3, 8, 8), "not Tensor"),
+        (None, "not NoneType"),
+        ([1], "not int"),
+        ({"image": "a.png"}, "not dict"),
+        (Path(), "is a folder: name the images in it"),
+    ],
+)
+def test_what_is_no_image_is_a_value_error_of_one_line(model, images, words):
+    for use in (model.predict, model.features):
+        with pytest.raises(InputError, match=words) as told:
+            use(images)
+        assert isinstance(told.value, ValueError) and "\n" not in str(told.value)
+
+
 def test_the_bare_module_its_transform_and_its_features(model, files):
     batch = torch.stack([model.transform(path) for path in files[:3]])
     assert batch.shape == (3, 3, 16, 16) and batch.dtype == torch.float32
@@ -106,23 +152,35 @@ def test_another_prior_is_bayes_rule(model, run, photo_data, tmp_path):
         "uniform": [1 / 3] * 3,
         "train": held,
         str(tmp_path / "counts.json"): [0.1, 0.2, 0.7],
+        tmp_path / "counts.json": [0.1, 0.2, 0.7],
         (2.0, 1.0, 1.0): [0.5, 0.25, 0.25],
     }.items():
         shifted = posterior * np.array(wanted) / held
         shifted /= shifted.sum(1, keepdims=True)
         got = [list(one.probabilities.values()) for one in model.predict(rows, prior=prior)]
         np.testing.assert_allclose(got, shifted, rtol=1e-4)
+    by_name = model.predict(rows, prior={"cat": 70, "ant": 10, "bee": 20})
+    assert by_name == model.predict(rows, prior=[10, 20, 70])
 
 
 def test_a_prior_that_is_stated_is_the_one_that_the_outputs_hold(run, model, files):
-    stated = load_run(run, torch.device("cpu"), from_prior="uniform")
+    stated = load_run(run, Device("cpu", 0), from_prior="uniform")
     assert stated.prior.tolist() == [1 / 3] * 3
     for mine, plain in zip(stated.predict(files, prior="uniform"), model.predict(files), strict=True):
         assert mine.probabilities == pytest.approx(plain.probabilities), "there is nothing to change"
 
 
 def test_a_prior_that_cannot_be(model):
-    for prior, words in (([1, 2], "3 classes"), ([1, 0, 1], "positive"), ([1, np.nan, 1], "positive")):
+    by_name = {"ant": 1, "bee": 1}
+    for prior, words in (
+        *(([1, 2], "3 classes"), ([1, 0, 1], "positive"), ([1, np.nan, 1], "positive")),
+        *(
+            (by_name, "by name"),
+            (by_name | {"owl": 1}, "by name"),
+            (["a", "b", "c"], "positive"),
+            (object(), "3 classes"),
+        ),
+    ):
         with pytest.raises(UsageError, match=words):
             model.predict([], prior=prior)
     with pytest.raises(InputError, match="nowhere"):

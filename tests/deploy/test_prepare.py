@@ -104,8 +104,9 @@ def test_an_array_that_could_mean_anything_is_refused(array, words):
 
 
 def test_what_is_no_image_is_refused():
-    with pytest.raises(TypeError, match="not Tensor"):
-        prepare(torch.zeros(3, 8, 8), card(GENOTYPE))
+    for thing, words in ((torch.zeros(3, 8, 8), r"not Tensor, of which .numpy\(\)"), (None, "not NoneType")):
+        with pytest.raises(BadImage, match=words):
+            prepare(thing, card(GENOTYPE))
     with pytest.raises(BadImage, match="floating-point pixels"):
         prepare(Image.new("F", (8, 8)), card(GENOTYPE))
 

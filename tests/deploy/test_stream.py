@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import re
 import threading
 import time
 
@@ -73,6 +74,15 @@ def test_files_without_an_end_are_read_only_as_far_as_needed(model, photos):
         assert len(next(rows)) == 64
     rows.close()
     assert next(taken) <= 3 * 64 + AHEAD
+
+
+@pytest.mark.parametrize(("num", "said"), [(0, r"0 images in [\d.]+ s$"), (1, r"1 image in [\d.]+ s$")])
+def test_the_speed_of_nothing_is_not_told(model, num, said):
+    stream = Stream(model, np.zeros(3), 1)
+    stream.num_read = num
+    assert re.fullmatch(said, stream.describe())
+    stream.num_read = 10**9
+    assert re.fullmatch(r"1,000,000,000 images in [\d.]+ s, [\d,]+ a second", stream.describe())
 
 
 def test_order_is_kept_and_work_ahead_is_limited():

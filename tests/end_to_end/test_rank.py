@@ -54,6 +54,22 @@ def test_a_supernet_is_asked_and_compared_with_the_retrained_networks(ssfnas, wo
     assert strip(by_file.json) == strip(facts) and by_file.json["kendall_tau"] == facts["kendall_tau"]
 
 
+def test_the_report_says_the_same_and_leaves_out_networks_that_are_trained_otherwise(ssfnas, world, nets, tmp_path):
+    facts = ssfnas.ok("rank", world / "search", nets / "nets", cwd=tmp_path).json
+    genotype = json.loads((nets / "nets" / "b-0" / "config.json").read_text())["genotype"]
+    sha256 = json.loads((world / "search" / "config.json").read_text())["data"]["sha256"]
+    make_run(tmp_path / "longer", epochs=9, sha256=sha256, genotype=genotype, splits={"test": split_of(99.0)})
+    argv = ["report", world / "search", nets / "nets", "longer", "--rank", "--mistakes", "0", "-o", "-"]
+    page = ssfnas.ok(*argv, cwd=tmp_path).out.decode()
+    tau = facts["kendall_tau"]
+    assert (
+        "Rank consistency" in page
+        and "5 genotypes" in page
+        and page.count("Accuracy of retrained networks against") == 1
+    )
+    assert f"{tau['value']:.3f} (95 % from {tau['low']:.2f} to {tau['high']:.2f}" in page
+
+
 def test_the_searchs_own_genotype_without_a_retraining_has_its_pruned_accuracy(ssfnas, world, tmp_path):
     facts = ssfnas.ok("rank", world / "search", world / "genotype.json", cwd=tmp_path).json
     last = json.loads((world / "search" / "metrics.jsonl").read_text().splitlines()[-1])

@@ -54,7 +54,7 @@ def test_every_format_has_the_figures(ssfnas, runs, tmp_path):
     (ce, ldam) = csv.DictReader(io.StringIO(table[".csv"]))
     assert float(ce["top1"]) == 51 and float(ldam["top1_difference"]) == 3.25 and ce["top1_difference"] == ""
     assert ldam["runs"].split() == [str(runs / "all" / f"ldam-{seed}") for seed in (0, 1)]
-    assert json.loads(table[".json"])["differences"]["ldam"]["top1"]["mean"] == 3.25
+    assert json.loads(table[".json"])["differences"]["ce"]["ldam"]["top1"]["mean"] == 3.25
     header = table[".md"].splitlines()[2]
     rows = [line for line in table[".md"].splitlines() if line.startswith("|")]
     assert header.startswith("| group | seeds | top-1 |") and {row.count("|") for row in rows[:4]} == {

@@ -76,6 +76,23 @@ def test_compare_reads_the_folder(table, ssfnas):
     runs = [Path(run["path"]).name for group in compared["groups"] for run in group["runs"]]
     assert sorted(runs) == RUNS and not compared["left_out"]
     assert [group["label"] for group in compared["groups"]] == ["ce, random", "logit_adjusted"]
+    named = ssfnas.ok("compare", "out", "--sweep", TINY, "--baseline", "random, ce", "--figure", "top1", cwd=place).json
+    assert [group["label"] for group in named["groups"]] == ["ssf-nas, logit-adjusted", "random, ce"]
+    assert list(named["differences"]["random, ce"]) == ["ssf-nas, logit-adjusted"]
+    assert set(named["core_hours"]) == {"search", "retrain"}
+    (missing,) = named["left_out"]
+    assert missing["path"] == str(TINY) and "36 of its 36 runs are not there yet" in missing["why"]
+
+
+def test_pictures_and_the_report_name_the_arms(table, ssfnas):
+    place, _, _ = table
+    arms = ("--sweep", TINY)
+    drawn = ssfnas.ok("plot", "curves", "out", "--kind", "search", *arms, "-o", "-", cwd=place).out.decode()
+    assert "Linear probe, balanced test split" in drawn and ">ssf-nas, mu0.1<" in drawn
+    assert ">mu0.1<" in ssfnas.ok("plot", "distribution", "out", *arms, "-o", "-", cwd=place).out.decode()
+    net = f"out/{RUNS[0]}"
+    page = ssfnas.ok("report", net, *arms, "--mistakes", "0", "-o", "-", cwd=place).out.decode()
+    assert "random, mu0.1, ce, seed 3" in page and "36 of its 36 runs are not there yet" in page
 
 
 def test_a_cell_that_fails_is_listed_and_the_others_run(table, ssfnas):

@@ -14,6 +14,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from ssfnas_cli import load
+
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "use.md"
 
 
@@ -53,6 +55,29 @@ def test_the_commands_give_what_the_page_says(walked, world):
     assert all(len(row["top_k"]) == 5 for row in listed)
     saved = load_file(folder / "test.safetensors")
     assert saved["test.logits"].shape == (len(saved["test.labels"]), 10)
+
+
+@pytest.mark.parametrize("kind", ["transparent", "palette", "16 bits", "turned"])
+def test_the_page_prepares_an_odd_image_as_the_program_does(walked, monkeypatch, kind):
+    folder, _ = walked
+    monkeypatch.chdir(folder)
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 4), dtype=np.uint8)
+    image = Image.fromarray(pixels if kind == "transparent" else pixels[:, :, :3])
+    exif = Image.Exif()
+    if kind == "16 bits":
+        image = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 250 + 3)
+    elif kind == "palette":
+        image = image.convert("P")
+        image.info["transparency"] = image.getpixel((15, 10))
+    elif kind == "turned":
+        exif[0x0112] = 6
+    image.save("odd.png", exif=exif)
+    (block,) = [block for block in blocks("python") if "onnxruntime" in block]
+    names: dict[str, object] = {}
+    exec(compile(block.replace("photo.jpg", "odd.png"), str(PAGE), "exec"), names)
+    exp = np.exp(names["logits"][0].astype(np.float64) - names["logits"][0].max())
+    wanted = load("runs/net").predict("odd.png").probabilities
+    assert (exp / exp.sum()).tolist() == pytest.approx(list(wanted.values()), rel=1e-4)
 
 
 def test_the_python_gives_what_predict_gives(walked, monkeypatch):

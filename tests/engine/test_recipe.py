@@ -348,3 +348,31 @@ def test_a_dry_run_counts_the_average_that_is_saved(tiny_digits, tmp_path, monke
     assert not list(tmp_path.iterdir()) and sizes["ema=0.999",] > 1.3 * sizes[()], (
         "the average is saved beside the weights"
     )
+
+
+# The optimizer of a pretraining
+
+
+ADAMW = ("pretrain=barlow", "pretrain_optimizer=adamw", "pretrain_lr=0.002", "weight_decay=0.1", "clip=1e9")
+
+
+def test_the_first_step_of_adamw_is_a_rate_in_the_direction_of_each_sign_and_the_decay(phases):
+    """Its moments are the gradient itself at first, so w becomes w - lr * decay * w - lr * g / (|g| + eps)."""
+    pretraining, training = phases(*ADAMW)
+    assert type(training.optimizer) is torch.optim.SGD
+    before = [weight.detach().clone() for weight in pretraining.weights]
+    (batch,) = [one for place, one in enumerate(pretraining.batches(0, 0)) if place == 0]
+    pretraining.step(0, 0, batch)
+    for old, weight in zip(before, pretraining.weights, strict=True):
+        gradient = weight.grad
+        expected = old - 0.002 * 0.1 * old - 0.002 * gradient / (gradient.abs() + 1e-8)
+        assert torch.allclose(weight, expected, atol=1e-6)
+
+
+def test_a_pretraining_by_adamw_taken_up_in_mid_epoch_ends_bit_equal(phases):
+    whole, cut, again = (phases(*ADAMW)[0] for _ in range(3))
+    run(whole, 4, epoch=1)
+    run(cut, 2, epoch=1)
+    again.load(state(cut))
+    run(again, 2, epoch=1, start=2)
+    assert same(whole.tensors(), again.tensors())

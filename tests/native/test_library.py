@@ -45,6 +45,25 @@ def test_a_source_is_compiled_once_and_again_when_it_changes(small, tmp_path):
 
 
 @needs_compiler
+def test_several_sources_become_one_library_and_its_name_depends_on_each_and_on_their_flags(
+    small, tmp_path, monkeypatch
+):
+    product = small.with_name("product.cpp")
+    product.write_text('extern "C" { int seven(); int product() { return FACTOR * seven(); } }\n')
+    monkeypatch.setitem(library.PARTS, "both", ("small.cpp", "product.cpp"))
+    library.load.cache_clear()
+    two, three = (library.load("both", f"-DFACTOR={factor}") for factor in (2, 3))
+    assert (two.product(), three.product(), two.seven()) == (14, 21, 7)
+    assert len(list((tmp_path / "cache" / "ssfnas" / "kernels").glob("both-*.so"))) == 2
+    recipe = library.Recipe([small, product], library.compiler())
+    before = library._key(recipe)
+    monkeypatch.setitem(library.FLAGS_OF, "product.cpp", ("-O1",))
+    changed = library._key(recipe)
+    product.write_text(product.read_text().replace("FACTOR *", "FACTOR +"))
+    assert len({before, changed, library._key(recipe)}) == 3
+
+
+@needs_compiler
 def test_a_source_that_does_not_compile_is_said_in_one_line(small, caplog):
     small.write_text("this is not C++\n")
     assert library.load("small") is None
@@ -202,9 +221,9 @@ def test_the_name_of_a_library_depends_on_the_c_library(small, monkeypatch):
     if (words := library.compiler()) is None:
         pytest.skip("no C++ compiler")
     monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.41")
-    one = library._key(small, words)
+    one = library._key(library.Recipe([small], words))
     monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.36")
-    assert library._key(small, words) != one
+    assert library._key(library.Recipe([small], words)) != one
 
 
 def test_kernels_asked_for_by_name_and_without_a_compiler_a_search_is_done_by_torch(tmp_path):

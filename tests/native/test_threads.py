@@ -7,10 +7,11 @@ import threading
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from registry.ops import ReLUConvBN
 from ssfnas_cli.native import cells
+from ssfnas_cli.nets.compiled.fanout import split_ops
 from ssfnas_cli.nets.compiled.projection import with_kernels
 
 pytestmark = pytest.mark.skipif(cells.load() is None, reason="no C++ compiler")
@@ -68,16 +69,15 @@ def _forward_in_a_fork(pipe) -> None:
 
 def _forward() -> Tensor:
     """A kernel's result on two threads, without torch's own operations, whose threads a fork does not have."""
-    kernels, x = cells.load(), torch.arange(8.0 * 16).reshape(8, 16, 1, 1)
-    assert kernels is not None
-    out, scale = torch.empty_like(x), torch.full((16,), 0.5)
-    term = cells.structures(cells.TERM, 1)
-    term["y"], term["scale"] = x.data_ptr(), scale.data_ptr()
-    kernels.add_terms(cells.Shape(8, 1, 1, 16, 1, 2), term, [out], [False])
-    return out
+    fan, _ = split_ops(cells.load(), [(nn.Identity(), 2)], stride=1, affine=False)
+    assert fan is not None
+    sums: dict[int, Tensor] = {}
+    fan.add_to(sums, torch.arange(8.0 * 16).reshape(8, 16, 1, 1), torch.tensor([[0.5]]))
+    return sums[2]
 
 
-def test_a_forked_process_computes_by_itself():
+def test_a_forked_process_computes_by_itself(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     expected = _forward()
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()

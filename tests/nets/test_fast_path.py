@@ -35,7 +35,7 @@ def draw(*shape, seed=0):
 
 
 def distance(got, expected):
-    return float((got.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
+    return float((got.detach().double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30))
 
 
 def by_modules(ops, x, scale, push):

@@ -153,6 +153,19 @@ def test_a_curve_is_the_mean_of_the_seeds_between_their_least_and_most(nets):
     assert (heights.min(), heights.max()) == (41.0, 53.0)
 
 
+def test_a_single_epoch_shows_the_least_and_the_most_and_who_is_missing_is_told(tmp_path):
+    lines = lambda value: [{**line, "accuracy_test": value} for line in lines_of("retrain", 1)]
+    groups = groups_of(
+        make_run(tmp_path / "a", lines=lines(40.0)),
+        make_run(tmp_path / "b", seed=1, lines=lines(50.0)),
+        make_run(tmp_path / "c", "retrain", "loss=ldam", lines=lines_of("retrain", 1)),
+    )
+    (axes,) = to_figure(lambda: curves.draw(groups)).axes
+    ((bar,),) = [one.get_segments() for one in axes.collections if hasattr(one, "get_segments")]
+    assert bar.tolist() == [[1.0, 40.0], [1.0, 50.0]]
+    assert curves.untracked(groups) == ["ldam"] and curves.untracked(groups[:1]) == []
+
+
 def to_figure(draw):
     kept = []
 

@@ -6,6 +6,7 @@ import re
 import pytest
 from results_support import lines_of, make_run, split_of
 
+from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.results.comparison import compare, to_json
 from ssfnas_cli.results.facts import read_facts
@@ -25,7 +26,7 @@ def three_seeds(tmp_path):
 
 
 def comparison(*paths, baseline=None, splits=(), kind=None):
-    return compare(select_runs(paths, "evaluation", kind), splits, baseline)
+    return compare(select_runs(paths, "evaluation", kind), splits, [] if baseline is None else [baseline])
 
 
 def remarks(*paths, **more):
@@ -41,7 +42,7 @@ def test_figures_are_means_and_deviations_over_the_seeds(three_seeds):
     assert ldam["figures"]["top1"]["std"] == pytest.approx(12**0.5)
     assert ce["figures"]["num_params"]["mean"] == 1000 and ce["figures"]["steps"]["mean"] == 30
     assert ce["figures"]["seconds"]["mean"] == 6.0
-    difference = facts["differences"]["ldam"]["top1"]
+    difference = facts["differences"]["ce"]["ldam"]["top1"]
     assert (difference["mean"], difference["num"]) == (3.0, 3), "3, 1 and 5, pair by pair"
     assert difference["low"] == pytest.approx(3 - 4.3027 * 2 / 3**0.5, abs=1e-3) and difference["p"] == 0.25
     json.dumps(facts, allow_nan=False)
@@ -52,7 +53,7 @@ def test_pairs_are_those_of_the_same_seed_alone(tmp_path):
         for seed in seeds:
             make_run(tmp_path / f"{loss}{seed}", "retrain", f"loss={loss}", seed=seed, top1=10.0 * seed + len(loss))
     found = to_json(comparison(tmp_path, baseline=str(tmp_path / "ce0")))
-    assert found["differences"]["ldam"]["top1"] == {"mean": 2.0, "low": None, "high": None, "p": None, "num": 1}
+    assert found["differences"]["ce"]["ldam"]["top1"] == {"mean": 2.0, "low": None, "high": None, "p": None, "num": 1}
     assert "other seeds" in remarks(tmp_path, baseline="ce")["seeds"]
 
 
@@ -63,7 +64,7 @@ def test_a_network_that_was_not_searched_is_paired_by_the_seed_of_the_retraining
         make_run(tmp_path / "n" / f"net-{seed}", seed=seed, provenance=origin, top1=60.0 + seed)
         make_run(tmp_path / "n" / f"plain-{seed}", seed=seed, top1=50.0 + seed)
     found = to_json(comparison(tmp_path / "n", baseline="resnet20"))
-    (difference,) = (one["top1"] for one in found["differences"].values())
+    (difference,) = (one["top1"] for one in found["differences"]["resnet20"].values())
     assert (difference["mean"], difference["num"]) == (10.0, 2)
     assert found["groups"][0]["figures"]["search_seconds"]["mean"] == 8.0
 
@@ -80,6 +81,24 @@ def test_searches_are_compared_by_their_last_epoch(tmp_path):
     figures = [group["figures"] for group in to_json(comparison(tmp_path))["groups"]]
     assert [one["accuracy_alpha_half"]["mean"] for one in figures] == [70.0, 60.0]
     assert "top1" not in figures[0] and figures[0]["genotype_skips"]["mean"] == 0.5
+
+
+def test_what_the_cells_of_a_search_are_made_of_is_counted(tmp_path):
+    ops = {
+        "normal": ["sep_conv_3x3", "dil_conv_5x5", "skip_connect"],
+        "reduce": ["max_pool_3x3", "none", "none", "none"],
+    }
+    cells = {
+        kind: Cell(edges=tuple(Edge(op=op, source=0, target=2) for op in listed), concat=(2,))
+        for kind, listed in ops.items()
+    }
+    lines = lines_of("search", 2, accuracy_alpha_half=50.0)
+    run = make_run(tmp_path / "s", "search", epochs=2, lines=lines)
+    (run.path / "genotype.json").write_bytes(Genotype(**cells).to_json())
+    make_run(tmp_path / "t", "search", epochs=2, seed=1, lines=lines)  # of an earlier ssfnas, without the file
+    (group,) = to_json(comparison(tmp_path))["groups"]
+    assert group["figures"]["normal_convs"]["values"] == [pytest.approx(2 / 3), None]
+    assert group["figures"]["reduce_pools"]["values"] == [0.25, None]
 
 
 def test_what_a_genotype_costs_is_compared_with_its_like(tmp_path):

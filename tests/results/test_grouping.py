@@ -51,6 +51,17 @@ def test_a_group_alone_is_called_by_what_it_is(world):
     assert list(grouped(world("a"))) == ["resnet20, ce"]
 
 
+def test_beside_a_plain_network_a_searched_one_is_called_by_its_search(tmp_path):
+    search = make_run(tmp_path / "search", "search", "relax=softmax", epochs=4)
+    origin = {"run": str(search.path), "seed": 0, "rule": "darts", "epoch": 4}
+    runs = [make_run(tmp_path / f"net-{epochs}", epochs=epochs, provenance=origin) for epochs in (2, 3)]
+    plain = make_run(tmp_path / "plain", "retrain", epochs=2)
+    (own,) = [label for label in grouped(plain, runs[0]) if "resnet20" not in label]
+    assert own == "softmax"
+    both = [label for label in grouped(plain, *runs) if "resnet20" not in label]
+    assert len(both) == 2 and all("softmax" in label for label in both)
+
+
 def test_other_data_is_another_group(world):
     first, second = grouped(world("a"), world("b", sha256="b" * 64))
     assert first.startswith("data-a (aaaaaaaa)") and second.startswith("data-b (bbbbbbbb)")

@@ -1,5 +1,6 @@
 """From a file to cells: how many, what they are called, what they run, what they need."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ssfnas_cli.errors import UsageError
 from ssfnas_cli.sweep.cells import select
 from ssfnas_cli.sweep.grid import build_cells
 from ssfnas_cli.sweep.plan_file import read_plan
+from ssfnas_cli.sweep.state import parse_words
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
@@ -319,3 +321,52 @@ def test_the_long_tails_file_is_a_grid_of_methods_with_their_corrections():
     genotype = build_cells(read_plan(plan.path, ["networks.DARTS_V2={}"]))
     mine = next(cell for cell in genotype if cell.name == "DARTS_V2-mu0.01-ce-seed0")
     assert "--channels 16 --layers 8" in mine.command and "lr=" not in mine.command
+
+
+@pytest.mark.parametrize(
+    ("name", "searches", "retrainings"),
+    [
+        ("table1/paper", 12, 54),
+        ("table1/matched", 12, 15),
+        ("figures/figures", 4, 4),
+        ("causes/search", 18, 18),
+        ("causes/derive", 2, 8),
+        ("causes/pretraining", 0, 32),
+    ],
+)
+def test_the_files_of_the_results_are_sweeps(name, searches, retrainings):
+    stages = [cell.stage for cell in build_cells(read_plan(EXPERIMENTS / f"{name}.toml"))]
+    assert (stages.count("search"), stages.count("retrain")) == (searches, retrainings)
+
+
+@pytest.mark.parametrize(("name", "stage", "place"), [("search", "search", 0), ("pretraining", "retrain", -1)])
+def test_the_arms_of_a_file_of_causes_differ_from_its_base_in_one_factor(name, stage, place):
+    settings = {}
+    for cell in build_cells(read_plan(EXPERIMENTS / "causes" / f"{name}.toml")):
+        if cell.stage == stage:
+            pairs = parse_words(cell.argv, ("-o", "--data", "--threads"))[1]
+            named = {value.partition("=")[0] if flag == "--set" else flag: value for flag, value in pairs}
+            settings[cell.arm[place]] = named
+    base = settings.pop("base")
+    differing = {
+        arm: {key for key in own.keys() | base if own.get(key) != base.get(key)} for arm, own in settings.items()
+    }
+    lrs = {"--batch-size", "lr", "pretrain_lr"}  # a larger batch goes with larger rates
+    assert differing.pop("batch-128") <= lrs
+    if stage == "retrain":
+        without = {"--pretrain", "--pretrain-epochs"}
+        assert differing.pop("adamw") == {"pretrain_optimizer", "pretrain_lr"}  # which wants a rate of its own
+        assert (differing.pop("ce"), differing.pop("ce-longer")) == (without, {*without, "--epochs"})
+    assert {len(keys) for keys in differing.values()} == {1}, differing
+
+
+def test_networks_of_equal_size_are_of_the_same_searches_as_those_of_the_table():
+    small, matched = (build_cells(read_plan(EXPERIMENTS / "table1" / f"{name}.toml")) for name in ("small", "matched"))
+    searches = lambda cells: {cell.command for cell in cells if cell.stage in ("data", "search")}
+    assert searches(small) == searches(matched)
+    assert not {cell.name for cell in small} & {cell.name for cell in matched if cell.stage == "retrain"}
+
+
+def test_a_name_with_a_dot_but_without_quotes_is_explained(cells_of):
+    with pytest.raises(UsageError, match=re.escape('[search.arms]: a name with a dot stands in quotes: "lr-0.1" = ')):
+        cells_of("[search.arms]\nlr-0.1 = { lr = 0.1 }\n")

@@ -8,12 +8,14 @@ In a supernet `scale_o` is the op's mixing weight. In a derived network `scale_o
 op's own BN, and `sample_o` is drop path's factor. BN uses the batch's statistics in training and the running statistics
 in evaluation. The forward pass keeps x and each convolution's or pool's result before its BN, and no other map.
 
-A training step makes hundreds of passes. The arrays that stay the same are therefore filled when the fan is made, and a
-pass (fan_passes.py) only adds addresses.
+A training step makes hundreds of passes, and on small maps the kernels of one take no longer than some calls of torch.
+What stays the same is therefore made with the fan, and a pass (fan_passes.py) is one call, for which only addresses are
+collected.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,10 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from registry.norm import BatchNorm
-from ssfnas_cli.native.cells import IDENTITY, ITEM, SEPARABLE, TERM, UPSTREAM, CellKernels, structures
+from ssfnas_cli.native.cells import IDENTITY, ITEM, SEPARABLE, CellKernels, Fan, integers
+from ssfnas_cli.nets.compiled import fan_passes
 from ssfnas_cli.nets.compiled.branches import Branch, recognise
-from ssfnas_cli.nets.compiled.fan_passes import FanBackward, FanForward
-from ssfnas_cli.nets.compiled.normalisation import can_run
+from ssfnas_cli.nets.compiled.fan_passes import FanInputs, Stored
+from ssfnas_cli.nets.compiled.normalisation import can_run, eps_of
 from ssfnas_cli.nets.compiled.side_by_side import SideBySide
 
 
@@ -102,43 +105,46 @@ class FanOut:
         self.norms += [branches[k].norm for k in self.two_stage]
         self.inner_norms = [branches[k].stages[0].norm for k in self.two_stage]
         self.stored = [k for k, kind in enumerate(kinds) if kind != IDENTITY]
-        self.convolved = [k for k, stage in enumerate(self.stages) if stage]
+        # The dictionaries that hold the weights: a module takes a microsecond to find one by its name.
+        self.weight_places = [part._parameters for s in self.stages if s for part in (s.depthwise, s.pointwise)]
         self.targets = sorted({use.target for use in uses})
-        self._fill_items(kinds)
-        self._fill_terms([second.get(use.branch, use.branch) for use in uses])
+        self.last_map = [second.get(use.branch, use.branch) for use in uses]
+        self.eps = eps_of(self.norms)
+        self._make_structure(kinds)
         self._newest_subset: tuple[list[int], FanOut] | None = None
 
-    def _fill_items(self, kinds: list[int]) -> None:
-        """Make the items, one for each map, and the index arrays that select from them."""
-        self.items = structures(ITEM, len(kinds))
-        self.items["kind"] = kinds
-        self.items["kernel"][self.convolved] = [s.depthwise.kernel_size[0] for s in self.stages if s]
-        self.items["dilation"][self.convolved] = [s.depthwise.dilation[0] for s in self.stages if s]
-        self.normed = np.array([k for k, norm in enumerate(self.norms) if norm is not None], dtype=int)
-        first = self.normed < self.num_first
-        self.first_normed, self.second_normed = self.normed[first], self.normed[~first]
-        self.first_stored = np.array([k for k in self.stored if k < self.num_first], dtype=int)
+    def _make_structure(self, kinds: list[int]) -> None:
+        """Make the items, one for each map, and the structure that the kernels read.
 
-    def _fill_terms(self, last_map: list[int]) -> None:
-        """Make a term for each use and the upstreams: one for each use, in the order of the maps, then the inner ones.
-
-        Args:
-            last_map: for each use, the map that is added to its target.
+        The upstreams are numbered: one for each use, in the order of the maps, then one for each second stage.
         """
-        num_uses = len(self.uses)
-        self.last_map = np.array(last_map)
-        self.terms = structures(TERM, num_uses)
-        self.terms["target"] = [self.targets.index(use.target) for use in self.uses]
-        self.of_identity = self.items["kind"][self.last_map] == IDENTITY
-        self.by_target = np.argsort(self.terms["target"], kind="stable")
-        self.by_map = np.argsort(self.last_map, kind="stable")
-        self.upstreams = structures(UPSTREAM, num_uses + len(self.two_stage))
-        counts = np.bincount(self.last_map, minlength=len(self.items))
-        self.items["num_upstream"], self.items["first_upstream"] = counts, np.cumsum(counts) - counts
-        self.items["num_upstream"][self.two_stage] = 1
-        self.items["first_upstream"][self.two_stage] = num_uses + np.arange(len(self.two_stage))
-        self.uses_of_map = torch.zeros(len(self.items), num_uses, dtype=torch.float64)
-        self.uses_of_map[last_map, range(num_uses)] = 1
+        num_uses, two_stage = len(self.uses), self.two_stage
+        items = self.items = np.zeros(len(kinds), ITEM)
+        items["kind"] = kinds
+        items["kernel"] = [s.depthwise.kernel_size[0] if s else 0 for s in self.stages]
+        items["dilation"] = [s.depthwise.dilation[0] if s else 0 for s in self.stages]
+        counts = np.bincount(self.last_map, minlength=len(items))
+        items["num_upstream"], items["first_upstream"] = counts, np.cumsum(counts) - counts
+        items["num_upstream"][two_stage] = 1
+        items["first_upstream"][two_stage] = num_uses + np.arange(len(two_stage))
+        target = [self.targets.index(use.target) for use in self.uses]
+        self.structure = Fan(
+            num_maps=len(items),
+            num_first=self.num_first,
+            num_uses=num_uses,
+            num_targets=len(self.targets),
+            items=items.ctypes.data,
+            inner=integers(two_stage),
+            last_map=integers(self.last_map),
+            target=integers(target),
+            by_target=integers(np.argsort(target, kind="stable").tolist()),
+            by_map=integers(np.argsort(self.last_map, kind="stable").tolist()),
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FanOut:
+        """The fan of a copy of the network: its structure has addresses of its own."""
+        branches = copy.deepcopy(self.branches, memo)
+        return FanOut(self.kernels, branches, self.uses, self.stride, self.side_by_side)
 
     def subset(self, indices: list[int]) -> FanOut:
         """A fan of some of the uses only; branches without a use are neither computed nor stored.
@@ -184,7 +190,7 @@ class FanOut:
         affine = bool(self.inner_norms) and self.inner_norms[0].affine
         gamma = torch.stack([norm.weight for norm in self.inner_norms]) if affine else None
         beta = torch.stack([norm.bias for norm in self.inner_norms]) if affine else None
-        weights = [w for stage in self.stages if stage for w in (stage.depthwise.weight, stage.pointwise.weight)]
+        weights = [place["weight"] for place in self.weight_places]
         lanes = self.kernels.lanes if self.side_by_side else 1
         beside = SideBySide.fitting(x, lanes)
         before = [sums.get(target) if beside.images == 1 else None for target in self.targets]
@@ -198,8 +204,6 @@ class FanOut:
 
 
 class _FanOutFunction(torch.autograd.Function):
-    """Forward in three passes over the batch (first stages, second stages, sums), backward in three."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -213,33 +217,24 @@ class _FanOutFunction(torch.autograd.Function):
         beta: Tensor | None,
         *rest: Tensor | None,
     ) -> Any:
-        num_targets = len(rest) - 2 * len(fan.convolved)
-        sums, weights = rest[:num_targets], rest[num_targets:]
-        work = FanForward(fan, beside, x, weights)  # type: ignore[arg-type]
-        work.first_stages()
-        work.second_stages(gamma, beta)
-        outs = work.add_terms(scale, shift, sample, sums)
+        sums, weights = rest[: len(fan.targets)], rest[len(fan.targets) :]
+        given = FanInputs(x, scale, sample, gamma, beta, beside.weights(weights))  # type: ignore[arg-type]
+        outs, stored = fan_passes.forward(fan, beside, given, shift, sums)
         ctx.fan, ctx.beside, ctx.added_to = fan, beside, [total is not None for total in sums]
         ctx.mark_dirty(*(total for total in sums if total is not None))
-        ctx.save_for_backward(x, scale, sample, gamma, beta, work.mean, work.inverse, *work.maps, *weights)
+        ctx.save_for_backward(x, scale, sample, gamma, beta, *stored, *weights)
         return tuple(outs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        fan: FanOut = ctx.fan
-        x, scale, sample, gamma, beta, mean, inverse, *rest = ctx.saved_tensors
-        maps, weights = rest[: len(fan.stored)], rest[len(fan.stored) :]
-        want_weights = any(ctx.needs_input_grad[len(ctx.needs_input_grad) - len(weights) :])
-        work = FanBackward(fan, ctx.beside, x, weights, maps, mean, inverse, want_weights)
+        fan, beside, wanted = ctx.fan, ctx.beside, ctx.needs_input_grad
+        x, scale, sample, gamma, beta, maps, statistics, *weights = ctx.saved_tensors
+        given = FanInputs(x, scale, sample, gamma, beta, beside.weights(weights))
+        want_weights = any(wanted[len(wanted) - len(weights) :])
+        want_inputs = wanted[2] or wanted[6] or want_weights  # not in an alpha step's first fan
         gs = [g.contiguous(memory_format=torch.channels_last) for g in gradients]
-        d_scale, d_shift = work.terms_backward(gs, scale, sample)
-        d_gamma: Tensor | None = None
-        d_beta: Tensor | None = None
-        dx: Tensor | None = None
-        if ctx.needs_input_grad[2] or ctx.needs_input_grad[6] or want_weights:  # not in an alpha step's first fan
-            d_gamma, d_beta = work.second_stages_backward(gamma, beta)
-            dx = work.first_stages_backward()
+        d = fan_passes.backward(fan, beside, given, Stored(maps, statistics), gs, want_inputs, want_weights)
+        d_scale = d.scale.sum_to_size(scale.shape).to(x.dtype)
+        d_shift = d.shift.to(x.dtype) if wanted[4] else None
         d_sums = [g if added else None for g, added in zip(gradients, ctx.added_to, strict=True)]
-        shifts = ctx.needs_input_grad[4]
-        d_given = (dx, d_scale, d_shift if shifts else None, None, d_gamma, d_beta)
-        return (None, None, *d_given, *d_sums, *work.weight_gradients())
+        return (None, None, d.x, d_scale, d_shift, None, d.gamma, d.beta, *d_sums, *d.weights)

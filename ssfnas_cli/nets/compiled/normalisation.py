@@ -1,17 +1,17 @@
-"""Batch normalisation around the compiled kernels, which return statistics and sums over the batch in float64.
-
-A tensor with a row for each map is [maps, C].
-"""
+"""Batch normalisation around the compiled kernels: native/passes.cpp does its arithmetic, in float64."""
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
+from ctypes import c_double, c_void_p
 
-import torch
-from torch import Tensor
+from torch import Tensor, is_autocast_enabled, is_grad_enabled
 
-from registry.norm import BatchNorm, record_statistics
-from ssfnas_cli.native.cells import CellKernels
+from registry.norm import BatchNorm
+from ssfnas_cli.native.cells import CellKernels, Norms
+
+Doubles = ctypes.Array[c_double]
 
 
 def can_run(kernels: CellKernels, norms: Sequence[BatchNorm | None], x: Tensor) -> bool:
@@ -19,47 +19,42 @@ def can_run(kernels: CellKernels, norms: Sequence[BatchNorm | None], x: Tensor) 
 
     They support neither autocast nor a backward pass through a BN in evaluation mode.
     """
-    evaluating = any(norm is not None and not norm.training for norm in norms)
     return (
         x.device.type == "cpu"
         and x.dtype == kernels.dtype
-        and not torch.is_autocast_enabled("cpu")
-        and not (evaluating and torch.is_grad_enabled())
+        and not is_autocast_enabled("cpu")
+        and not (is_grad_enabled() and any(norm is not None and not norm.training for norm in norms))
     )
 
 
-def finish_statistics(
-    norms: Sequence[BatchNorm], mean: Tensor, variance: Tensor, count: int, dtype: torch.dtype
-) -> Tensor:
-    """Record the batch's statistics in training; in evaluation, overwrite them by the running ones.
+def eps_of(norms: Sequence[BatchNorm | None]) -> Doubles:
+    """What each map's BN adds to the variance; below 0 for a map without one."""
+    return (c_double * len(norms))(*[-1.0 if norm is None else norm.eps for norm in norms])
 
-    Args:
-        norms: one for each row.
-        mean: [maps, C], float64; like `variance`, it is changed in evaluation.
-        variance: [maps, C], float64, biased, over `count` values.
-        dtype: the type of the running statistics.
 
-    Returns:
-        1 / sqrt(variance + eps), [maps, C].
+def norms_for_kernels(norms: Sequence[BatchNorm | None], eps: Doubles) -> Norms:
+    """The BNs of some maps as the kernels need them in a forward pass.
+
+    In training mode they move the running statistics of those that do not hold them, and in evaluation mode they use
+    them. All are in one mode.
     """
-    if norms[0].training:
-        record_statistics(norms, mean.to(dtype), variance.to(dtype), count)
-    else:
-        mean.copy_(torch.stack([norm.running_mean for norm in norms]))  # type: ignore[misc]
-        variance.copy_(torch.stack([norm.running_var for norm in norms]))  # type: ignore[misc]
-    return (variance + norms[0].eps).rsqrt()
+    present = [norm for norm in norms if norm is not None]
+    given = Norms(eps=eps, training=bool(present) and present[0].training)
+    used = [norm is not None and not (norm.training and norm.hold_statistics) for norm in norms]
+    if any(used):
+        given.running_means = _buffers(norms, used, "running_mean")
+        given.running_variances = _buffers(norms, used, "running_var")
+        given.num_batches = _buffers(norms, used, "num_batches_tracked")
+        given.momenta = (c_double * len(norms))(*[0.0 if norm is None else _momentum(norm) for norm in norms])
+    return given
 
 
-def statistics_gradient(inverse: Tensor, sums: Tensor, dots: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The part of a BN's backward pass that comes from the batch's statistics, as slope and offset [maps, C].
+def _buffers(norms: Sequence[BatchNorm | None], used: Sequence[bool], name: str) -> ctypes.Array[c_void_p]:
+    """The addresses of a buffer of each BN, or null."""
+    buffers = [norm._buffers[name] if use and norm is not None else None for norm, use in zip(norms, used, strict=True)]
+    return (c_void_p * len(buffers))(*[None if buffer is None else buffer.data_ptr() for buffer in buffers])
 
-    If g is the gradient with respect to the normalised y, the gradient with respect to y is
-    inverse * g + slope * (y - mean) + offset.
 
-    Args:
-        inverse: 1 / deviation.
-        sums: of g over the batch.
-        dots: of g * (y - mean) over the batch.
-        count: how many values these sums are over.
-    """
-    return inverse**3 * dots / -count, inverse * sums / -count
+def _momentum(norm: BatchNorm) -> float:
+    assert norm.momentum is not None, "a cumulative average is not used here"
+    return norm.momentum

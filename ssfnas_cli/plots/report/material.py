@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots.figure import to_bytes
@@ -39,6 +39,7 @@ class Material:
         compared: tables and remarks of a comparison, by kind of run.
         weights: the mixing weights [epochs + 1, num_edges, num_ops] of searches by cell type, or why there are none.
         mistakes: of networks, or why there are none; a run that is not in it has not been asked.
+        ranks: of searches what `rank` prints, or why it cannot; a search that is not in it has not been asked.
     """
 
     searches: list[Group]
@@ -49,6 +50,7 @@ class Material:
     compared: Mapping[str, Sequence[Block]]
     weights: Mapping[Path, Mapping[str, NDArray] | InputError]
     mistakes: Mapping[Path, Shown | InputError]
+    ranks: Mapping[Path, Mapping[str, Any] | InputError] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[RunFacts]:

@@ -10,7 +10,7 @@ from registry.space import CELL_TYPES
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.plots import health
 from ssfnas_cli.plots.alphas import Record, draw_heat
-from ssfnas_cli.plots.report import cells
+from ssfnas_cli.plots.report import cells, ranks
 from ssfnas_cli.plots.report.blocks import Block, Items, Note, Part, Section, Text
 from ssfnas_cli.plots.report.curves import curve_blocks
 from ssfnas_cli.plots.report.material import Material, having, note_of, picture, runs_of
@@ -26,6 +26,7 @@ def section(material: Material) -> Section:
     if begun:
         blocks += curve_blocks(begun)
         blocks.append(picture("Search health over epochs", lambda: _health_alt(begun), partial(health.draw, begun)))
+    blocks += ranks.table(material)
     for group in material.searches:
         blocks += [Part(run.path.name, _run_blocks(run, group, material)) for run in runs_of(group)]
     return Section("searches", "Searches", blocks)
@@ -46,7 +47,7 @@ def _run_blocks(run: RunFacts, group: Group, material: Material) -> list[Block]:
     if said := health_in_words(run.metrics):
         blocks.append(Items([sentence[:1].upper() + sentence[1:] for sentence in said]))
     blocks += [Note(one.sentence) for one in find_problems(run.metrics, shlex.quote(str(run.path)))]
-    return [*blocks, _weights(run, label, material), *cells.blocks(run)]
+    return [*blocks, _weights(run, label, material), *cells.blocks(run), *ranks.blocks(run, material)]
 
 
 def _weights(run: RunFacts, label: str, material: Material) -> Block:

@@ -1,0 +1,105 @@
+"""docs/results.md: its commands are understood, and experiments/fill.py fills a page with what commands say."""
+
+import importlib.util
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from generator.commands import parsers
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "results.md"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fill(monkeypatch, tmp_path):
+    """The module, whose repository is an empty folder with the runs `elsewhere`."""
+    module = load("fill")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "table").write_text("| of runs/x |\n")
+    return module
+
+
+def filled(fill, tmp_path, text):
+    page = tmp_path / "docs" / "page.md"
+    page.write_text(text)
+    failed = fill.fill(page, tmp_path / "elsewhere")
+    return page.read_text(), failed
+
+
+def test_every_command_of_the_page_is_understood_and_names_a_sweep_that_there_is():
+    fill = load("fill")
+    parts = [fill.read_part(mark) for mark in fill.MARK.finditer(PAGE.read_text())]
+    assert len(parts) >= 14 and PAGE.read_text().count("<!-- end -->") == len(parts)
+    for part in parts:
+        program, name, *arguments = shlex.split(part.command)
+        context = parsers()[name].make_context(name, list(arguments))  # raises for a flag that there is not
+        assert program == "ssfnas" and (part.kind == "picture") == ("-o" in arguments) == (len(part.alt) > 20)
+        if sweep := context.params.get("sweep"):
+            assert (ROOT / sweep).is_file(), sweep
+
+
+def test_a_table_and_a_picture_are_put_between_their_marks(fill, tmp_path):
+    text = "a\n<!-- table: cat runs/table -->\nold\n<!-- end -->\nb\n"
+    text += "<!-- picture: What: it shows: cp runs/table -o docs/pics/x.png -->\n<!-- end -->\n"
+    text = text.replace("cp runs/table -o", "sh -c 'cp $0 $2' runs/table -o")
+    page, failed = filled(fill, tmp_path, text)
+    assert failed == []
+    assert page.startswith(
+        "a\n<!-- table: cat runs/table -->\n| of runs/x |\n\nMade by `cat runs/table`\n<!-- end -->\nb\n"
+    )
+    assert "\n![What: it shows](pics/x.png)\n\nMade by `sh -c" in page
+    assert (tmp_path / "docs" / "pics" / "x.png").read_text() == "| of runs/x |\n"
+    again, _ = filled(fill, tmp_path, page)
+    assert again == page
+
+
+def test_places_of_runs_are_not_on_the_page(fill, tmp_path):
+    page, _ = filled(fill, tmp_path, "<!-- table: echo left out: runs/net -->\n<!-- end -->\n")
+    assert "\nleft out: runs/net\n" in page
+
+
+def test_what_cannot_be_made_keeps_what_was_there(fill, tmp_path):
+    text = "<!-- table: cat runs/none -->\nfigures\n<!-- end -->\n<!-- table: ls runs/none -->\n<!-- end -->\n"
+    page, failed = filled(fill, tmp_path, text)
+    assert page == text.replace("ls runs/none -->\n", "ls runs/none -->\nNot there yet: `ls runs/none`\n")
+    assert len(failed) == 2 and "No such file" in failed[0]
+
+
+def test_cifar_10_is_written_as_a_folder_by_the_names_of_its_archive(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    planes = images.transpose(0, 3, 1, 2).reshape(3, -1)
+    batches = [
+        {"data": planes[:2], "labels": [1, 0], "filenames": ["b.png", "a.png"]},
+        {"data": planes[2:], "labels": [1], "filenames": ["c.png"]},
+    ]
+    load("cifar10").write_split(tmp_path / "train", ["cat", "dog"], iter(batches))
+    found = {str(path.relative_to(tmp_path)): np.asarray(Image.open(path)) for path in tmp_path.rglob("*.png")}
+    assert found.keys() == {"train/dog/b.png", "train/cat/a.png", "train/dog/c.png"}
+    for name, image in zip(["train/dog/b.png", "train/cat/a.png", "train/dog/c.png"], images, strict=True):
+        assert (found[name] == image).all()
+
+
+def test_the_table_is_one_command_of_make():
+    """Images, then the sweep, which passes over what is done, then the page."""
+    argv = ["make", "-n", "table1-small", "CIFAR10=none", "RUNS=elsewhere"]
+    lines = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = [line for line in lines if "experiments" in line]
+    wanted = [
+        "experiments/cifar10.py none",
+        "sweep experiments/table1/small.toml --set data.root=none -o elsewhere/table1-small --run",
+        "experiments/fill.py docs/results.md --runs elsewhere",
+    ]
+    assert len(lines) == 3 and all(one in line for one, line in zip(wanted, lines, strict=True))

@@ -7,7 +7,7 @@ TINY = {
     "layers": 3,
     "batch_size": 8,
     "epochs": 2,
-    "ops": ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"),
+    "ops": ("none", "max_pool_3x3", "skip_connect"),
     "alpha_lr": 0.05,
 }
 

@@ -347,7 +347,7 @@ def test_what_means_nothing_beside_the_others_is_shown_and_is_no_part_of_an_iden
     from ssfnas_cli.settings import to_toml
 
     plain = load_settings(RetrainSettings, preset="quick")
-    idle = {"pretrain_epochs", "pretrain_lr", "rand_ops", "rand_magnitude", "ssl.weight"}
+    idle = {"pretrain_epochs", "pretrain_lr", "pretrain_optimizer", "rand_ops", "rand_magnitude", "ssl.weight"}
     assert plain.unused() == idle and not idle & plain.identity().keys()
     assert plain.identity() == load_settings(RetrainSettings, preset="quick", sets=["pretrain_lr=0.3"]).identity()
     assert "pretrain_epochs = 6" in to_toml(plain), "it is what a pretraining would take"

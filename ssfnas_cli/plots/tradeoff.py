@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.plots.evaluations import split_facts
 from ssfnas_cli.plots.figure import add_legend, new_figure, series_looks, shown_name
-from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.results.statistics import spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from ssfnas_cli.results.grouping import Group
 
 
 class Cost(NamedTuple):
@@ -49,6 +49,8 @@ def draw(groups: Sequence[Group], split: str, against: str) -> Figure:
     Raises:
         InputError: a run is not evaluated on that split, or no run has recorded that cost.
     """
+    from ssfnas_cli.plots.evaluations import split_facts  # imports numpy, which `plot --help` must not wait for
+
     cost = COSTS[against]
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()

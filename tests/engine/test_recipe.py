@@ -10,6 +10,7 @@ from torch import nn
 
 from registry.losses import CrossEntropy
 from registry.norm import BatchNorm
+from registry.optimizers import SGD
 from ssfnas_cli import stop
 from ssfnas_cli.artifacts.checkpoint import load_newest
 from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
@@ -359,7 +360,7 @@ ADAMW = ("pretrain=barlow", "pretrain_optimizer=adamw", "pretrain_lr=0.002", "we
 def test_the_first_step_of_adamw_is_a_rate_in_the_direction_of_each_sign_and_the_decay(phases):
     """Its moments are the gradient itself at first, so w becomes w - lr * decay * w - lr * g / (|g| + eps)."""
     pretraining, training = phases(*ADAMW)
-    assert type(training.optimizer) is torch.optim.SGD
+    assert type(training.optimizer) is SGD
     before = [weight.detach().clone() for weight in pretraining.weights]
     (batch,) = [one for place, one in enumerate(pretraining.batches(0, 0)) if place == 0]
     pretraining.step(0, 0, batch)

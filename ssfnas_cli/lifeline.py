@@ -50,6 +50,7 @@ class Lifeline:
         Raises:
             ResourceError: some have not come in that time.
         """
+        self.store.add(f"beat/{self.rank}", 1)  # a rank that is gone within its first second is missed, too
         self.store.set(f"came/{self.rank}", "1")
         for watch in (self._watch, self._watch_the_store):
             threading.Thread(target=watch, daemon=True).start()

@@ -47,6 +47,19 @@ def test_a_store_that_does_not_answer_ends_the_rank_with_its_own_error_if_it_has
     assert text in capsys.readouterr().err
 
 
+def test_a_rank_that_is_gone_within_its_first_second_is_missed(monkeypatch):
+    monkeypatch.setattr(lifeline, "SILENCE_SECONDS", 0.01)
+    store = dist.HashStore()
+    first, other = Lifeline(store, 0, 2), Lifeline(store, 1, 2)
+    for tie in (other, first):
+        tie.end()  # its threads stop before their first look at the store
+    store.set("came/0", "1")
+    other.wait_for_all(10)
+    heard = [(0, 0.0)] * 2
+    wait_for(lambda: first._listen(heard) or store.check(["error"]))
+    assert "rank 1 has ended without a word" in json.loads(store.get("error"))["message"]
+
+
 def test_a_store_that_answers_ends_nobody(monkeypatch):
     monkeypatch.setattr(lifeline, "SILENCE_SECONDS", 3.5)
     tie, pauses = Lifeline(dist.HashStore(), 0, 1), []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssfnas_cli.commands import common, outputs
+from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity, stdout
 from ssfnas_cli.errors import UsageError
 
@@ -80,11 +80,7 @@ def command(
     from ssfnas_cli.results.comparison import compare
     from ssfnas_cli.results.selection import select_runs
 
-    selection = select_runs(runs, "evaluation", kind)
-    if sweep is not None:
-        from ssfnas_cli.sweep.arms import name_runs
-
-        selection = name_runs(selection, sweep, [selection.runs[0].run.kind])
+    selection = inputs.name_by_sweep(select_runs(runs, "evaluation", kind), sweep)
     comparison = compare(with_counts(selection), split or [], baseline or [], figure or [])
     to_file = output is not None and not is_stream(output)
     if to_file or chosen not in ("text", "markdown"):  # those two say it below their tables

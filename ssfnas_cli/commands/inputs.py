@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from registry import NETWORKS
 from registry.core import TORCHVISION_NAMES, did_you_mean
@@ -14,6 +15,9 @@ from ssfnas_cli.artifacts.named import named_genotype, published_names
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.console import is_stream, read_stdin
 from ssfnas_cli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from ssfnas_cli.results.selection import Selection
 
 
 def open_run(argument: str, kind: str, modules: Sequence[str] = ()) -> RunFolder:
@@ -136,3 +140,12 @@ def _printed_run(data: bytes) -> Path | None:
         return None
     is_run = isinstance(value, dict) and value.get("kind") in ("search-run", "retrain-run")
     return Path(value["path"]) if is_run and isinstance(value.get("path"), str) else None
+
+
+def name_by_sweep(selection: Selection, file: Path | None) -> Selection:
+    """A selection whose runs are named by the sweep that made them; without a sweep, as it is."""
+    if file is None:
+        return selection
+    from ssfnas_cli.sweep.arms import name_runs  # imports torch, which most comparisons do without
+
+    return name_runs(selection, file)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssfnas_cli.commands import common, outputs
+from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.plots.figure import FORMATS, to_bytes
@@ -140,11 +140,7 @@ def select_groups(paths: Sequence[Path], need: Need, kind: str | None, sweep: Pa
     from ssfnas_cli.results.grouping import group_runs
     from ssfnas_cli.results.selection import select_runs
 
-    selection = select_runs(paths, need, kind)
-    if sweep is not None:
-        from ssfnas_cli.sweep.arms import name_runs
-
-        selection = name_runs(selection, sweep, [selection.runs[0].run.kind])
+    selection = inputs.name_by_sweep(select_runs(paths, need, kind), sweep)
     for one in selection.left_out:
         log.warning("left out: %s", one)
     return group_runs(selection.runs)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssfnas_cli.artifacts.metrics import EVALUATED
-from ssfnas_cli.commands import common, outputs
+from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
 
@@ -78,11 +78,7 @@ def command(
     from ssfnas_cli.plots.report.contents import write
     from ssfnas_cli.results.selection import select_every_run
 
-    selection = select_every_run(runs)
-    if sweep is not None:
-        from ssfnas_cli.sweep.arms import name_runs
-
-        selection = name_runs(selection, sweep, sorted({run.run.kind for run in selection.runs}))
+    selection = inputs.name_by_sweep(select_every_run(runs), sweep)
     material = gather(selection, split)
     if mistakes is None:
         mistakes = _usual_mistakes(material)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,16 +26,15 @@ def read_arms(file: Path) -> list[Cell]:
     return [cell for cell in build_cells(read_plan(file)) if cell.arm]
 
 
-def name_runs(selection: Selection, file: Path, kinds: Sequence[str]) -> Selection:
+def name_runs(selection: Selection, file: Path) -> Selection:
     """The selection with the arm of every run, by the name of its folder, wherever that lies; in the file's order.
 
     A run of another seed than the file's is of its arm, too. Runs of no arm are left out, and so is what the sweep has
-    not made yet, each in one line.
+    not made yet of the kinds of runs in the selection, each in one line.
 
     Args:
         selection: of the folder of the sweep.
         file: the sweep's.
-        kinds: of run, `search` and `retrain`, that may be missing.
 
     Raises:
         InputError: no run is of an arm of the sweep.
@@ -51,7 +50,7 @@ def name_runs(selection: Selection, file: Path, kinds: Sequence[str]) -> Selecti
     if others := [run.path.name for run in selection.runs if _without_seed(run.path.name) not in arms]:
         left_out.append(LeftOut(file, f"{len(others)} other runs are none of its cells ({_shortened(others)})"))
     begun = {run.path.name for run in selection.runs} | {one.path.name for one in selection.left_out}
-    stages = [stage for kind in kinds for stage in STAGES[kind]]
+    stages = [stage for kind in {run.run.kind for run in selection.runs} for stage in STAGES[kind]]
     asked = [cell.name for cell in cells if cell.stage in stages]
     if missing := [name for name in asked if name not in begun]:
         why = f"{len(missing)} of its {len(asked)} runs are not there yet ({_shortened(missing)})"

@@ -62,7 +62,7 @@ def swept(place, monkeypatch):
 
 
 def named(swept):
-    return name_runs(select_runs([swept[0]], "evaluation"), swept[1], ["retrain"])
+    return name_runs(select_runs([swept[0]], "evaluation"), swept[1])
 
 
 def test_cells_know_their_arms(cells_of):
@@ -140,7 +140,7 @@ def test_what_the_runs_took_is_added_up_in_core_hours(swept):
 
 def test_a_folder_of_other_runs_is_refused(swept):
     with pytest.raises(InputError, match=r"--sweep plan.toml: no run is one of its cells, such as"):
-        name_runs(select_runs([Path("other")], "evaluation"), swept[1], ["retrain"])
+        name_runs(select_runs([Path("other")], "evaluation"), swept[1])
 
 
 def test_data_sets_are_named_whatever_their_settings(swept):

@@ -7,8 +7,9 @@ BIN := $(VENV)/bin
 CIFAR10 ?= cifar10
 RUNS ?= runs
 READY := $(VENV)/.ready
+FILL = $(BIN)/python experiments/fill.py docs/results.md --runs $(RUNS)
 
-.PHONY: help demo test check bench docs clean table1-tiny table1-small figures results
+.PHONY: help demo test check bench docs clean table1-tiny table1-digits table1-small figures results
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -51,16 +52,21 @@ table1-tiny: $(READY) ## the arms of the paper's Table I on the embedded digits,
 	$(BIN)/ssfnas sweep experiments/table1/tiny.toml -o $(RUNS)/table1-tiny --run --jobs $(JOBS)
 	$(BIN)/ssfnas compare $(RUNS)/table1-tiny --sweep experiments/table1/tiny.toml --baseline darts
 
-table1-small: $(READY) $(CIFAR10)/train ## the tables of docs/results.md, in hours; it goes on where it was stopped
+table1-digits: $(READY) ## the second table of docs/results.md, in an hour or so; it goes on where it was stopped
+	$(BIN)/ssfnas sweep experiments/table1/digits.toml -o $(RUNS)/table1-digits --run --jobs $(JOBS)
+	$(FILL)
+
+table1-small: $(READY) $(CIFAR10)/train ## the first table of docs/results.md, in hours; it goes on where it was stopped
 	$(BIN)/ssfnas sweep experiments/table1/small.toml --set data.root=$(CIFAR10) -o $(RUNS)/table1-small --run --jobs $(JOBS)
-	$(BIN)/python experiments/fill.py docs/results.md --runs $(RUNS)
+	$(FILL)
 
 figures: $(READY) $(CIFAR10)/train ## Figures 6 to 9 of the paper in docs/results.md, in hours; it goes on where it was stopped
 	$(BIN)/ssfnas sweep experiments/figures/figures.toml --set data.root=$(CIFAR10) -o $(RUNS)/figures --run --jobs $(JOBS)
-	$(BIN)/python experiments/fill.py docs/results.md --runs $(RUNS)
+	$(FILL)
 
-results: $(READY) ## fill docs/results.md with what there is of all runs, whole or not
-	$(BIN)/python experiments/fill.py docs/results.md --runs $(RUNS)
+results: $(READY) ## fill docs/results.md with what there is of all runs, kept ones included, whole or not
+	$(BIN)/python experiments/keep.py --restore $(RUNS)
+	$(FILL)
 
 $(CIFAR10)/train: | $(READY)
 	$(BIN)/python experiments/cifar10.py $(CIFAR10)

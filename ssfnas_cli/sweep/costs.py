@@ -1,8 +1,8 @@
 """What a sweep will cost: `--dry-run` of its searches and retrainings, each kind measured once, added up.
 
-Runs that differ only in their seeds cost the same. A genotype that is not found yet is replaced by a random one, and a
-data set that is not made yet is made in a temporary folder. Each is measured by a process of its own, one at a time:
-the peak memory of a process is that of its one run, and others beside it would falsify the time.
+Runs that differ only in their seeds count as equal. One random genotype stands for the others, and for a genotype that
+is not found yet; a data set that is not made yet is made in a temporary folder. Each is measured by a process of its
+own, one at a time: the peak memory of a process is that of its one run, and others beside it would falsify the time.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ssfnas_cli import stop
+from ssfnas_cli.artifacts.named import RANDOM
 from ssfnas_cli.console import log
 from ssfnas_cli.sweep.cells import TRAINING, Cell
 from ssfnas_cli.sweep.runner import PROGRAM, last_error
 from ssfnas_cli.sweep.state import is_done, parse_words
 
-STAND_IN = "random-0"  # for a genotype that is not there yet
+STAND_IN = "random-0"  # for other random genotypes, and those that are not there yet
 FIGURES = ("total_seconds", "disk_bytes", "peak_memory_bytes")
 
 
@@ -63,7 +64,7 @@ def predict(cells: Sequence[Cell], jobs: int, threads: int) -> dict[str, Any]:
 def _stand_in(cell: Cell, data: Mapping[Path, Path], threads: int) -> list[str]:
     """The words of a cell's command, with what is there in place of what is not."""
     words = [str(data.get(Path(word), word)) for word in cell.with_threads(threads)]
-    if cell.stage == "retrain" and cell.source is not None and not cell.source.exists():
+    if cell.stage == "retrain" and (RANDOM.fullmatch(words[1]) if cell.source is None else not cell.source.exists()):
         words[1] = STAND_IN
     return words
 

@@ -76,6 +76,13 @@ def test_a_genotype_that_is_there_is_measured_itself(predict, tmp_path):
     assert trained == ["runs/sweep/search-seed0/genotype.json", "random-0"]
 
 
+def test_one_random_genotype_is_measured_for_all_of_them_and_for_those_to_come(predict):
+    networks = '[networks]\nrandom = { network = "random-{seed}" }'
+    facts, words = predict(f"seeds = [3, 4]\n[search]\n{networks}\n[retrain]")
+    assert [line.split()[1] for line in words if line.startswith("retrain")] == ["random-0"]
+    assert facts["total_seconds"] == 2 * (100.5 + 2 * 10)
+
+
 def test_what_prints_no_prediction_is_an_error(predict, monkeypatch):
     monkeypatch.setattr(costs, "PROGRAM", ("bash", "-c", 'echo "$@" >>words; echo what', "sh"))
     facts, _ = predict("[search]")

@@ -1,0 +1,114 @@
+"""The finished runs of sweeps without their weights, each sweep as one small file that can be committed.
+
+    python experiments/keep.py runs/table1-small     # adds to experiments/kept/table1-small.jsonl.xz
+    python experiments/keep.py --restore runs        # runs/table1-small and all others, as far as they are not there
+
+After `--restore` a folder can be compared and plotted as before, and the sweep passes over what is finished in it, also
+on another machine. A line of the file is a file of a run (`xzcat` shows them). The folder's own path is replaced by a
+word, so that the restored runs find each other wherever they lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import lzma
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ssfnas_cli.artifacts.files import seal, write_bytes
+from ssfnas_cli.artifacts.run import ALPHAS, METRICS, RunFolder
+from ssfnas_cli.artifacts.run_list import find_runs
+from ssfnas_cli.json_text import layout_json
+
+FOLDER = Path(__file__).resolve().parent / "kept"
+SUFFIX = ".jsonl.xz"
+HERE = "{runs}"  # stands for the path of the folder of runs
+OTHER_PATH = re.compile(r"(?<![\w.}/:])/\w[\w.-]*/\S*")
+KEPT = ("*.json", METRICS, ALPHAS)
+LEFT_OUT = ("lock.json",)
+
+
+def keep(runs: Path, file: Path) -> int:
+    """Add the finished runs of a folder to a file, in place of those with the same names, and return their number.
+
+    Raises:
+        ValueError: a run names a path outside the folder.
+    """
+    lines = {line["file"]: line for line in read(file)} if file.exists() else {}
+    kept = list(finished(runs))
+    for run in kept:
+        for path in sorted(path for pattern in KEPT for path in run.glob(pattern)):
+            if path.name not in LEFT_OUT:
+                name = path.relative_to(runs).as_posix()
+                lines[name] = {"file": name, **content(path, str(runs.resolve()))}
+    text = "".join(f"{json.dumps(lines[name], ensure_ascii=False)}\n" for name in sorted(lines))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(file, lzma.compress(text.encode()))
+    return len(kept)
+
+
+def finished(runs: Path) -> Iterator[Path]:
+    """The folders of searches that are done, and of retrainings that are evaluated, too."""
+    for run in find_runs(runs):
+        is_done = isinstance(run, RunFolder) and run.status()["state"] == "done"
+        if is_done and (run.kind == "search" or run.evaluation() is not None):
+            yield run.path
+
+
+def content(path: Path, root: str) -> dict[str, Any]:
+    """What a line says of a file."""
+    if path.name == ALPHAS:
+        return {"base64": base64.b64encode(path.read_bytes()).decode()}
+    text = path.read_text(encoding="utf-8").replace(root, HERE)
+    if found := OTHER_PATH.search(text):
+        raise ValueError(f"{path}: names {found[0]}, which is not in the folder")
+    return {"json": json.loads(text)} if path.suffix == ".json" else {"text": text}
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The lines of a file."""
+    return [json.loads(line) for line in lzma.decompress(file.read_bytes()).splitlines()]
+
+
+def restore(file: Path, runs: Path) -> int:
+    """Write the files of runs that are not there yet, and return how many they are."""
+    missing = [line for line in read(file) if not (runs / line["file"]).exists()]
+    for line in missing:
+        path = runs / line["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_restored(line, str(runs.resolve())))
+    return len(missing)
+
+
+def _restored(line: dict[str, Any], root: str) -> bytes:
+    if "base64" in line:
+        return base64.b64decode(line["base64"])
+    if "text" in line:
+        return str(line["text"]).replace(HERE, root).encode()
+    value = json.loads(json.dumps(line["json"]).replace(HERE, json.dumps(root)[1:-1]))
+    if "sha256" in value:  # of the content, in which the paths are others now
+        del value["sha256"]
+        value["sha256"] = seal(value)
+    return f"{layout_json(value)}\n".encode()
+
+
+def main() -> int:
+    """Keep or restore, as the arguments say."""
+    parser = argparse.ArgumentParser(description="Keep the finished runs of a sweep in a file, or restore all kept.")
+    parser.add_argument("--restore", action="store_true")
+    parser.add_argument("runs", type=Path, help="the folder of a sweep, or with --restore the one of all sweeps")
+    runs, is_restore = (arguments := parser.parse_args()).runs, arguments.restore
+    for file in sorted(FOLDER.glob(f"*{SUFFIX}")) if is_restore else [FOLDER / f"{runs.name}{SUFFIX}"]:
+        name = file.name.removesuffix(SUFFIX)
+        count = restore(file, runs / name) if is_restore else keep(runs, file)
+        print(f"keep.py: {name}: {count} {'files restored' if is_restore else 'runs kept'}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -55,8 +55,9 @@ def keep(runs: Path, file: Path) -> int:
 def finished(runs: Path) -> Iterator[Path]:
     """The folders of searches that are done, and of retrainings that are evaluated, too."""
     for run in find_runs(runs):
-        is_done = isinstance(run, RunFolder) and run.status()["state"] == "done"
-        if is_done and (run.kind == "search" or run.evaluation() is not None):
+        if not isinstance(run, RunFolder) or run.status()["state"] != "done":
+            continue
+        if run.kind == "search" or run.evaluation() is not None:
             yield run.path
 
 

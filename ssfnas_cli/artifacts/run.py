@@ -91,7 +91,8 @@ class RunFolder:
             InputError: there is no run, or it is of another kind. The message says what to do instead.
         """
         if path.is_file():
-            raise InputError(f"{path}: is a file; a run folder is expected")
+            inside = f": name its run, {path.parent}" if (path.parent / "config.json").exists() else ""
+            raise InputError(f"{path}: is a file; a run folder is expected{inside}")
         if not path.exists():
             raise InputError(f"{path}: no such run folder")
         if not (path / "config.json").exists():

@@ -29,7 +29,9 @@ def command(
     run: Annotated[str, typer.Argument(help="Retrain run folder, or - for what retrain printed.")],
     images: Annotated[
         list[str],
-        typer.Argument(help="Files, folders with everything in them, or - for paths on stdin.", show_default=False),
+        typer.Argument(
+            help="Files, folders (with all in them that is not hidden), or - for paths on stdin.", show_default=False
+        ),
     ],
     top_k: Annotated[int, typer.Option(min=1, help="How many of the most probable classes to tell.")] = 3,
     prior: Annotated[

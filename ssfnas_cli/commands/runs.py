@@ -1,4 +1,4 @@
-"""`ssfnas runs`: the runs of a folder, where they stand and what to do next."""
+"""`ssfnas runs`: the runs of folders, where they stand and what to do next."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="A folder of run folders.")] = Path("runs"),
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER", help="Folders of run folders.", show_default="runs"),
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show a table that is refreshed every 2 s until Ctrl-C.")
     ] = False,
@@ -31,14 +34,18 @@ def command(
 ) -> None:
     """List runs with state, progress, last figures, age, and what to do next."""
     set_verbosity(quiet, verbose)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of runs: name the folder that holds them, as 'ssfnas runs FOLDER'")
+    places = folders or [Path("runs")]
+    for folder in places:
+        if not folder.is_dir():
+            raise InputError(
+                f"{folder}: no such folder of runs: name the folder that holds them, as 'ssfnas runs FOLDER'"
+            )
     if watch:
         if json or not stdout().isatty():
             raise UsageError("--watch: draws on a terminal, and this is none: leave it out to get the list once")
-        watch_runs(folder)
+        watch_runs(places)
         return
-    entries = [_entry(run) for run in find_runs(folder)]
+    entries = [_entry(run) for folder in places for run in find_runs(folder)]
     damaged = [entry["path"] for entry in entries if entry["state"] == "damaged"]
     facts = {"kind": "runs", "runs": entries, "damaged": damaged}
     emit(facts, json, lambda console: _show(console, entries, damaged))

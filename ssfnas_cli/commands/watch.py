@@ -1,4 +1,4 @@
-"""`ssfnas runs --watch`: a table of a folder's runs on the terminal, which is refreshed until Ctrl-C."""
+"""`ssfnas runs --watch`: a table of runs on the terminal, which is refreshed until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Row(NamedTuple):
     age: float
 
 
-def watch_runs(folder: Path) -> None:
+def watch_runs(folders: Sequence[Path]) -> None:
     """Draw until Ctrl-C or SIGTERM, and leave the last table on the terminal."""
     from rich.live import Live
 
@@ -43,15 +43,15 @@ def watch_runs(folder: Path) -> None:
     try:
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                live.update(draw(rows_of(folder), console), refresh=True)
+                live.update(draw(rows_of(folders), console), refresh=True)
                 time.sleep(SECONDS)
     except KeyboardInterrupt:
         return  # that is how one leaves
 
 
-def rows_of(folder: Path) -> list[Row]:
-    """The runs, those that need attention first, then those that changed last."""
-    rows = [_row(run) for run in find_runs(folder)] if folder.is_dir() else []
+def rows_of(folders: Sequence[Path]) -> list[Row]:
+    """The runs of folders, those that need attention first, then those that changed last."""
+    rows = [_row(run) for folder in folders if folder.is_dir() for run in find_runs(folder)]
     return sorted(rows, key=lambda row: (ORDER.index(row.state), row.age))
 
 

@@ -6,6 +6,7 @@ Nothing is collected, except the names of the folders that are being read, some 
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,8 +18,10 @@ from ssfnas_cli.errors import InputError
 
 CHUNK_BYTES = 1 << 16
 MAX_PATH_BYTES = 1 << 20
-# How PNG, JPEG, TIFF and GIF files begin. A path could begin so, too, but as good as none does.
-IMAGE_STARTS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+# How PNG, JPEG, GIF, TIFF, WebP, BMP and AVIF or HEIF files begin. As good as no path begins so.
+IMAGE_START = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF.{4}WEBP|BM.{4}\0{4}|.{4}ftyp(avif|hei|mif1)", re.DOTALL
+)
 
 
 class Named(NamedTuple):
@@ -73,7 +76,7 @@ def read_paths(stream: BinaryIO) -> Iterator[str]:
     """
     rest, separator = b"", b""
     while chunk := stream.read1(CHUNK_BYTES):  # type: ignore[attr-defined]
-        if not separator and not rest and chunk.startswith(IMAGE_STARTS):
+        if not separator and not rest and IMAGE_START.match(chunk):
             raise InputError("standard input: an image came, and a list of paths is expected: save it as a file")
         rest += chunk
         separator = separator or min((mark for mark in (b"\0", b"\n") if mark in rest), key=rest.index, default=b"")

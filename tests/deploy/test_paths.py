@@ -52,13 +52,19 @@ def test_a_folder_named_as_an_image_is_a_folder(tmp_path):
     assert below(tmp_path, "img") == [Named("img/y.png/inside.png")]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "AVIF"])
 def test_an_image_in_the_place_of_a_list_is_told(kind):
     content = io.BytesIO()
     Image.new("RGB", (4, 4)).save(content, kind)
     with pytest.raises(InputError, match="an image came, and a list of paths is expected"):
         list(read_paths(io.BytesIO(content.getvalue())))
-    assert list(read_paths(io.BytesIO(b"II.png\nGIF8.gif\nMM"))) == ["II.png", "GIF8.gif", "MM"]
+    assert list(read_paths(io.BytesIO(b"II.png\nGIF8.gif\nBM-4.bmp\nRIFF.webp\nMM"))) == [
+        "II.png",
+        "GIF8.gif",
+        "BM-4.bmp",
+        "RIFF.webp",
+        "MM",
+    ]
 
 
 def test_a_folder_without_images_is_told(tmp_path):

@@ -1,6 +1,7 @@
 """Bad input: one line that names the flag or file and the mend, the right exit code, and every file as it was."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -166,12 +167,18 @@ def test_published_genotype_that_is_none(ssfnas, tmp_path):
             ["nowhere: no such data set", "make-dataset -o nowhere"],
             ["search", "--data", "nowhere"],
         ),
+        (
+            "a file of a run for a run",
+            ["model.safetensors: is a file; a run folder is expected: name its run"],
+            ["evaluate", "{retrain}/model.safetensors"],
+        ),
         ("nothing for runs", ["nowhere: no such folder"], ["runs", "nowhere"]),
     ],
 )
 def test_one_thing_for_another(ssfnas, world, tmp_path, what, words, argv):
     paths = {f"{{{path.name}}}": str(path) for path in world.iterdir()}
-    ssfnas.refuses(3, words, *(paths.get(word, word) for word in argv), cwd=tmp_path)
+    in_place = lambda word: re.sub(r"^{.*?}", lambda match: paths.get(match[0], match[0]), word)
+    ssfnas.refuses(3, words, *map(in_place, argv), cwd=tmp_path)
 
 
 @pytest.mark.parametrize(

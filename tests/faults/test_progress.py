@@ -119,6 +119,9 @@ def test_runs_lists_every_state_with_what_to_do_next(zygote, place, runs):
     assert (listed["stopped"]["epoch"], listed["stopped"]["epochs"]) == (1, 3)
     assert set(listed["stopped"]["figures"]) >= {"weight_loss", "accuracy_alpha_half"}
     assert all(entry["age_seconds"] >= 0 for entry in listed.values())
+    several = zygote.run(["runs", "runs/stopped", "runs/done-search"], place)
+    assert [entry["path"] for entry in several.json["runs"]] == ["runs/stopped", "runs/done-search"]
+    assert zygote.run(["runs", "runs", "gone"], place).code == 3
 
 
 def test_runs_on_a_terminal_shows_every_run_with_what_to_do_next(place, stand_in, runs):

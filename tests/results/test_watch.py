@@ -22,7 +22,7 @@ def test_what_needs_attention_comes_first_and_the_time_left_is_that_of_the_phase
     lock = FolderLock(running.path)
     lock.acquire()
     try:
-        rows = rows_of(tmp_path)
+        rows = rows_of([tmp_path])
     finally:
         lock.release()
     assert [(row.name, row.state) for row in rows] == [
@@ -39,10 +39,10 @@ def test_the_table_is_cut_to_the_terminal_and_says_so(tmp_path):
     for number in range(9):
         make_run(tmp_path / f"run-{number}")
     console = Console(width=90, height=10, record=True)
-    console.print(draw(rows_of(tmp_path), console))
+    console.print(draw(rows_of([tmp_path]), console))
     said = console.export_text()
     assert said.count("done") == 4 and "9 runs, 0 running; 5 more not shown; Ctrl-C leaves" in said
-    assert rows_of(tmp_path / "gone") == []
+    assert rows_of([tmp_path / "gone"]) == []
 
 
 def test_a_run_that_gave_up_says_why_and_how_to_go_on(tmp_path):

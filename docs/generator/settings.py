@@ -21,8 +21,9 @@ from ssfnas_cli.settings import (
 )
 from ssfnas_cli.settings.base import Settings, flatten
 from ssfnas_cli.settings.cost import CostAware
+from ssfnas_cli.settings.execution import Execution
 from ssfnas_cli.settings.federated import Federated
-from ssfnas_cli.settings.models import Execution, SelfSupervised, Training, Views
+from ssfnas_cli.settings.models import SelfSupervised, Training, Views
 from ssfnas_cli.settings.partial import Partial
 
 

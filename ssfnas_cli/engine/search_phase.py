@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from registry import LOSSES, SAMPLERS, collective
@@ -44,6 +43,7 @@ from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine, set_lr
 from ssfnas_cli.engine.mix import Mix, build_mix
 from ssfnas_cli.engine.predict import Scores, accuracy, predict
+from ssfnas_cli.engine.probe import train_probe
 from ssfnas_cli.engine.ranks import check_shares, sampled_lengths
 from ssfnas_cli.engine.search_health import epoch_health, newest_genotype, pruned_mixing
 from ssfnas_cli.engine.search_network import build_search_model
@@ -238,19 +238,11 @@ class SearchPhase:
         self.optimizer.step()
         values = {"weight_loss": reported(loss), "lr": self.optimizer.param_groups[0]["lr"]}
         if self.model.probe is not None:
-            values["probe_loss"] = self._probe_step(features.detach(), batch.weights)
+            optimizer, sums = self.optimizers["probe"], self.gradient_sums["probe"]
+            values["probe_loss"] = train_probe(self.model.probe, optimizer, sums, features.detach(), batch.weights)
         for part in self._learning_parts():
             average_running_statistics(part, batch.weights.share)
         return values
-
-    def _probe_step(self, features: Tensor, batch: Batch) -> Any:
-        assert self.model.probe is not None
-        loss = collective.global_loss(F.cross_entropy(self.model.probe(features), batch.labels), batch.share)
-        self.optimizers["probe"].zero_grad(set_to_none=True)
-        with self.gradient_sums["probe"]:
-            loss.backward()
-        self.optimizers["probe"].step()
-        return reported(loss)
 
     # Objectives
 

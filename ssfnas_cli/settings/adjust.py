@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ssfnas_cli.errors import UsageError
-from ssfnas_cli.settings.models import Execution, PositiveInt, Rate
+from ssfnas_cli.settings.execution import Execution
+from ssfnas_cli.settings.models import PositiveInt, Rate
 
 TRAINED = ("epochs", "batch_size", "lr")
 USES = {  # the settings that each method has a use for

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ssfnas_cli.settings.models import Execution, Rate
+from ssfnas_cli.settings.execution import Execution
+from ssfnas_cli.settings.models import Rate
 
 PERTURBATION_RULE = "perturbation"  # the derivation rule that is a run of its own
 Criterion = Literal["accuracy", "balanced_accuracy", "loss"]

@@ -8,6 +8,7 @@ from search_support import TINY, run, same, state
 from ssfnas_cli.data.augment import to_float
 from ssfnas_cli.data.batches import Batch, normaliser
 from ssfnas_cli.engine.device import Device
+from ssfnas_cli.engine.probe import train_probe
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.settings import SearchSettings, load_settings
 
@@ -48,7 +49,8 @@ def test_rescaling_the_features_changes_nothing_for_the_probe(search):
     for phase, scale in zip(phases, scales, strict=True):
         phase.model.train()
         for _ in range(50):
-            phase._probe_step(scale * features, Batch((), labels))
+            optimizer, sums = phase.optimizers["probe"], phase.gradient_sums["probe"]
+            train_probe(phase.model.probe, optimizer, sums, scale * features, Batch((), labels))
         phase.model.eval()
     one, other = (phase.model.probe(scale * features) for phase, scale in zip(phases, scales, strict=True))
     torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)

@@ -114,7 +114,7 @@ class Zygote:
         streams: Path | None = None,
         environ: dict[str, str] | None = None,
     ) -> Child:
-        """Start `ssfnas argv`, with `faults` that zygote.py knows. What it says goes to files in `streams` or `cwd`."""
+        """Start `ssfnas argv` with `faults` of injected.py. What it says goes to files in `streams` or `cwd`."""
         self._live()
         self.count += 1
         folder = streams or cwd
@@ -165,7 +165,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 240) -> None:
 
 
 def with_faults(faults: dict[str, Any]) -> dict[str, str]:
-    """The environment that brings faults of zygote.py into the installed `ssfnas`; only those that import no torch."""
+    """The environment that brings faults into the installed `ssfnas`: those of injected.py that import no torch."""
     paths = [str(HERE / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"PYTHONPATH": os.pathsep.join(paths), "SSFNAS_TEST_FAULTS": json.dumps(faults)}
 

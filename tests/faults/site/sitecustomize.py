@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import zygote
+import injected
 
 sys.path.pop(0)
 # torchrun itself has none: it hands them on to the ranks that it starts.
 if "RANK" in os.environ or "torch.distributed.run" not in sys.orig_argv:
-    zygote.apply(json.loads(os.environ.pop("SSFNAS_TEST_FAULTS", "{}")))
+    injected.apply(json.loads(os.environ.pop("SSFNAS_TEST_FAULTS", "{}")))

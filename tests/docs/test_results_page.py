@@ -1,8 +1,11 @@
 """docs/results.md: its commands are understood, and experiments/fill.py fills a page with what commands say."""
 
 import importlib.util
+import json
 import shlex
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +79,64 @@ def test_what_cannot_be_made_keeps_what_was_there(fill, tmp_path):
     page, failed = filled(fill, tmp_path, text)
     assert page == text.replace("ls runs/none -->\n", "ls runs/none -->\nNot there yet: `ls runs/none`\n")
     assert len(failed) == 2 and "No such file" in failed[0]
+
+
+@pytest.fixture(scope="module")
+def keep():
+    return load("keep")
+
+
+@pytest.fixture(scope="module")
+def restored(keep, tmp_path_factory):
+    """A folder with all runs that are committed, in a folder for each sweep."""
+    folder = tmp_path_factory.mktemp("restored")
+    for file in sorted(keep.FOLDER.glob(f"*{keep.SUFFIX}")):
+        assert keep.restore(file, folder / file.name.removesuffix(keep.SUFFIX)) > 0
+    return folder
+
+
+def test_the_tables_of_the_page_are_what_the_committed_runs_say(restored):
+    fill = load("fill")
+    sweeps, checked = {path.name for path in restored.iterdir()}, 0
+    for mark in fill.MARK.finditer(PAGE.read_text()):
+        part = fill.read_part(mark)
+        if part.kind == "table" and fill.EMPTY not in mark["body"]:
+            body, why = fill.fill_part(part, PAGE, restored)
+            assert (body, why) == (mark["body"], ""), part.command
+            checked += 1
+    assert checked >= 2 and "table1-digits" in sweeps
+
+
+def test_a_sweep_passes_over_what_is_restored(restored, keep, tmp_path):
+    """On another machine it goes on where the committed runs end, once the data set is made."""
+    runs = tmp_path / "runs" / "table1-digits"
+    keep.restore(keep.FOLDER / f"table1-digits{keep.SUFFIX}", runs)
+    argv = ["sweep", ROOT / "experiments" / "table1" / "digits.toml", "-o", runs]
+    ssfnas = Path(sys.executable).with_name("ssfnas")
+    subprocess.run([ssfnas, *argv, "--only", "data-*", "--run", "-q"], check=True, capture_output=True)
+    listed = subprocess.run([ssfnas, *argv], check=True, capture_output=True, text=True)
+    assert " 0 to do" in listed.stdout + listed.stderr
+
+
+def test_kept_runs_are_kept_again_as_they_are_and_others_stay(restored, keep, tmp_path):
+    kept = keep.FOLDER / f"table1-digits{keep.SUFFIX}"
+    again = tmp_path / "again.jsonl.xz"
+    keep.keep(restored / "table1-digits", again)
+    assert keep.read(again) == keep.read(kept)
+    few = tmp_path / "few"
+    keep.restore(kept, few)
+    for path in list(few.iterdir())[1:]:
+        shutil.rmtree(path)
+    assert keep.keep(few, again) == 1 and keep.read(again) == keep.read(kept)
+
+
+def test_a_run_that_names_another_place_is_not_kept(keep, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"command": f"ssfnas retrain {tmp_path}/g.json --data {tmp_path}/data"}))
+    assert keep.content(path, str(tmp_path)) == {"json": {"command": "ssfnas retrain {runs}/g.json --data {runs}/data"}}
+    path.write_text(json.dumps({"command": "ssfnas retrain /home/me/g.json"}))
+    with pytest.raises(ValueError, match="names /home/me/g.json"):
+        keep.content(path, str(tmp_path))
 
 
 def test_cifar_10_is_written_as_a_folder_by_the_names_of_its_archive(tmp_path):

@@ -1,4 +1,4 @@
-"""The candidate operations of an edge (DARTS, section 3; REFERENCE: quark0/darts cnn/operations.py).
+"""The candidate operations of an edge (DARTS, section 3; quark0/darts, cnn/operations.py).
 
 An op's factory takes `(channels, stride, affine, options)` and returns a module that maps [N, C, H, W] to
 [N, C, H/stride, W/stride], rounded up. `affine` says whether batch normalisation has weights. It has none in the

@@ -14,7 +14,7 @@ from ssfnas_cli.settings.execution import Execution
 from ssfnas_cli.settings.federated import Federated
 from ssfnas_cli.settings.partial import Partial
 
-PAPER_OPS = (  # paper.md, IV-B
+PAPER_OPS = (  # SSF-NAS (arXiv 2406.16949), IV-B
     "none",
     "max_pool_3x3",
     "avg_pool_3x3",
@@ -36,7 +36,7 @@ Concentration = Annotated[float, Field(gt=0, le=1000)]
 
 
 class Views(Settings):
-    """The augmentation of self-supervised views (Barlow Twins; REFERENCE gives its probabilities)."""
+    """The augmentation of self-supervised views (Barlow Twins, section 2 and appendix A)."""
 
     min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image a random crop keeps")
     brightness: float = Field(0.4, ge=0, le=1, description="largest change of the brightness, as a share of it")

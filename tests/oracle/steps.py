@@ -29,7 +29,7 @@ class DirectSearch:
 
     Args:
         alphas: {"normal", "reduce"} -> leaf tensors [num_edges, num_ops].
-        relaxation: `softmax` (DARTS) or `sigmoid` (FairDARTS, with the zero-one loss of paper.md's Eq. 6 and 7: L1,
+        relaxation: `softmax` (DARTS) or `sigmoid` (FairDARTS, with the zero-one loss of SSF-NAS's Eq. 6 and 7: L1,
             a mean over all sigmoids).
         order: 1 (xi = 0) or 2, whose difference quotient has steps of length `radius`.
     """

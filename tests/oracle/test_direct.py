@@ -53,7 +53,7 @@ def golden(name):
 
 
 def test_the_supernet_has_the_published_number_of_weights():
-    """1,930,618 at C=16, 8 cells, 10 classes (REFERENCE)."""
+    """1,930,618 at C=16, 8 cells, 10 classes, as the public code of DARTS counts."""
     net = direct.Supernet(3, 16, 8, PAPER_OPS)
     head = nn.Linear(net.num_features, 10)
     assert sum(value.numel() for part in (net, head) for value in part.parameters()) == 1_930_618
@@ -69,7 +69,7 @@ def test_a_derived_network_has_the_published_number_of_weights(name):
 
 
 def test_on_large_images_a_derived_network_has_the_published_number_of_weights():
-    """DARTS_V2 at C=48, 14 cells and 1,000 classes, with the auxiliary head (REFERENCE)."""
+    """DARTS_V2 at C=48, 14 cells and 1,000 classes, with the auxiliary head, as the public code of DARTS counts."""
     genotype, _ = golden("darts_v2")
     with torch.device("meta"):
         net = direct.Classifier(plans(genotype), genotype.drop_path, 3, 48, 14, 1000, large=True)

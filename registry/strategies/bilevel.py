@@ -41,8 +41,8 @@ def second_order(
 
         w' = w - xi (momentum v + c g + weight_decay w)
 
-    The product with the mixed second derivative is a central difference (DARTS, Eq. 7 and 8; quark0/darts, cnn/architect.py).
-    Its direction u is h = grad_w' L_val times the transposed Jacobian of the clipping:
+    The product with the mixed second derivative is a central difference (DARTS, Eq. 7 and 8; cnn/architect.py of its
+    public code). Its direction u is h = grad_w' L_val times the transposed Jacobian of the clipping:
 
         d_alpha L_val(w', alpha) - xi * (d_alpha L_train(w + R u) - d_alpha L_train(w - R u)) / (2 R)
         u = c (h - n (n . h)) with n = g / |g| if the gradient is clipped, else u = h;  R = radius / |u|

@@ -36,7 +36,7 @@ Concentration = Annotated[float, Field(gt=0, le=1000)]
 
 
 class Views(Settings):
-    """The augmentation of self-supervised views (Barlow Twins, section 2 and appendix A)."""
+    """The augmentation of self-supervised views (Barlow Twins, section 2.2)."""
 
     min_scale: float = Field(0.2, gt=0, le=1, description="smallest share of the image a random crop keeps")
     brightness: float = Field(0.4, ge=0, le=1, description="largest change of the brightness, as a share of it")

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import re
 import resource
-import subprocess
-import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,20 +135,20 @@ def once(trace: Callable[..., Any]) -> Callable[..., Any]:
     return traced
 
 
-def prove(name: str) -> dict[str, Any]:
+def prove(name: str, max_weights: float) -> dict[str, Any]:
     """Export a network in both formats; what came of it.
 
     Deep networks of random weights magnify rounding errors where their last maps are single pixels. Such a one is tried
     again at a larger side.
     """
-    found = _prove(name, SIDES)
+    found = _prove(name, SIDES, max_weights)
     refused = [found[suffix] for suffix in FORMATS if isinstance(found.get(suffix), str)]
     if refused and name not in CELLS and found["side"] < SIDES[-2]:
-        return _prove(name, SIDES[-2:]) | {"smaller": {"side": found["side"], "why": refused[0]}}
+        return _prove(name, SIDES[-2:], max_weights) | {"smaller": {"side": found["side"], "why": refused[0]}}
     return found
 
 
-def _prove(name: str, sides: tuple[int, ...]) -> dict[str, Any]:
+def _prove(name: str, sides: tuple[int, ...], max_weights: float) -> dict[str, Any]:
     began = time.monotonic()
     try:
         model = build(name, sides)
@@ -156,7 +156,7 @@ def _prove(name: str, sides: tuple[int, ...]) -> dict[str, Any]:
         return {"name": name, "side": None, "why": str(error)}
     weights = sum(weight.numel() for weight in model.module.parameters())
     facts: dict[str, Any] = {"name": name, "side": model.card.image_size, "weights": weights}
-    if weights > ARGUMENTS.max_weights:
+    if weights > max_weights:
         return {**facts, "why": f"has {weights:,} weights"}
     facts["deviation"] = make_real(model)
     exporting.images_to_check = lambda card, data: (smooth_images(32, card.image_size, seed=2), "smooth images")
@@ -239,19 +239,35 @@ def write(section: str) -> None:
     PAGE.write_text(re.sub(pattern, lambda _: f"{begin}\n{section}\n{end}", text, flags=re.DOTALL), encoding="utf-8")
 
 
+def prove_by_itself(name: str, max_weights: float) -> dict[str, Any]:
+    """`prove` in a process of its own; why that ended, if it did."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_send_proof, args=(name, max_weights, theirs))
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:
+        found = None
+    process.join()
+    return found or {"name": name, "side": None, "why": f"exit code {process.exitcode}"}
+
+
+def _send_proof(name: str, max_weights: float, pipe: Any) -> None:
+    torch.set_num_threads(1)
+    try:
+        found = prove(name, max_weights)
+    except Exception:
+        found = {"name": name, "side": None, "why": f"exit code 1: {traceback.format_exc()[-300:]}"}
+    pipe.send(found)
+
+
 def main() -> None:
     """Export what is missing, and write the section."""
     names = ARGUMENTS.names or [*CELLS, *NETWORKS.names()]
-    if ARGUMENTS.one:
-        print(json.dumps(prove(ARGUMENTS.one)))
-        return
     for name in missing(ARGUMENTS.out, names):
-        command = [sys.executable, __file__, "--one", name, "--max-weights", str(ARGUMENTS.max_weights)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        line = done.stdout.strip().splitlines()[-1] if done.returncode == 0 else ""
-        line = line or json.dumps(
-            {"name": name, "side": None, "why": f"exit code {done.returncode}: {done.stderr[-300:]}"}
-        )
+        line = json.dumps(prove_by_itself(name, ARGUMENTS.max_weights))
         print(line, flush=True)
         with ARGUMENTS.out.open("a") as stream:
             stream.write(line + "\n")
@@ -267,11 +283,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", help="default: all")
     parser.add_argument("--out", type=Path, default=Path("export-networks.jsonl"), help="a line for each network")
     parser.add_argument("--max-weights", type=float, default=MAX_WEIGHTS)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     ARGUMENTS = parse()
-    torch.set_num_threads(1)
     main()

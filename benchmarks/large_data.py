@@ -33,8 +33,8 @@ from PIL import Image
 from ssfnas_cli.machine import environment
 
 SSFNAS = str(Path(sys.executable).with_name("ssfnas"))
-CLASSES, NETWORK, BATCH = 10, "shufflenet_v2_x0_5", 64
-NUM_FEW = 8 * BATCH  # images that show what the network takes
+CLASSES, NETWORK, QUICK_NETWORK, BATCH = 10, "shufflenet_v2_x0_5", "resnet20", 64
+NUM_FEW, QUICK_NUM_FEW = 8 * BATCH, BATCH  # images that show what the network takes
 POLL_SECONDS = 0.05
 
 
@@ -134,10 +134,10 @@ def measure(*argv: str | Path) -> Measured:
     return Measured(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, peak / 1e6)
 
 
-def train(data: Path, run: Path, workers: int) -> Measured:
+def train(network: str, data: Path, run: Path, workers: int) -> Measured:
     """An epoch."""
     shape = ["--epochs", "1", "--batch-size", BATCH, "--threads", "1", "--workers", workers, "--preset", "quick"]
-    return measure("retrain", NETWORK, "--data", data, *map(str, shape), "-o", run, "-q")
+    return measure("retrain", network, "--data", data, *map(str, shape), "-o", run, "-q")
 
 
 def measure_all(options: argparse.Namespace, folder: Path) -> list[list[str]]:
@@ -145,10 +145,11 @@ def measure_all(options: argparse.Namespace, folder: Path) -> list[list[str]]:
     side = options.side
     num = int(options.gigabytes * 1e9) // (side * side * 3)
     num_test = max(CLASSES, num // 50)
+    num_few, network = (QUICK_NUM_FEW, QUICK_NETWORK) if options.quick else (NUM_FEW, NETWORK)
     few, networks = folder / "few", {}
     write_few = folder / "few-source"
     write_few.mkdir()
-    measure("make-dataset", *write_npz(write_few, side, {"train": NUM_FEW, "test": CLASSES}), "-o", few, "-q")
+    measure("make-dataset", *write_npz(write_few, side, {"train": num_few, "test": CLASSES}), "-o", few, "-q")
     rows: list[list[str]] = []
 
     def add(what: str, num_images: int, taken: Measured, beyond: float) -> None:
@@ -158,8 +159,8 @@ def measure_all(options: argparse.Namespace, folder: Path) -> list[list[str]]:
         print(" | ".join(rows[-1]), file=sys.stderr, flush=True)
 
     for workers in options.workers:
-        networks[workers] = taken = train(few, folder / f"few-{workers}", workers)
-        add(f"an epoch, {workers} loader processes: the network's", NUM_FEW, taken, 0)
+        networks[workers] = taken = train(network, few, folder / f"few-{workers}", workers)
+        add(f"an epoch, {workers} loader processes: the network's", num_few, taken, 0)
     for source in options.source:
         origin, data = folder / source, folder / f"{source}-data"
         origin.mkdir()
@@ -169,7 +170,7 @@ def measure_all(options: argparse.Namespace, folder: Path) -> list[list[str]]:
         shutil.rmtree(origin)
         if source == options.source[0]:
             for workers in options.workers:
-                taken = train(data, folder / f"run-{workers}", workers)
+                taken = train(network, data, folder / f"run-{workers}", workers)
                 beyond = taken.megabytes - networks[workers].megabytes
                 add(f"an epoch, {workers} loader processes", num - num_test, taken, beyond)
         shutil.rmtree(data)
@@ -181,11 +182,12 @@ def render(options: argparse.Namespace, rows: list[list[str]]) -> str:
     facts: dict[str, Any] = environment()
     command = f"--gigabytes {options.gigabytes:g} --source {' '.join(options.source)}"
     workers = " ".join(map(str, options.workers))
+    network = QUICK_NETWORK if options.quick else NETWORK
     return "\n\n".join(
         [
             f"`python benchmarks/large_data.py {command} --workers {workers}`, {facts['processor']}, "
             f"{facts['cores']} cores, 1 thread, torch {facts['torch']}, Python {facts['python']}. Images of noise, "
-            f"{options.side}x{options.side} in colour; `retrain {NETWORK}`, batch {BATCH}. Memory is the peak of what "
+            f"{options.side}x{options.side} in colour; `retrain {network}`, batch {BATCH}. Memory is the peak of what "
             "the system cannot take back, anonymous and shared, added up over the command and its loader processes, "
             f"looked at every {POLL_SECONDS:g} s; mapped pages of files do not count. Seconds are on the clock and, in "
             "brackets, of processor time.",
@@ -205,10 +207,10 @@ def main() -> None:
     parser.add_argument("--source", nargs="+", choices=SOURCES, default=list(SOURCES), help="made from; trained once")
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2], help="loader processes (0 2)")
     parser.add_argument("--folder", type=Path, help="where the files are written; default: Python's temporary folder")
-    parser.add_argument("--quick", action="store_true", help="2 MB of 32x32, to try the script; docs are not written")
+    parser.add_argument("--quick", action="store_true", help="0.6 MB of 32x32, to try the script; docs are not written")
     options = parser.parse_args()
     if options.quick:
-        options.gigabytes, options.side = 0.002, 32
+        options.gigabytes, options.side = 0.0006, 32
     with tempfile.TemporaryDirectory(prefix="ssfnas-large-", dir=options.folder) as name:
         wanted, free = 3e9 * options.gigabytes, shutil.disk_usage(name).free
         if wanted > free:

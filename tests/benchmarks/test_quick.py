@@ -1,9 +1,6 @@
 """The benchmarks run: at a tiny shape, where the sides must give the same losses, and go on from a file."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,15 +22,6 @@ def run(zygote, tmp_path):
         return done.out
 
     return in_a_fork
-
-
-def run_afresh(script, *arguments):
-    """The same in a process of its own, whose memory is that of the benchmark alone."""
-    command = [sys.executable, str(ROOT / "benchmarks" / script), "--quick", *map(str, arguments)]
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environ, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow
@@ -138,8 +126,9 @@ def test_many_images_are_made_and_evaluated_number_by_number(run, zygote, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_data_set_of_every_source_is_made_and_trained_on_and_its_memory_is_seen():
-    table = run_afresh("large_data.py", "--workers", 0)
+def test_a_data_set_of_every_source_is_made_and_trained_on_and_its_memory_is_seen(run):
+    """What is measured are commands in processes of their own, whose memory is theirs alone."""
+    table = run("large_data.py", "--workers", 0)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     peaks = {row[0]: float(row[4].replace(",", "")) for row in rows[2:]}
     made = {name: peak for name, peak in peaks.items() if name.startswith("make-dataset")}

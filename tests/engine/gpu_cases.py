@@ -19,14 +19,14 @@ SEARCH = {
     "layers": 3,
     "batch_size": 8,
     "epochs": 3,
-    "ops": ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"),
+    "ops": ("none", "max_pool_3x3", "skip_connect"),
     "alpha_lr": 0.05,
 }
 RETRAIN = {"channels": 4, "layers": 3, "batch_size": 8, "epochs": 3}
 
 # What is set beside these; flags stand without a dot.
 SEARCHES = {
-    "softmax": {},
+    "softmax": {"ops": ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3")},
     "softmax, second order": {"order": 2},
     "sigmoid, barlow": {"relax": "sigmoid", "loss": "barlow"},
     "dirichlet": {"relax": "dirichlet", "relax.kl_weight": 0.1},
@@ -46,6 +46,7 @@ SEARCHES = {
     },
     "progressive, skip dropout, beta decay": {
         "strategy": "progressive",
+        "ops": ("none", "max_pool_3x3", "skip_connect", "avg_pool_3x3"),
         "strategy.ops": "4,3,2",
         "strategy.add_layers": "0,0,0",
         "strategy.skip_dropout": "0.5,0.5,0.5",

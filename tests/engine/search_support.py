@@ -16,17 +16,22 @@ TINY = {
     "layers": 3,
     "batch_size": 16,
     "epochs": 4,
-    "ops": ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3"),
+    "ops": ("none", "max_pool_3x3", "skip_connect", "avg_pool_3x3"),  # quick; the skips of reductions have weights
     "alpha_lr": 0.05,
 }
+WITH_CONVOLUTION = {**TINY, "ops": ("none", "max_pool_3x3", "skip_connect", "dil_conv_3x3")}
 
 
 @pytest.fixture
-def search(tiny_digits):
-    """`search(loss="barlow", order=2, ...)`: a phase on tiny digits; dotted settings in `sets`."""
+def search(tiny_digits, request):
+    """`search(loss="barlow", order=2, ...)`: a phase on tiny digits; dotted settings in `sets`.
+
+    A module may have a `TINY` of its own.
+    """
+    tiny = getattr(request.module, "TINY", TINY)
 
     def build(*sets, data=tiny_digits, halves=None, **settings):
-        resolved = load_settings(SearchSettings, sets=sets, flags={**TINY, **settings}).resolve_plugins()
+        resolved = load_settings(SearchSettings, sets=sets, flags={**tiny, **settings}).resolve_plugins()
         return SearchPhase(resolved, data, Device("cpu", 0), halves)
 
     return build

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from search_support import TINY, alphas_of, dying_at, run
+from search_support import WITH_CONVOLUTION as TINY
+from search_support import alphas_of, dying_at, run
 
 from registry.space import CELL_TYPES
 from registry.strategies.random_search import RandomSearch

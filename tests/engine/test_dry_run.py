@@ -19,7 +19,7 @@ from ssfnas_cli.settings import SearchSettings, load_settings
 
 TORCH = ("--set", "kernels=torch")
 TINY = {"channels": 2, "layers": 3, "batch_size": 16, "epochs": 2, "kernels": "torch"}
-TINY["ops"] = ("none", "max_pool_3x3", "sep_conv_3x3")
+TINY["ops"] = ("none", "max_pool_3x3", "dil_conv_3x3")
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_request_to_stop_that_came_before_ends_it(settings, monkeypatch):
 
 
 def test_an_interrupt_ends_it_at_once(zygote, tmp_path, tmp_path_factory, tiny_digits):
-    shape = ["--channels", "2", "--layers", "3", "--threads", "1"]
+    shape = ["--channels", "2", "--layers", "3", "--threads", "1", "--set", f"ops={','.join(TINY['ops'])}"]
     argv = ["search", "--data", tiny_digits.path, "--dry-run", *shape, *TORCH]
     faults = {"signal_at_step": [signal.SIGINT, "search", 0, 1, 0]}  # see tests/faults/zygote.py
     done = zygote.run(argv, tmp_path, faults, streams=tmp_path_factory.mktemp("streams"))
@@ -139,6 +139,7 @@ def test_an_interrupt_ends_it_at_once(zygote, tmp_path, tmp_path_factory, tiny_d
 def test_a_search_takes_what_was_predicted(zygote, tmp_path, tiny_digits):
     """Memory within 20 %, and steps and bytes exactly. Seconds are the machine's own business and are not compared."""
     shape = ["--channels", "6", "--layers", "3", "--batch-size", "32", "--epochs", "1", "--threads", "1", *TORCH]
+    shape += ["--set", f"ops={','.join(TINY['ops'])}"]
     argv = ["search", "--data", tiny_digits.path, *shape, "--loss", "barlow", "--workers", "1"]
 
     def ssfnas(*flags):

@@ -2,8 +2,6 @@
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import gpu_cases
@@ -13,6 +11,7 @@ from torch.utils import backend_registration
 from registry import LOSSES
 from ssfnas_cli.engine.device import Device
 
+ROOT = Path(__file__).parents[2]
 OTHERS = [*(f"loss {name}" for name in LOSSES.names()), "cost"]
 # Which ops a path of `gumbel` has is read for each cell type in both forward passes: it says what is to be computed.
 READS = {"gumbel": 4 * ["a copy to the host"]}
@@ -20,14 +19,14 @@ DRAWN_THERE = {"dirichlet", "retrain, everything"}  # by the generator of the de
 
 
 @pytest.fixture(scope="module")
-def pretended():
+def pretended(zygote, tmp_path_factory):
     """What each case waited for and gave on the pretended GPU."""
     if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this torch cannot pretend a device")
-    script = Path(__file__).with_name("pretended_gpu.py")
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+    script = {"script": str(Path(__file__).with_name("pretended_gpu.py"))}
+    done = zygote.run([], tmp_path_factory.mktemp("pretended"), script, environ={"PYTHONPATH": str(ROOT)})
+    assert done.code == 0, done.err[-2000:]
+    return {line["case"]: line for line in map(json.loads, done.out.splitlines())}
 
 
 @pytest.mark.parametrize("name", [*gpu_cases.CASES, *OTHERS])

@@ -27,7 +27,7 @@ from ssfnas_cli.results.facts import read_facts
 from ssfnas_cli.settings import PerturbationSettings, SearchSettings, load_settings
 
 OPS = ("none", "skip_connect", "max_pool_3x3", "sep_conv_3x3")
-RUN_OPS = ("none", "max_pool_3x3", "dil_conv_3x3")  # of whole runs, which are the quicker for it
+RUN_OPS = ("none", "max_pool_3x3", "skip_connect")  # of whole runs, which are the quicker for it
 EDGES = edge_list()
 
 

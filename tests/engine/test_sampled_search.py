@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from search_support import TINY, alphas_of, run
+from search_support import WITH_CONVOLUTION as TINY
+from search_support import alphas_of, run
 
 from registry.space import edge_list
 from ssfnas_cli.engine.loop import seed_for_step

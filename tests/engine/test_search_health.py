@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from search_support import TINY, alphas_of, run, same, state
+from search_support import WITH_CONVOLUTION as TINY
+from search_support import alphas_of, run, same, state
 
 from registry.space import edge_list
 from ssfnas_cli.artifacts.run import RunFolder

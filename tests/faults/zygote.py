@@ -37,14 +37,19 @@ def serve() -> None:
 
 
 def prepare() -> None:
-    """Do once what every command would do alike at its start: imports, and the parser of all flags."""
+    """Do once what every command would do alike at its start: imports, and the parser of all flags.
+
+    Dry runs time as few steps as they may, where the program takes up to ten seconds for it.
+    """
     import sklearn.metrics  # noqa: F401
     import torch._dynamo  # noqa: F401  the first optimizer imports it, which takes a second
     import typer
 
     import ssfnas_cli
     from ssfnas_cli import main
+    from ssfnas_cli.engine import dry_run
 
+    dry_run.ENOUGH_SECONDS = 0.0
     for package in ("artifacts", "commands", "data", "deploy", "engine", "nets", "results", "sweep"):
         folders = [str(Path(folder, package)) for folder in ssfnas_cli.__path__]
         for module in pkgutil.walk_packages(folders, f"ssfnas_cli.{package}."):

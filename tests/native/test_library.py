@@ -229,6 +229,7 @@ def test_the_name_of_a_library_depends_on_the_c_library(small, monkeypatch):
 def test_kernels_asked_for_by_name_and_without_a_compiler_a_search_is_done_by_torch(tmp_path):
     script = Path(sys.executable).with_name("ssfnas")
     small = ["--epochs", "1", "--channels", "2", "--layers", "3", "--threads", "1", "--set", "kernels=compiled"]
+    small += ["--set", "ops=none,max_pool_3x3,skip_connect,sep_conv_3x3"]
     env = os.environ | {"CXX": "no-such-compiler"}
     done = subprocess.run(
         [script, "search", *small, "--batch-size", "256", "-o", tmp_path / "run"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import pytest
@@ -27,13 +28,18 @@ def build(request):
     if request.param == "kernels" and kernels is None:
         pytest.skip("no C++ compiler")
 
-    def make(layers: int = 4) -> Supernet:
-        torch.manual_seed(0)
-        net = Supernet(3, 4, layers, PAPER_OPS).double()
+    def make() -> Supernet:
+        net = supernet()
         net.compile_with(kernels)
         return net
 
     return make
+
+
+def supernet() -> Supernet:
+    """One that has the same weights every time."""
+    torch.manual_seed(0)
+    return Supernet(3, 2, 3, PAPER_OPS).double()
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -85,25 +91,33 @@ def leaves(pattern) -> dict[str, Tensor]:
     return {kind: pattern().requires_grad_() for kind in CELL_TYPES}
 
 
-@pytest.mark.parametrize("side", [8, 9])
-@every_pattern
+@functools.cache
+def direct_sum(pattern, side: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    """The direct result of the supernet that `build` makes, and its gradients for mixing weights and weights."""
+    slow, net = oracle.Supernet(3, 2, 3, PAPER_OPS).double(), supernet()
+    oracle.load_product(slow, net.state_dict())
+    mixing = leaves(pattern)
+    out = slow(draw(3, 3, side, side, seed=1), mixing)
+    (out * draw(3, net.num_features, seed=2)).sum().backward()
+    return out.detach(), {kind: values.grad for kind, values in mixing.items()}, oracle.product_gradients(slow)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "side"),
+    [*((pattern, 9) for pattern in PATTERNS), (half, 8)],
+    ids=lambda value: getattr(value, "__name__", None),
+)
 def test_the_result_and_the_gradients_are_those_of_the_direct_sum(build, pattern, side):
     net, x, mixing = build(), draw(3, 3, side, side, seed=1), leaves(pattern)
-    slow = oracle.Supernet(3, 4, 4, PAPER_OPS).double()
-    oracle.load_product(slow, net.state_dict())
-    push = draw(3, net.num_features, seed=2)
     out = net(x, mixing)
-    (out * push).sum().backward()
-    expected_mixing = leaves(pattern)
-    expected = slow(x, expected_mixing)
-    (expected * push).sum().backward()
+    (out * draw(3, net.num_features, seed=2)).sum().backward()
+    expected, expected_mixing, gradients = direct_sum(pattern, side)
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-11)
     for kind in CELL_TYPES:
         live = mixing[kind] != 0
         assert not mixing[kind].grad[~live].any(), "the gradient with respect to a zero weight is zero"
         live[:, PAPER_OPS.index("none")] = False
-        torch.testing.assert_close(mixing[kind].grad[live], expected_mixing[kind].grad[live], rtol=1e-7, atol=1e-9)
-    gradients = oracle.product_gradients(slow)
+        torch.testing.assert_close(mixing[kind].grad[live], expected_mixing[kind][live], rtol=1e-7, atol=1e-9)
     for name, value in net.named_parameters():
         got = torch.zeros_like(value) if value.grad is None else value.grad
         torch.testing.assert_close(got, gradients[name], rtol=1e-7, atol=1e-9, msg=name)
@@ -176,7 +190,7 @@ def test_the_fewer_ops_are_live_the_fewer_maps_are_kept(build):
 
 
 def test_a_node_that_receives_nothing_is_a_map_of_zeros(build):
-    for cell in build(layers=3).cells:
+    for cell in build().cells:
         assert isinstance(cell, SearchCell)
         older, newer = inputs_of(cell, side=7)
         weights = torch.zeros(14, NUM_OPS, dtype=torch.float64)

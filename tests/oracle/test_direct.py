@@ -151,7 +151,7 @@ def small_net(seed):
     """Weights, images, labels and mixing weights by a seed, and the oracle's gradients in float64 and float32."""
     torch.manual_seed(seed)
     net = SearchModel(Supernet(3, 16, 3, PAPER_OPS), 3, objective("ce"))
-    images, labels = draw(8, 3, 16, 16, seed=seed).float(), torch.arange(8) % 3
+    images, labels = draw(4, 3, 12, 12, seed=seed).float(), torch.arange(4) % 3
     mixing = {kind: torch.rand(14, 8).requires_grad_() for kind in ("normal", "reduce")}
     arguments = net.state_dict(), PAPER_OPS, [images], labels, mixing
     exact, single = direct.direct_gradients(*arguments, torch.float64)[1], direct.direct_gradients(*arguments)[1]
@@ -168,7 +168,7 @@ def test_in_float32_every_gradient_is_about_as_far_from_float64_as_the_direct_on
     if path == "compiled" and kernels is None:
         pytest.skip("no C++ compiler")
     mine, direct_ones = defaultdict(list), defaultdict(list)
-    for seed in range(7):
+    for seed in range(4):
         weights, images, labels, mixing, exact, single = small_net(seed)
         net = SearchModel(Supernet(3, 16, 3, PAPER_OPS), 3, objective("ce"))
         net.load_state_dict(weights)
@@ -223,7 +223,9 @@ def test_an_op_the_oracle_does_not_know_can_be_given():
 )
 def test_the_products_search_steps(tiny_digits, monkeypatch, relax, loss, order):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # the product takes its losses in float32
-    ops = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
+    ops = ("none", "max_pool_3x3", "skip_connect", "dil_conv_5x5")
+    if order == 1:  # the second order takes several times as long, and is the same for every op
+        ops += ("avg_pool_3x3", "sep_conv_3x3")
     flags = {"channels": 2, "layers": 3, "batch_size": 16, "epochs": 4, "ops": ops}
     flags |= {"relax": relax, "loss": loss, "order": order}
     settings = load_settings(SearchSettings, sets=["relax.init_std=0.1"], flags=flags).resolve_plugins()

@@ -62,13 +62,16 @@ def finished(runs: Path) -> Iterator[Path]:
 
 
 def content(path: Path, root: str) -> dict[str, Any]:
-    """What a line says of a file."""
+    """What a line says of a file. A sealed one loses its sha256, since the paths in it will be others."""
     if path.name == ALPHAS:
         return {"base64": base64.b64encode(path.read_bytes()).decode()}
     text = path.read_text(encoding="utf-8").replace(root, HERE)
     if found := OTHER_PATH.search(text):
         raise ValueError(f"{path}: names {found[0]}, which is not in the folder")
-    return {"json": json.loads(text)} if path.suffix == ".json" else {"text": text}
+    if path.suffix != ".json":
+        return {"text": text}
+    value = json.loads(text)
+    return {"json": value, "sealed": value.pop("sha256", None) is not None}
 
 
 def read(file: Path) -> list[dict[str, Any]]:
@@ -92,8 +95,7 @@ def _restored(line: dict[str, Any], root: str) -> bytes:
     if "text" in line:
         return str(line["text"]).replace(HERE, root).encode()
     value = json.loads(json.dumps(line["json"]).replace(HERE, json.dumps(root)[1:-1]))
-    if "sha256" in value:  # of the content, in which the paths are others now
-        del value["sha256"]
+    if line["sealed"]:
         value["sha256"] = seal(value)
     return f"{layout_json(value)}\n".encode()
 

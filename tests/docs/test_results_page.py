@@ -133,7 +133,10 @@ def test_kept_runs_are_kept_again_as_they_are_and_others_stay(restored, keep, tm
 def test_a_run_that_names_another_place_is_not_kept(keep, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"command": f"ssfnas retrain {tmp_path}/g.json --data {tmp_path}/data"}))
-    assert keep.content(path, str(tmp_path)) == {"json": {"command": "ssfnas retrain {runs}/g.json --data {runs}/data"}}
+    assert keep.content(path, str(tmp_path)) == {
+        "json": {"command": "ssfnas retrain {runs}/g.json --data {runs}/data"},
+        "sealed": False,
+    }
     path.write_text(json.dumps({"command": "ssfnas retrain /home/me/g.json"}))
     with pytest.raises(ValueError, match=r"names /home/me/g\.json"):
         keep.content(path, str(tmp_path))

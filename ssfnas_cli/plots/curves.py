@@ -42,10 +42,10 @@ def draw(groups: Sequence[Group]) -> Figure:
     lines: dict[int, Line2D] = {}
     for (name, title), place in zip(chosen, axes, strict=True):
         lines = _draw_panel(groups, name, title, place) | lines
-    several = any(len(group.runs) > 1 for group in groups)
-    note = "lines: mean of the seeds; bands: from the least to the most of them" if several else ""
     ends = {number: float(np.asarray(line.get_ydata())[-1]) for number, line in lines.items()}
-    add_legend(figure, [lines[number] for number in sorted(lines, key=lambda number: (-ends[number], number))], note)
+    add_legend(
+        figure, [lines[number] for number in sorted(lines, key=lambda number: (-ends[number], number))], note_on(groups)
+    )
     return figure
 
 
@@ -100,25 +100,43 @@ def _draw_panel(groups: Sequence[Group], name: str, title: str, axes: Axes) -> d
     """Draw a figure of the metrics; return the lines by the numbers of their groups."""
     from matplotlib.ticker import MaxNLocator
 
-    lines = {}
-    for number, group in enumerate(groups):
-        curve = curve_of(group, name)
-        if curve is None:
-            continue
-        looks = series_looks(number)
-        every = max(1, len(curve.epochs) // MARKS)
-        label = shown_name(group.label, 70) + (f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else "")
-        # Lines begin their markers at different epochs, so that the markers of equal lines are seen.
-        (lines[number],) = axes.plot(curve.epochs, curve.mean, label=label, markevery=(number % every, every), **looks)
-        if len(group.runs) > 1:
-            axes.fill_between(curve.epochs, curve.low, curve.high, color=looks["color"], alpha=0.15, linewidth=0)
-        if len(group.runs) > 1 and len(curve.epochs) == 1:  # a band over a single epoch has no width
-            axes.vlines(curve.epochs, curve.low, curve.high, color=looks["color"], alpha=0.5)
+    drawn = {number: draw_curve(axes, group, name, number) for number, group in enumerate(groups)}
+    lines = {number: line for number, line in drawn.items() if line is not None}
     axes.set_title(title)
     axes.set_xlabel("epoch")
     axes.set_ylabel("accuracy in percent")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return lines
+
+
+def draw_curve(axes: Axes, group: Group, name: str, number: int) -> Line2D | None:
+    """Draw the mean of a group's runs and the band around it; None if they have no such figure.
+
+    Args:
+        axes: the panel.
+        group: the runs.
+        name: the figure's name in the metrics.
+        number: decides the line's colour and marker.
+    """
+    curve = curve_of(group, name)
+    if curve is None:
+        return None
+    looks = series_looks(number)
+    every = max(1, len(curve.epochs) // MARKS)
+    label = shown_name(group.label, 70) + (f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else "")
+    # Lines begin their markers at different epochs, so that the markers of equal lines are seen.
+    (line,) = axes.plot(curve.epochs, curve.mean, label=label, markevery=(number % every, every), **looks)
+    if len(group.runs) > 1:
+        axes.fill_between(curve.epochs, curve.low, curve.high, color=looks["color"], alpha=0.15, linewidth=0)
+    if len(group.runs) > 1 and len(curve.epochs) == 1:  # a band over a single epoch has no width
+        axes.vlines(curve.epochs, curve.low, curve.high, color=looks["color"], alpha=0.5)
+    return line
+
+
+def note_on(groups: Sequence[Group]) -> str:
+    """What a legend says of lines and bands; nothing if every group is one run."""
+    several = any(len(group.runs) > 1 for group in groups)
+    return "lines: mean of the seeds; bands: from the least to the most of them" if several else ""
 
 
 def curve_of(group: Group, name: str) -> Curve | None:

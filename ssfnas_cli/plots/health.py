@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.plots.figure import add_legend, panels, series_looks, shown_name
-from ssfnas_cli.results.facts import RunFacts
+from ssfnas_cli.plots.curves import curve_of, draw_curve, note_on
+from ssfnas_cli.plots.figure import add_legend, panels, series_looks
 from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.results.health import FIGURES
 
@@ -31,49 +31,42 @@ LEAST_SPAN = 0.1  # of an axis of shares
 
 
 def draw(groups: Sequence[Group]) -> Figure:
-    """A panel a figure, a line a run.
+    """A panel for each figure. A line is the mean of a group's runs, and the band reaches from the least to the most.
 
     Raises:
         InputError: no run recorded its health, since an earlier ssfnas made it.
     """
-    runs = [(group, run) for group in groups for run in group.runs]
-    if not any(name in line for _, run in runs for line in run.metrics for name in FIGURES):
+    runs = [run for group in groups for run in group.runs]
+    if not any(name in line for run in runs for line in run.metrics for name in FIGURES):
         raise InputError(
-            f"{runs[0][1].path}: recorded no search health: an earlier ssfnas made it, or it has chosen nothing yet; "
+            f"{runs[0].path}: recorded no search health: an earlier ssfnas made it, or it has chosen nothing yet; "
             "search again or go on, or plot alphas"
         )
-    shown = [panel for panel in PANELS if panel[0] == "accuracy" or any(run.over_epochs(panel[0]) for _, run in runs)]
+    shown = [panel for panel in PANELS if panel[0] == "accuracy" or any(run.over_epochs(panel[0]) for run in runs)]
     figure, axes = panels(len(shown), 3.7, 2.5, columns=3)
     for (name, title, label), place in zip(shown, axes, strict=True):
-        for number, (group, run) in enumerate(runs):
-            text = f"{shown_name(group.label, 50)}, seed {run.seeds[-1]}" if len(runs) > 1 else shown_name(group.label)
+        for number, group in enumerate(groups):
             if name == "accuracy":
-                _draw_accuracy(place, run, number, text)
+                _draw_accuracy(place, group, number)
             else:
-                _plot(place, run.over_epochs(name), number, text)
-        _label(place, title, label, max(line["epoch"] for _, run in runs for line in run.metrics))
-    add_legend(figure, axes[-1].get_legend_handles_labels()[0])
+                draw_curve(place, group, name, number)
+        _label(place, title, label, max(line["epoch"] for run in runs for line in run.metrics))
+    add_legend(figure, axes[-1].get_legend_handles_labels()[0], note_on(groups))
     return figure
 
 
-def _plot(axes: Axes, values: dict[int, float], number: int, label: str) -> None:
-    every = max(1, len(values) // 8)
-    if values:
-        axes.plot(
-            list(values), list(values.values()), label=label, markevery=(number % every, every), **series_looks(number)
-        )
-
-
-def _draw_accuracy(axes: Axes, run: RunFacts, number: int, label: str) -> None:
+def _draw_accuracy(axes: Axes, group: Group, number: int) -> None:
     """The supernet's accuracy; to the right of its last epoch the pruned one's, lower by the discretisation gap."""
     for name in ("accuracy_alpha_half", "probe_accuracy_alpha_half"):
-        values = run.over_epochs(name)
-        _plot(axes, values, number, label)
-        for epoch, pruned in run.over_epochs(f"pruned_{name}").items():
+        draw_curve(axes, group, name, number)
+        before, pruned = curve_of(group, name), curve_of(group, f"pruned_{name}")
+        whole = {} if before is None else dict(zip(before.epochs, before.mean, strict=True))
+        ends = {} if pruned is None else dict(zip(pruned.epochs, pruned.mean, strict=True))
+        for epoch in whole.keys() & ends.keys():
             looks = series_looks(number) | {"linewidth": 0.8, "markerfacecolor": "white", "markevery": [1]}
             looks |= {"markeredgecolor": looks["color"], "markeredgewidth": 1.0}
             place = epoch + max(0.6, 0.08 * epoch) * (1 + 0.3 * (number % 4))
-            axes.plot([epoch, place], [values[epoch], pruned], **looks)
+            axes.plot([epoch, place], [whole[epoch], ends[epoch]], **looks)
 
 
 def _label(axes: Axes, title: str, label: str, last_epoch: int) -> None:

@@ -274,6 +274,19 @@ def test_what_is_missing_is_named_with_the_command(nets, searches, tmp_path):
         curves.draw(bare)
 
 
+def test_the_health_of_several_seeds_is_their_mean(tmp_path):
+    def run(seed, skips, pruned):
+        lines = lines_of("search", 3, accuracy_alpha_half=50.0, genotype_skips=skips)
+        lines[-1]["pruned_accuracy_alpha_half"] = pruned
+        return make_run(tmp_path / f"search{seed}", "search", lines=lines, epochs=3, seed=seed)
+
+    figure = health.draw(groups_of(run(0, 0.25, 10.0), run(1, 0.75, 30.0)))
+    skips, accuracy = figure.axes[-2:]
+    (line,) = skips.get_lines()
+    assert list(line.get_ydata()) == [0.5] * 3 and line.get_label().endswith("(2 seeds)")
+    assert [list(one.get_ydata()) for one in accuracy.get_lines()] == [[50.0] * 3, [50.0, 20.0]]
+
+
 def test_curves_without_a_tracked_split_say_what_they_are(searches):
     assert not curves.is_tracked(searches)
     said = texts_of(to_bytes(lambda: curves.draw(searches), "svg", chart=True))

@@ -52,11 +52,11 @@ table1-tiny: $(READY) ## the arms of the paper's Table I on the embedded digits,
 	$(BIN)/ssfnas sweep experiments/table1/tiny.toml -o $(RUNS)/table1-tiny --run --jobs $(JOBS)
 	$(BIN)/ssfnas compare $(RUNS)/table1-tiny --sweep experiments/table1/tiny.toml --baseline darts
 
-table1-digits: $(READY) ## the second table of docs/results.md, in an hour or so; it goes on where it was stopped
+table1-digits: $(READY) ## the table of the digits in docs/results.md, in less than an hour; it goes on where it was stopped
 	$(BIN)/ssfnas sweep experiments/table1/digits.toml -o $(RUNS)/table1-digits --run --jobs $(JOBS)
 	$(FILL)
 
-table1-small: $(READY) $(CIFAR10)/train ## the first table of docs/results.md, in hours; it goes on where it was stopped
+table1-small: $(READY) $(CIFAR10)/train ## the table of CIFAR10-LT in docs/results.md, in hours; it goes on where it was stopped
 	$(BIN)/ssfnas sweep experiments/table1/small.toml --set data.root=$(CIFAR10) -o $(RUNS)/table1-small --run --jobs $(JOBS)
 	$(FILL)
 

@@ -188,7 +188,8 @@ def summary(found: list[dict[str, Any]]) -> str:
         f"{LOGIT:g} between images, as `.onnx` and as `.pt2`:",
         "",
     ]
-    of_registry = f"{len(networks)} of the {len(NETWORKS.names())} networks of the registry were tried"
+    tried = [one for one in networks if not _is_too_large(one)]
+    of_registry = f"{len(tried)} of the {len(NETWORKS.names())} networks of the registry were tried"
     for title, part in ((of_registry, networks), (f"{len(of_cells)} derived networks", of_cells)):
         good = [one for one in part if isinstance(one.get(".onnx"), float) and isinstance(one.get(".pt2"), float)]
         worst = max((max(one[".onnx"], one[".pt2"]) for one in good), default=0.0)
@@ -215,13 +216,17 @@ def summary(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _is_too_large(found: dict[str, Any]) -> bool:
+    return "why" in found and "weights" in found
+
+
 def _left_out(networks: list[dict[str, Any]]) -> Iterator[tuple[str, list[str]]]:
     """Why networks were not exported, and their names."""
     by_reason: dict[str, list[str]] = {}
     for one in networks:
         if "why" in one:
-            large = "weights" in one
-            why = f"above {MAX_WEIGHTS / 1e6:.0f} million weights, not tried" if large else one["why"]
+            large = f"above {MAX_WEIGHTS / 1e6:.0f} million weights, not tried"
+            why = large if _is_too_large(one) else one["why"]
             why = why.removeprefix(f"network '{one['name']}': ").partition(":")[0]
             by_reason.setdefault(why, []).append(f"`{one['name']}`")
     yield from by_reason.items()

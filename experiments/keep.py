@@ -20,10 +20,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssfnas_cli.artifacts.files import seal, write_bytes
+from ssfnas_cli.artifacts.files import write_bytes, write_json, write_sealed_json
 from ssfnas_cli.artifacts.run import ALPHAS, METRICS, RunFolder
 from ssfnas_cli.artifacts.run_list import find_runs
-from ssfnas_cli.json_text import layout_json
 
 FOLDER = Path(__file__).resolve().parent / "kept"
 SUFFIX = ".jsonl.xz"
@@ -85,19 +84,18 @@ def restore(file: Path, runs: Path) -> int:
     for line in missing:
         path = runs / line["file"]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(_restored(line, str(runs.resolve())))
+        _write(path, line, str(runs.resolve()))
     return len(missing)
 
 
-def _restored(line: dict[str, Any], root: str) -> bytes:
+def _write(path: Path, line: dict[str, Any], root: str) -> None:
     if "base64" in line:
-        return base64.b64decode(line["base64"])
-    if "text" in line:
-        return str(line["text"]).replace(HERE, root).encode()
-    value = json.loads(json.dumps(line["json"]).replace(HERE, json.dumps(root)[1:-1]))
-    if line["sealed"]:
-        value["sha256"] = seal(value)
-    return f"{layout_json(value)}\n".encode()
+        write_bytes(path, base64.b64decode(line["base64"]))
+    elif "text" in line:
+        write_bytes(path, str(line["text"]).replace(HERE, root).encode())
+    else:
+        value = json.loads(json.dumps(line["json"]).replace(HERE, json.dumps(root)[1:-1]))
+        (write_sealed_json if line["sealed"] else write_json)(path, value)
 
 
 def main() -> int:

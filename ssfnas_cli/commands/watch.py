@@ -51,25 +51,27 @@ def watch_runs(folders: Sequence[Path]) -> None:
 
 def rows_of(folders: Sequence[Path]) -> list[Row]:
     """The runs of folders, those that need attention first, then those that changed last."""
-    rows = [_row(run) for folder in folders if folder.is_dir() for run in find_runs(folder)]
+    runs = [run for folder in folders if folder.is_dir() for run in find_runs(folder)]
+    # Runs of several folders may have the same names.
+    rows = [_row(run, str(run.path) if len(folders) > 1 else run.path.name) for run in runs]
     return sorted(rows, key=lambda row: (ORDER.index(row.state), row.age))
 
 
-def _row(run: RunFolder | DamagedRun) -> Row:
+def _row(run: RunFolder | DamagedRun, name: str) -> Row:
     if isinstance(run, DamagedRun):
-        return Row(run.path.name, "damaged", "", "", "", 0.0)
+        return Row(name, "damaged", "", "", "", 0.0)
     age = seconds_since_update(run)
     try:
         status = run.status()
         state = shown_state(run, status)
     except InputError:
-        return Row(run.path.name, "damaged", "", "", "", age)
+        return Row(name, "damaged", "", "", "", age)
     last = status.get("last", {})
     epochs = status.get("epochs")  # a correction that trains nothing has 0
     of = "" if epochs == 0 else f"{status.get('epoch', 0)}/{epochs or '?'}"
     left = _seconds_left(run, status) if state == "running" else None
     progress = f"{status.get('phase') or ''} {of}".strip()
-    return Row(run.path.name, state, progress, "" if left is None else format_duration(left), _figure(last), age)
+    return Row(name, state, progress, "" if left is None else format_duration(left), _figure(last), age)
 
 
 def _seconds_left(run: RunFolder, status: dict[str, Any]) -> float | None:

@@ -28,6 +28,10 @@ class Curve(NamedTuple):
     low: list[float]
     high: list[float]
 
+    def means(self) -> dict[int, float]:
+        """The mean by epoch."""
+        return dict(zip(self.epochs, self.mean, strict=True))
+
 
 def draw(groups: Sequence[Group]) -> Figure:
     """A panel for each split that some run tracked; otherwise one of the accuracy that every run has.

@@ -60,8 +60,7 @@ def _draw_accuracy(axes: Axes, group: Group, number: int) -> None:
     for name in ("accuracy_alpha_half", "probe_accuracy_alpha_half"):
         draw_curve(axes, group, name, number)
         before, pruned = curve_of(group, name), curve_of(group, f"pruned_{name}")
-        whole = {} if before is None else dict(zip(before.epochs, before.mean, strict=True))
-        ends = {} if pruned is None else dict(zip(pruned.epochs, pruned.mean, strict=True))
+        whole, ends = ({} if curve is None else curve.means() for curve in (before, pruned))
         for epoch in whole.keys() & ends.keys():
             looks = series_looks(number) | {"linewidth": 0.8, "markerfacecolor": "white", "markevery": [1]}
             looks |= {"markeredgecolor": looks["color"], "markeredgewidth": 1.0}

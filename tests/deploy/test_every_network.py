@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small"])
 def test_a_network_is_exported_with_logits_of_real_magnitude(name, zygote, tmp_path):
     out = tmp_path / "found.jsonl"
     page = (ROOT / "docs" / "use.md").read_bytes()

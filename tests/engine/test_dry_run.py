@@ -128,7 +128,7 @@ def test_a_request_to_stop_that_came_before_ends_it(settings, monkeypatch):
 def test_an_interrupt_ends_it_at_once(zygote, tmp_path, tmp_path_factory, tiny_digits):
     shape = ["--channels", "2", "--layers", "3", "--threads", "1", "--set", f"ops={','.join(TINY['ops'])}"]
     argv = ["search", "--data", tiny_digits.path, "--dry-run", *shape, *TORCH]
-    faults = {"signal_at_step": [signal.SIGINT, "search", 0, 1, 0]}  # see tests/faults/zygote.py
+    faults = {"signal_at_step": [signal.SIGINT, "search", 0, 1, 0]}  # see tests/faults/injected.py
     done = zygote.run(argv, tmp_path, faults, streams=tmp_path_factory.mktemp("streams"))
     assert (done.code, done.out) == (130, "")
     assert done.err == "ssfnas: stopped by SIGINT in a dry run; it leaves nothing behind\n"

@@ -45,6 +45,13 @@ def test_the_table_is_cut_to_the_terminal_and_says_so(tmp_path):
     assert rows_of([tmp_path / "gone"]) == []
 
 
+def test_runs_of_several_folders_are_told_apart(tmp_path):
+    for folder in ("one", "other"):
+        make_run(tmp_path / folder / "run")
+    folders = [tmp_path / "one", tmp_path / "other"]
+    assert {row.name for row in rows_of(folders)} == {str(folder / "run") for folder in folders}
+
+
 def test_a_run_that_gave_up_says_why_and_how_to_go_on(tmp_path):
     run = make_run(tmp_path / "run", "search", state="stopped")
     assert _entry(run)["state"] == "stopped" and _entry(run)["next"] == f"ssfnas search -o {run.path}"

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
 
 from ssfnas_cli import world
 from ssfnas_cli.errors import Stopped
@@ -44,7 +43,7 @@ def _handle_signal(number: int, frame: FrameType | None) -> None:
         os._exit(130)
     _received.append(number)
     if _interruptible_because:
-        _raise_stopped()
+        raise_if_requested()
 
 
 def _answer_interrupts(signal_numbers: int) -> None:
@@ -71,10 +70,12 @@ def _wait_for_interrupt(signal_numbers: int) -> None:
         pass
 
 
-def _raise_stopped() -> NoReturn:
-    global _stopping
-    _stopping = True
-    raise Stopped(f"stopped by {signal.Signals(_received[-1]).name} {_interruptible_because}", interrupted())
+class _Signalled(BaseException):
+    """A request has arrived in a context that it may end.
+
+    The handler raises it wherever the program happens to be, also within code that catches every Exception or, as
+    `Path.is_dir` does, every ValueError. It is none of them, so that such code cannot swallow it.
+    """
 
 
 @contextlib.contextmanager
@@ -88,22 +89,28 @@ def interruptible(because: str = "before anything was begun") -> Iterator[None]:
         Stopped: a signal arrives within the context, or arrived before it.
     """
     global _interruptible_because
-    _interruptible_because = because
+    outer = _interruptible_because
     try:
-        raise_if_requested()
-        yield
-        raise_if_requested()
-    finally:
-        _interruptible_because = ""
+        try:
+            _interruptible_because = because
+            raise_if_requested()
+            yield
+            raise_if_requested()
+        finally:
+            _interruptible_because = outer
+    except _Signalled:
+        raise Stopped(f"stopped by {signal.Signals(_received[-1]).name} {because}", interrupted()) from None
 
 
 def raise_if_requested() -> None:
-    """Raise Stopped if a signal has arrived. Call it within `interruptible`.
+    """End the program if a signal has arrived. Call it within `interruptible`.
 
-    The handler raises, too, but code that catches every exception may have swallowed that.
+    The handler does so, too, but Python drops what it raises within a destructor.
     """
+    global _stopping
     if _received:
-        _raise_stopped()
+        _stopping = True
+        raise _Signalled
 
 
 def ignore_signals() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ssfnas_cli import __version__, stop
+from ssfnas_cli import __version__
 from ssfnas_cli.artifacts.model import ModelCard
 from ssfnas_cli.console import log
 from ssfnas_cli.data.embedded import find_data
@@ -118,7 +118,6 @@ def to_program(module: nn.Module, images: Tensor) -> ExportedProgram:
 
 
 def _cannot(error: Exception) -> InputError:
-    stop.raise_if_requested()  # which the handler's own exception becomes, too
     lines = str(error).strip().splitlines()
     return InputError(f"torch cannot export this network: {lines[0] if lines else type(error).__name__}")
 
@@ -223,7 +222,6 @@ def check(run: Run, model: Model, arrays: NDArray[np.uint8], name: str) -> dict[
             try:
                 found = run(arrays[begin:end])
             except Exception as error:  # onnxruntime's own kinds
-                stop.raise_if_requested()
                 raise SsfnasError(f"{name}: is not kept: it cannot be run: {str(error).splitlines()[0]}") from error
             difference = float(np.maximum(difference, _largest_difference(found, wanted[begin:end])))  # keeps NaN
     if not difference <= TOLERANCE * largest:

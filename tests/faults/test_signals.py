@@ -229,6 +229,26 @@ def test_a_request_after_a_wait_is_over_is_left_to_the_loop_which_saves(name):
     assert (done.returncode, done.stdout.strip()) == (0, name), done.stderr
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_request_ends_code_that_catches_every_exception(name, code):
+    """As `Path.is_dir` catches every ValueError: `predict` waited for the next path of its list forever."""
+    lines = [
+        "import os, signal, contextlib, time",
+        "from ssfnas_cli import errors, stop",
+        "stop.install_handlers()",
+        "try:",
+        "    with stop.interruptible('before a step'), stop.interruptible('in a step'):",
+        "        with contextlib.suppress(Exception):",
+        f"            os.kill(os.getpid(), signal.{name})",
+        "            time.sleep(1)",
+        "        print('went on')",
+        "except errors.Stopped as error:",
+        "    print(error, error.exit_code)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"stopped by {name} in a step {code}\n", "")
+
+
 def test_a_hangup_that_was_ignored_at_the_start_stays_ignored():
     """As under nohup."""
     code = (

@@ -5,9 +5,9 @@
     python benchmarks/ranks.py --only search-local --pairs 5
 
 The global batch is the same on all sides, and so are weights, images and losses (but with local statistics, which are
-other statistics). All sides of a case have the same kernels: compiled ones with local statistics, torch's with global
-ones, which cut the kernels. One rank alone is one process: it calls nothing that others would have to answer
-(tests/ranks/test_one_rank.py). The second table projects what is sent to more ranks, on the assumptions named there.
+other statistics). The compiled kernels compute on all sides; with global statistics they stop between two stages of a
+cell, until the ranks have summed theirs. One rank alone is one process: it calls nothing that others would have to
+answer (tests/ranks/test_one_rank.py). The second table projects what is sent to more ranks, on the assumptions named there.
 """
 
 from __future__ import annotations
@@ -154,8 +154,7 @@ def follow() -> None:
 def flags_of(case: Case, quick: bool) -> dict[str, Any]:
     """The settings of a case as command-line flags. Others have the paper's values."""
     shape = {"channels": 4, "layers": 3, "batch_size": 8} if quick else {"channels": 16, "layers": 8, "batch_size": 64}
-    kernels = "torch" if case.batch_stats == "global" else "compiled"
-    return {**shape, "kernels": kernels, "batch_stats": case.batch_stats}
+    return {**shape, "kernels": "compiled", "batch_stats": case.batch_stats}
 
 
 def facts_of(case: Case, quick: bool) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
     measured = {name: rounds[: options.pairs] for name, rounds in measured.items() if rounds}
     lines = [line for name, rounds in measured.items() for line in rows(name, rounds)]
     shape = flags_of(CASES["search-global"], options.quick)
-    header = ["what", "batch_stats", "kernels", "side", "seconds a step", "times faster", "efficiency"]
+    header = ["what", "batch_stats", "side", "seconds a step", "times faster", "efficiency"]
     return "\n\n".join(
         [
             f"`python benchmarks/ranks.py`, {report.machine()}. C={shape['channels']}, {shape['layers']} cells, a "
@@ -228,7 +227,6 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
 def rows(name: str, rounds: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The rows of a case."""
     case, lines = CASES[name], []
-    kernels = flags_of(case, False)["kernels"]
     traffic = traffic_of(rounds)
     for side in (ONE, THREADS, RANKS):
         times = paired.ratios(rounds, side, ONE)
@@ -239,7 +237,7 @@ def rows(name: str, rounds: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             sent += [f"{(traffic.summed_bytes + traffic.gathered_bytes) / 1e6:.2f}"]
         memory = f"{paired.memory_of(rounds, side)[0]:.2f}"
         seconds = report.spread(paired.seconds_of(rounds, side))
-        lines.append([case.kind, case.batch_stats, kernels, side, seconds, *faster, *sent, memory])
+        lines.append([case.kind, case.batch_stats, side, seconds, *faster, *sent, memory])
     return lines
 
 

@@ -85,6 +85,11 @@ def my_share(num: int) -> Share | None:
     return Share(start, start + small + (_rank < larger), num)
 
 
+def shares_are_equal() -> bool:
+    """Whether every rank has as many images of the global batch as this one."""
+    return _share is None or _share.of % _size == 0
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Within this context, this process computes as if there were no other ranks, and sends them nothing."""

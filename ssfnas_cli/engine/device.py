@@ -66,12 +66,6 @@ class Device:
             compiled = settings.kernels != "torch"
             device = cls(settings.device, settings.threads, settings.precision, compiled, settings.compile)
         device.be_deterministic(settings.deterministic)
-        if device.cells is not None and collective.shares_statistics():
-            device.cells = None
-            log.info(
-                "cells are computed by torch: the compiled kernels cannot take statistics of the batch from several "
-                "ranks; with --set batch_stats=local they compute"
-            )
         return device
 
     def be_deterministic(self, wanted: bool) -> None:

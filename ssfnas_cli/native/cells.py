@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, c_double, c_int, c_void_p
+from ctypes import POINTER, c_double, c_int, c_long, c_void_p
 
 import numpy as np
 import torch
@@ -43,6 +43,9 @@ class Projection(ctypes.Structure):
     ]
 
 
+# Replaces so many values by their sums over all ranks.
+SumOverRanks = ctypes.CFUNCTYPE(None, POINTER(c_double), c_long)
+
 # A field of the type POINTER keeps the array alive that is assigned to it; one of the type c_void_p does not.
 
 
@@ -54,6 +57,7 @@ class Norms(ctypes.Structure):
         *((name, POINTER(c_void_p)) for name in ("running_means", "running_variances", "num_batches")),
         ("momenta", POINTER(c_double)),
         ("training", c_int),
+        ("sum", SumOverRanks),
     ]
 
 

@@ -82,11 +82,37 @@ T towards(T from, T to, T weight) {  // as torch.lerp computes it
     return std::abs(weight) < T(0.5) ? std::fma(weight, to - from, from) : std::fma(weight - 1, to - from, to);
 }
 
+// If several ranks share the batch, replace means over this rank's `count` values of a channel by those over all ranks'
+// values. Returns their count.
+long average_over_ranks(const Norms &norms, std::vector<double> &means, long count) {
+    if (norms.sum == nullptr) return count;
+    std::vector<double> sums = {double(count)};
+    for (const double mean : means) sums.push_back(mean * double(count));
+    norms.sum(sums.data(), long(sums.size()));
+    for (size_t c = 0; c < means.size(); ++c) means[c] = sums[c + 1] / sums[0];
+    return long(sums[0]);
+}
+
+// Replace the means and biased variances of some channels by those of all ranks. They are sums of squares in between:
+// what cancels in double is far below the last digit of a map in float.
+long merge_ranks(const Norms &norms, std::vector<double> &mean, std::vector<double> &variance, long count) {
+    if (norms.sum == nullptr || !norms.training || mean.empty()) return count;
+    std::vector<double> moments(mean);
+    for (size_t c = 0; c < mean.size(); ++c) moments.push_back(variance[c] + mean[c] * mean[c]);
+    count = average_over_ranks(norms, moments, count);
+    for (size_t c = 0; c < mean.size(); ++c) {
+        mean[c] = moments[c];
+        variance[c] = std::max(moments[mean.size() + c] - mean[c] * mean[c], 0.0);
+    }
+    return count;
+}
+
 // Record the batch's statistics of map k in training; in evaluation, overwrite them by the running ones.
-void finish_statistics(const Norms &norms, int k, const Sizes &sizes, double *mean, double *variance, double *inverse) {
+void finish_statistics(const Norms &norms, int k, const Sizes &sizes, long count, double *mean, double *variance,
+                       double *inverse) {
     T *running_mean = norms.running_means == nullptr ? nullptr : static_cast<T *>(norms.running_means[k]);
     T *running_variance = running_mean == nullptr ? nullptr : static_cast<T *>(norms.running_variances[k]);
-    const T unbiased = T(double(sizes.count) / double(std::max(sizes.count - 1, 1L)));
+    const T unbiased = T(double(count) / double(std::max(count - 1, 1L)));
     for (int c = 0; c < sizes.channels; ++c) {
         if (!norms.training) {
             mean[c] = running_mean[c], variance[c] = running_variance[c];
@@ -132,6 +158,7 @@ struct FanPass {
     }
 
     bool normed(int k) const { return call.norms.eps[k] >= 0; }
+    bool has_norms() const { return std::any_of(call.norms.eps, call.norms.eps + fan.num_maps, [](double eps) { return eps >= 0; }); }
     double mean(int k, int c) const { return call.mean[long(k) * sizes.channels + c]; }
     double inverse(int k, int c) const { return call.inverse[long(k) * sizes.channels + c]; }
     double scale(int use, int c) const {
@@ -203,17 +230,22 @@ struct FanPass {
     }
 
     void finish_maps(int begin, int end, const std::vector<double> &measured) {
-        std::vector<double> variance(sizes.channels);
-        for (int k = begin; k < end; ++k) {
-            double *mean = call.mean + long(k) * sizes.channels, *inverse = call.inverse + long(k) * sizes.channels;
-            if (normed(k)) {
-                const double *means = &measured[long(k) * shape.channels];
-                merge_images(means, means + long(fan.num_maps) * shape.channels, sizes, mean, variance.data());
-                finish_statistics(call.norms, k, sizes, mean, variance.data(), inverse);
-            } else {
-                std::fill(mean, mean + sizes.channels, 0.0);
-                std::fill(inverse, inverse + sizes.channels, 1.0);
-            }
+        const long width = sizes.channels;
+        std::fill(call.mean + begin * width, call.mean + end * width, 0.0);  // which stay so without a BN
+        std::fill(call.inverse + begin * width, call.inverse + end * width, 1.0);
+        std::vector<int> maps;
+        for (int k = begin; k < end; ++k)
+            if (normed(k)) maps.push_back(k);
+        std::vector<double> mean(maps.size() * width), variance(mean.size());
+        for (size_t i = 0; i < maps.size(); ++i) {
+            const double *means = &measured[long(maps[i]) * shape.channels];
+            merge_images(means, means + long(fan.num_maps) * shape.channels, sizes, &mean[i * width], &variance[i * width]);
+        }
+        const long count = merge_ranks(call.norms, mean, variance, sizes.count);
+        for (size_t i = 0; i < maps.size(); ++i) {
+            double *result = call.mean + maps[i] * width;
+            std::copy_n(&mean[i * width], width, result);
+            finish_statistics(call.norms, maps[i], sizes, count, result, &variance[i * width], call.inverse + maps[i] * width);
         }
     }
 
@@ -234,7 +266,8 @@ struct FanPass {
     void terms_backward(std::vector<Upstream> &upstreams, Rows &slope, Rows &offset) {
         const long row = shape.channels, width = sizes.channels;
         std::vector<double> products(2 * fan.num_uses * row), dots(width);
-        std::vector<double> slopes(fan.num_maps * width), offsets(fan.num_maps * width);
+        std::vector<double> slopes(2 * fan.num_maps * width);
+        double *const offsets = &slopes[fan.num_maps * width];
         auto sums = terms();
         for (int i = 0; i < fan.num_uses; ++i)
             sums[i].sum = &products[2 * fan.by_target[i] * row], sums[i].dot = static_cast<double *>(sums[i].sum) + row;
@@ -250,6 +283,7 @@ struct FanPass {
                 offsets[k * width + c] += offset_of(inverse(k, c), scale(use, c) * d_shift[c], sizes.count);
             }
         }
+        if (call.dx != nullptr && has_norms()) average_over_ranks(call.norms, slopes, sizes.count);
         for (int k = 0; k < fan.num_maps; ++k) {
             if (!normed(k)) continue;
             slope.set(k, [&](int c) { return slopes[k * width + c]; });
@@ -266,7 +300,8 @@ struct FanPass {
     void second_stages_backward(std::vector<Upstream> &upstreams, Rows &slope, Rows &offset, T *map) {
         if (num_inner == 0) return;
         const long row = shape.channels, width = sizes.channels;
-        std::vector<double> products(2 * num_inner * row), sums(width), dots(width);
+        std::vector<double> products(2 * num_inner * row), sums(width), dots(width), slopes(2 * num_inner * width);
+        double *const offsets = &slopes[num_inner * width];
         auto groups = inner_groups();
         for (int j = 0; j < num_inner; ++j) {
             groups[j].dx = map + j * sizes.map_values, groups[j].centre = items[fan.inner[j]].centre;
@@ -278,12 +313,18 @@ struct FanPass {
             const int k = fan.inner[j];
             add_images(static_cast<const double *>(groups[j].sum), sizes, sums.data());
             add_images(static_cast<const double *>(groups[j].dot), sizes, dots.data());
-            slope.set(k, [&](int c) { return slope_of(inverse(k, c), factor(j, c) * dots[c], sizes.count); });
-            offset.set(k, [&](int c) { return offset_of(inverse(k, c), factor(j, c) * sums[c], sizes.count); });
-            for (int c = 0; c < width && call.d_gamma != nullptr; ++c) {
+            for (int c = 0; c < width; ++c) {
+                slopes[j * width + c] = slope_of(inverse(k, c), factor(j, c) * dots[c], sizes.count);
+                offsets[j * width + c] = offset_of(inverse(k, c), factor(j, c) * sums[c], sizes.count);
+                if (call.d_gamma == nullptr) continue;
                 static_cast<T *>(call.d_gamma)[j * width + c] = T(dots[c] * inverse(k, c));
                 static_cast<T *>(call.d_beta)[j * width + c] = T(sums[c]);
             }
+        }
+        average_over_ranks(call.norms, slopes, sizes.count);
+        for (int j = 0; j < num_inner; ++j) {
+            slope.set(fan.inner[j], [&](int c) { return slopes[j * width + c]; });
+            offset.set(fan.inner[j], [&](int c) { return offsets[j * width + c]; });
         }
     }
 };
@@ -310,23 +351,31 @@ struct ProjectionPass {
     }
 
     void forward() {
-        std::vector<double> variance(sizes.channels);
-        if (call.norms.training) result.mean = call.mean, result.variance = variance.data();
+        std::vector<double> mean(sizes.channels), variance(sizes.channels);
+        if (call.norms.training) result.mean = mean.data(), result.variance = variance.data();
         kernel_project_forward(&shape, &call.job, &result);
-        finish_statistics(call.norms, 0, sizes, call.mean, variance.data(), call.inverse);
+        const long count = merge_ranks(call.norms, mean, variance, sizes.count);
+        std::copy(mean.begin(), mean.end(), call.mean);
+        finish_statistics(call.norms, 0, sizes, count, call.mean, variance.data(), call.inverse);
         const Term normalised = term();
         const int add = 0;
         kernel_add_terms(&sizes.out, 1, &normalised, 1, &call.out, &add);
     }
 
     void backward() {
-        std::vector<double> dots(sizes.channels);
+        const int width = sizes.channels;
+        std::vector<double> dots(width), slopes(2 * width);
         Term sums = term();
         sums.sum = call.d_beta, sums.dot = dots.data();
         kernel_term_sums(&sizes.out, 1, &sums, &call.g);
-        rows.set(2, [&](int c) { return slope_of(call.inverse[c], factor(c) * dots[c], sizes.count); });
-        rows.set(3, [&](int c) { return offset_of(call.inverse[c], factor(c) * call.d_beta[c], sizes.count); });
-        for (int c = 0; c < sizes.channels; ++c) call.d_gamma[c] = dots[c] * call.inverse[c];
+        for (int c = 0; c < width; ++c) {
+            slopes[c] = slope_of(call.inverse[c], factor(c) * dots[c], sizes.count);
+            slopes[width + c] = offset_of(call.inverse[c], factor(c) * call.d_beta[c], sizes.count);
+            call.d_gamma[c] = dots[c] * call.inverse[c];
+        }
+        average_over_ranks(call.norms, slopes, sizes.count);
+        rows.set(2, [&](int c) { return slopes[c]; });
+        rows.set(3, [&](int c) { return slopes[width + c]; });
         result.centre = rows[0], result.slope = rows[2], result.offset = rows[3], result.num_upstream = 1;
         const Upstream upstream = {call.g, rows[1], nullptr};
         kernel_project_backward(&shape, &call.job, &result, &upstream);
@@ -351,6 +400,7 @@ const LayoutEntry *cells_layout() {
         OFFSET_OF(Projection, d_weights), OFFSET_OF(Projection, dx),
         SIZE_OF(Norms), OFFSET_OF(Norms, eps), OFFSET_OF(Norms, running_means), OFFSET_OF(Norms, running_variances),
         OFFSET_OF(Norms, num_batches), OFFSET_OF(Norms, momenta), OFFSET_OF(Norms, training),
+        OFFSET_OF(Norms, sum),
         SIZE_OF(Fan), OFFSET_OF(Fan, num_maps), OFFSET_OF(Fan, num_first), OFFSET_OF(Fan, num_uses),
         OFFSET_OF(Fan, num_targets), OFFSET_OF(Fan, items), OFFSET_OF(Fan, inner), OFFSET_OF(Fan, last_map),
         OFFSET_OF(Fan, target), OFFSET_OF(Fan, by_target), OFFSET_OF(Fan, by_map),

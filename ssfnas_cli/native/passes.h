@@ -9,6 +9,7 @@ struct Norms {  // the batch normalisations (BNs) behind some maps
     long *const *num_batches;                               // [maps], or null
     const double *momenta;                                  // [maps]
     int training;  // whether the batch's statistics are used, or the running ones
+    void (*sum)(double *values, long num);  // replaces values by their sums over all ranks; null if there is one
 };
 struct Fan {  // what stays the same from pass to pass; maps and uses are those of fanout.py
     int num_maps, num_first, num_uses, num_targets;

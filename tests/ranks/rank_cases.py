@@ -1,7 +1,8 @@
 """What the ranks compute for test_same_mathematics.py. Run as a program, it forks ranks, which save their results.
 
-Everything is in float64 and by torch. Each case is a function that returns tensors by name. They are called in worlds
-of one process and of two ranks, three and four; the tests compare what they gave.
+Everything is in float64, and by torch except in the cases that are named after the compiled kernels. Each case is a
+function that returns tensors by name. They are called in worlds of one process and of two ranks, three and four; the
+tests compare what they gave.
 """
 
 import os
@@ -16,7 +17,7 @@ from torch import Tensor
 
 NUM = 11  # images of a batch, which divide by neither two nor three nor four
 # Three ranks, whose shares are the least even, compute all cases; other numbers those with these words in their names.
-SOME = ("loss", "norm", "gumbel", "drop path", "local statistics")
+SOME = ("loss", "norm", "gumbel", "drop path", "local statistics", "compiled kernels")
 CHOSEN = {2: (*SOME, "softmax, order 2", "federated"), 4: SOME}
 
 
@@ -166,6 +167,7 @@ SEARCH = {
     "ops": ("none", "max_pool_3x3", "skip_connect"),  # cheap ones, where no case needs another
     "alpha_lr": 0.05,
 }
+PARTIAL = {"sets": ["partial_channels=2"], "ops": ("none", "avg_pool_3x3", "sep_conv_3x3")}
 SEARCHES = {
     "softmax": {"relax": "softmax", "ops": ("none", "avg_pool_3x3", "sep_conv_3x3"), "ends": True},
     "softmax, order 2": {
@@ -179,13 +181,33 @@ SEARCHES = {
     "ssl beside, balanced sampler": {"sets": ["ssl.loss=barlow", "sampler=class_balanced"]},
     "gumbel": {"relax": "gumbel", "ends": True},
     "dirichlet": {"relax": "dirichlet"},
-    "partial channels": {"sets": ["partial_channels=2"], "ops": ("none", "max_pool_3x3", "sep_conv_3x3"), "ends": True},
+    "partial channels": PARTIAL | {"ends": True},
+    "compiled kernels": {
+        "compiled": True,
+        "order": 2,
+        "steps": 2,
+        "ops": ("none", "max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5"),
+        "ends": True,
+    },
+    "compiled kernels, partial channels, shares of other sizes": PARTIAL | {"compiled": True},
+    "compiled kernels, partial channels, equal shares": PARTIAL | {"compiled": True, "batch_size": 12},
     "random": {"strategy": "random", "judged": 2},
     "evolution": {"strategy": "evolution", "sets": ["strategy.population=2", "strategy.sample=2"], "judged": 4},
 }
 
 
-def search_case(data, sets=(), ends: bool = False, steps: int = 1, judged: int = 0, **given) -> dict[str, Tensor]:
+def with_kernels(device, compiled: bool):
+    """The device, which computes cells by the kernels for float64 if `compiled`."""
+    from ssfnas_cli.native import cells, library
+
+    device.cells = cells.load(torch.float64) if compiled else None
+    assert not compiled or device.cells is not None or library.compiler() is None
+    return device
+
+
+def search_case(
+    data, sets=(), ends: bool = False, steps: int = 1, judged: int = 0, compiled: bool = False, **given
+) -> dict[str, Tensor]:
     from ssfnas_cli.engine.candidate_rounds import CandidateRounds
     from ssfnas_cli.engine.device import Device
     from ssfnas_cli.engine.search_phase import SearchPhase
@@ -193,7 +215,7 @@ def search_case(data, sets=(), ends: bool = False, steps: int = 1, judged: int =
 
     flags = {**SEARCH, **given}
     settings = load_settings(SearchSettings, sets=[*sets, "statistics_batches=2"], flags=flags).resolve_plugins()
-    phase = SearchPhase(settings, data, Device("cpu", 0))
+    phase = SearchPhase(settings, data, with_kernels(Device("cpu", 0), compiled))
     all_alphas = {} if judged else phase.strategy.alphas  # strategies that judge candidates have none
     for kind, alphas in all_alphas.items():  # somewhere, so that no gradient is 0 by symmetry
         alphas.data.add_(0.3 * torch.randn(alphas.shape, generator=torch.Generator().manual_seed(len(kind))))
@@ -231,6 +253,7 @@ def numbers(values) -> dict[str, Tensor]:
 
 TRAININGS = {
     "drop path, auxiliary head, moving average": {"drop_path": 0.5, "ema": 0.9, "ends": True},
+    "compiled kernels, drop path, auxiliary head": {"compiled": True, "drop_path": 0.5, "ends": True},
     "mixup and cutmix": {"mixup": 0.5, "cutmix": 1.0},
     "ssl beside": {"sets": ["ssl.loss=vicreg"]},
     "pretraining": {"pretrain": "barlow"},
@@ -238,17 +261,19 @@ TRAININGS = {
 }
 
 
-def train_case(data, sets=(), ends: bool = False, steps: int = 2, **given) -> dict[str, Tensor]:
+def train_case(
+    data, sets=(), ends: bool = False, steps: int = 2, compiled: bool = False, **given
+) -> dict[str, Tensor]:
     from ssfnas_cli.engine.device import Device
 
-    phase, settings = train_phase(data, [*sets, "track_test=true"], given)
+    phase, settings = train_phase(data, [*sets, "track_test=true"], given, compiled)
     try:
         return run(phase, steps, 2) | (numbers(phase.end_epoch(3)) if ends else {})
     finally:
         Device.from_settings(settings.model_copy(update={"batch_stats": "global"}))
 
 
-def train_phase(data, sets, given):
+def train_phase(data, sets, given, compiled: bool = False):
     """A small training, or the pretraining before it, and its settings."""
     from ssfnas_cli.artifacts.genotype import Cell, Edge, Genotype
     from ssfnas_cli.engine.device import Device
@@ -262,7 +287,8 @@ def train_phase(data, sets, given):
     flags = {"channels": 4, "layers": 3, "batch_size": 16, "epochs": 4, "pretrain_epochs": 4, **given}
     settings = load_settings(RetrainSettings, sets=[*sets, "kernels=torch"], flags=flags).resolve_plugins()
     card = make_card(genotype, settings, data)
-    (phase, *_), _ = build_phases(card, settings, data, Device.from_settings(settings))
+    device = with_kernels(Device.from_settings(settings), compiled)
+    (phase, *_), _ = build_phases(card, settings, data, device)
     return phase, settings
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssfnas_cli.native.cells import FanCall, Shape, address, integers, pointers
-from ssfnas_cli.nets.compiled.normalisation import norms_for_kernels
+from ssfnas_cli.nets.compiled.normalisation import norms_for_kernels, run, sum_over_ranks
 from ssfnas_cli.nets.compiled.side_by_side import SideBySide
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def forward(
     call.shift = address(shift)
     call.maps, (call.mean, call.inverse) = stored.maps.data_ptr(), _addresses_of_two(stored.statistics)
     call.outs, call.add = pointers(outs), integers([total is not None for total in sums])
-    kernels.fan_forward(shape, fan.structure, call)
+    run(kernels.fan_forward, shape, fan.structure, call)
     return outs, stored
 
 
@@ -118,7 +118,7 @@ def backward(
         want_weights: whether those of the convolutions' weights are, too.
     """
     call = given.call(beside.images)
-    call.norms.eps = fan.eps
+    call.norms.eps, call.norms.sum = fan.eps, sum_over_ranks()
     call.maps, (call.mean, call.inverse) = stored.maps.data_ptr(), _addresses_of_two(stored.statistics)
     call.gs = pointers(gs)
     products = torch.empty(2, len(fan.uses), beside.channels, dtype=torch.float64)
@@ -131,7 +131,7 @@ def backward(
         call.d_weights = pointers(weights)
     if inner is not None:
         call.d_gamma, call.d_beta = _addresses_of_two(inner)
-    fan.kernels.fan_backward(_shapes(fan, given.x)[0], fan.structure, call)
+    run(fan.kernels.fan_backward, _shapes(fan, given.x)[0], fan.structure, call)
     shift, scale = products.unbind()
     gamma, beta = (None, None) if inner is None else inner.unbind()
     d_weights = [None] * len(given.weights) if weights is None else beside.weight_gradients(weights)

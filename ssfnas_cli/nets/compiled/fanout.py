@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from registry import collective
 from registry.norm import BatchNorm
 from ssfnas_cli.native.cells import IDENTITY, ITEM, SEPARABLE, CellKernels, Fan, integers
 from ssfnas_cli.nets.compiled import fan_passes
@@ -191,7 +192,8 @@ class FanOut:
         gamma = torch.stack([norm.weight for norm in self.inner_norms]) if affine else None
         beta = torch.stack([norm.bias for norm in self.inner_norms]) if affine else None
         weights = [place["weight"] for place in self.weight_places]
-        lanes = self.kernels.lanes if self.side_by_side else 1
+        # The graph depends on how many images fit, and ranks sum gradients in the order of the graph.
+        lanes = self.kernels.lanes if self.side_by_side and collective.shares_are_equal() else 1
         beside = SideBySide.fitting(x, lanes)
         before = [sums.get(target) if beside.images == 1 else None for target in self.targets]
         after = _FanOutFunction.apply(self, beside, beside.lay(x), scale, shift, sample, gamma, beta, *before, *weights)

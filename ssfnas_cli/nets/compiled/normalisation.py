@@ -1,15 +1,22 @@
-"""Batch normalisation around the compiled kernels: native/passes.cpp does its arithmetic, in float64."""
+"""Batch normalisation around the compiled kernels: native/passes.cpp does its arithmetic, in float64.
+
+If several ranks share a batch and its statistics, a pass stops between its kernels, and the ranks sum what each has.
+"""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import c_double, c_void_p
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, is_autocast_enabled, is_grad_enabled
 
+from registry import collective
 from registry.norm import BatchNorm
-from ssfnas_cli.native.cells import CellKernels, Norms
+from ssfnas_cli.native.cells import CellKernels, Norms, SumOverRanks
 
 Doubles = ctypes.Array[c_double]
 
@@ -39,7 +46,8 @@ def norms_for_kernels(norms: Sequence[BatchNorm | None], eps: Doubles) -> Norms:
     them. All are in one mode.
     """
     present = [norm for norm in norms if norm is not None]
-    given = Norms(eps=eps, training=bool(present) and present[0].training)
+    training = bool(present) and present[0].training
+    given = Norms(eps=eps, training=training, sum=sum_over_ranks())
     used = [norm is not None and not (norm.training and norm.hold_statistics) for norm in norms]
     if any(used):
         given.running_means = _buffers(norms, used, "running_mean")
@@ -58,3 +66,35 @@ def _buffers(norms: Sequence[BatchNorm | None], used: Sequence[bool], name: str)
 def _momentum(norm: BatchNorm) -> float:
     assert norm.momentum is not None, "a cumulative average is not used here"
     return norm.momentum
+
+
+_failed: list[BaseException] = []  # in a sum: an exception cannot pass through C++
+
+
+@SumOverRanks
+def _sum_over_ranks(values: Any, num: int) -> None:
+    if _failed:
+        return
+    try:
+        collective.all_reduce(torch.from_numpy(np.ctypeslib.as_array(values, (num,))))
+    except BaseException as error:
+        _failed.append(error)
+
+
+_NOTHING_TO_SUM = SumOverRanks()
+
+
+def sum_over_ranks() -> Any:
+    """What a pass calls to sum over the ranks that share the batch's statistics: a null pointer if there are none."""
+    return _sum_over_ranks if collective.shares_statistics() else _NOTHING_TO_SUM
+
+
+def run(a_pass: Callable[..., None], *structures: ctypes.Structure) -> None:
+    """Run a pass of the kernels, and raise what was raised while it summed over the ranks.
+
+    Raises:
+        LostRank: another rank cannot be reached any more.
+    """
+    a_pass(*structures)
+    if _failed:
+        raise _failed.pop()

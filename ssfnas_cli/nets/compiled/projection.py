@@ -16,7 +16,7 @@ from registry.norm import BatchNorm
 from registry.ops import FactorizedReduce, ReLUConvBN
 from ssfnas_cli.native import cells
 from ssfnas_cli.native.cells import CellKernels, ProjectionCall, Shape, address
-from ssfnas_cli.nets.compiled.normalisation import can_run, eps_of, norms_for_kernels
+from ssfnas_cli.nets.compiled.normalisation import can_run, eps_of, norms_for_kernels, run, sum_over_ranks
 
 
 def with_kernels(module: nn.Module, kernels: CellKernels | None) -> Callable[[Tensor], Tensor]:
@@ -65,7 +65,7 @@ class _ProjectionFunction(torch.autograd.Function):
         call = _call(x, gamma, y, statistics, weights)
         call.norms = norms_for_kernels([projection.norm], projection.eps)
         call.beta, call.out = address(beta), out.data_ptr()
-        projection.kernels.projection_forward(shape, call)
+        run(projection.kernels.projection_forward, shape, call)
         ctx.projection = projection
         ctx.save_for_backward(x, gamma, y, statistics, *weights)
         return out
@@ -80,8 +80,9 @@ class _ProjectionFunction(torch.autograd.Function):
         for tap, d_weight in enumerate(d_weights):
             call.job.d_weights[tap] = address(d_weight)
         call.job.dx, call.g = dx.data_ptr(), g.data_ptr()
+        call.norms.sum = sum_over_ranks()
         call.d_beta, call.d_gamma = products[0].data_ptr(), products[1].data_ptr()
-        ctx.projection.kernels.projection_backward(_shapes(ctx.projection, x, weights)[0], call)
+        run(ctx.projection.kernels.projection_backward, _shapes(ctx.projection, x, weights)[0], call)
         d_beta, d_gamma = (None, None) if gamma is None else products.to(x.dtype).unbind()
         return None, dx, d_gamma, d_beta, *d_weights
 

@@ -48,24 +48,6 @@ class SideBySide:
         pixels = x.permute(0, 2, 3, 1).unflatten(-1, (self.images, -1)).permute(0, 3, 1, 2, 4)
         return pixels.flatten(0, 1).contiguous().permute(0, 3, 1, 2)
 
-    # Rows of channels
-
-    def spread(self, rows: Tensor) -> Tensor:
-        """What holds for a channel, for the channel of every image: [..., C] -> [..., images * C]."""
-        return rows if self.images == 1 else rows.repeat(*[1] * (rows.ndim - 1), self.images)
-
-    def add(self, sums: Tensor) -> Tensor:
-        """Sums over each image's pixels as sums over those of all: [..., images * C] -> [..., C]."""
-        return sums if self.images == 1 else sums.unflatten(-1, (self.images, -1)).sum(-2)
-
-    def merge(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and biased variances of as many pixels of each image as those of all (Chan et al., 1979)."""
-        if self.images == 1:
-            return mean, variance
-        means, variances = (rows.unflatten(-1, (self.images, -1)) for rows in (mean, variance))
-        merged = means.mean(-2)
-        return merged, variances.mean(-2) + (means - merged.unsqueeze(-2)).square().mean(-2)
-
     # Weights of convolutions: depthwise [C, 1, K, K] and pointwise ones [C, C, 1, 1] in turn
 
     def weights(self, weights: Sequence[Tensor]) -> list[Tensor]:

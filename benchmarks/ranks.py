@@ -7,7 +7,8 @@
 The global batch is the same on all sides, and so are weights, images and losses (but with local statistics, which are
 other statistics). The compiled kernels compute on all sides; with global statistics they stop between two stages of a
 cell, until the ranks have summed theirs. One rank alone is one process: it calls nothing that others would have to
-answer (tests/ranks/test_one_rank.py). The second table projects what is sent to more ranks, on the assumptions named there.
+answer (tests/ranks/test_one_rank.py). The second table projects what is sent to more ranks, on the assumptions named
+there.
 """
 
 from __future__ import annotations

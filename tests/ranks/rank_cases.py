@@ -261,9 +261,7 @@ TRAININGS = {
 }
 
 
-def train_case(
-    data, sets=(), ends: bool = False, steps: int = 2, compiled: bool = False, **given
-) -> dict[str, Tensor]:
+def train_case(data, sets=(), ends: bool = False, steps: int = 2, compiled: bool = False, **given) -> dict[str, Tensor]:
     from ssfnas_cli.engine.device import Device
 
     phase, settings = train_phase(data, [*sets, "track_test=true"], given, compiled)

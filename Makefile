@@ -46,6 +46,7 @@ bench: $(READY) ## run all benchmarks and write their tables to docs/performance
 	PYTHONPATH=. $(BIN)/python benchmarks/many_images.py
 	PYTHONPATH=. $(BIN)/python benchmarks/large_data.py
 	PYTHONPATH=. $(BIN)/python benchmarks/shared_machine.py
+	PYTHONPATH=. $(BIN)/python benchmarks/two_searches.py
 	PYTHONPATH=. $(BIN)/python benchmarks/ranks.py
 
 table1-tiny: $(READY) ## the arms of the paper's Table I on the embedded digits, in minutes: a trial

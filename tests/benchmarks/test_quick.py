@@ -73,6 +73,15 @@ def test_a_shared_machine_is_measured_on_one_thread_and_on_two(run, tmp_path):
 
 
 @pytest.mark.slow
+@needs_compiler
+def test_two_searches_are_measured_beside_each_other(run, tmp_path):
+    table = run("two_searches.py", "--only", "C=8, 4 cells", "--pairs", 1, "--out", tmp_path / "rounds.jsonl")
+    (row,) = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| C=8")]
+    alone, beside, ratio = (float(cell.split()[0]) for cell in row[1:])
+    assert alone > 0 and beside > 0 and ratio > 0
+
+
+@pytest.mark.slow
 def test_ranks_are_measured_beside_one_process_and_more_are_projected(run, tmp_path):
     table = run("ranks.py", "--only", "retrain-global", "--pairs", 1, "--out", tmp_path / "rounds.jsonl")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ret")]

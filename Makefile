@@ -3,13 +3,13 @@ PYTHON ?= python3
 JOBS ?= 2  # processes that run the tests
 VENV := .venv
 BIN := $(VENV)/bin
-# Where `make table1-small` and `make figures` find CIFAR-10, as train/CLASS/*.png and test/CLASS/*.png, and keep their runs
+# Where `make table1-small`, `searches` and `figures` find CIFAR-10, as train/CLASS/*.png and test/CLASS/*.png, and keep their runs
 CIFAR10 ?= cifar10
 RUNS ?= runs
 READY := $(VENV)/.ready
-FILL = $(BIN)/python experiments/fill.py docs/results.md --runs $(RUNS)
+FILL = $(BIN)/python experiments/fill.py docs/results.md docs/searches.md --runs $(RUNS)
 
-.PHONY: help demo test check bench docs clean table1-tiny table1-digits table1-small figures results
+.PHONY: help demo test check bench docs clean table1-tiny table1-digits table1-small searches figures results
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -61,11 +61,15 @@ table1-small: $(READY) $(CIFAR10)/train ## the table of CIFAR10-LT in docs/resul
 	$(BIN)/ssfnas sweep experiments/table1/small.toml --set data.root=$(CIFAR10) -o $(RUNS)/table1-small --run --jobs $(JOBS)
 	$(FILL)
 
+searches: $(READY) $(CIFAR10)/train ## the table of docs/searches.md, in hours; it goes on where it was stopped
+	$(BIN)/ssfnas sweep experiments/searches/searches.toml --set data.root=$(CIFAR10) -o $(RUNS)/searches --run --jobs $(JOBS)
+	$(FILL)
+
 figures: $(READY) $(CIFAR10)/train ## Figures 6 to 9 of the paper in docs/results.md, in hours; it goes on where it was stopped
 	$(BIN)/ssfnas sweep experiments/figures/figures.toml --set data.root=$(CIFAR10) -o $(RUNS)/figures --run --jobs $(JOBS)
 	$(FILL)
 
-results: $(READY) ## fill docs/results.md with what there is of all runs, kept ones included, whole or not
+results: $(READY) ## fill docs/results.md and searches.md with what there is of all runs, kept ones included, whole or not
 	$(BIN)/python experiments/keep.py --restore $(RUNS)
 	$(FILL)
 

@@ -1,9 +1,9 @@
-"""Fills a page with what its commands say: tables and pictures of the runs that there are.
+"""Fills pages with what their commands say: tables and pictures of the runs that there are.
 
-    python experiments/fill.py docs/results.md                  # the runs are in runs/
-    python experiments/fill.py docs/results.md --runs ELSEWHERE
+    python experiments/fill.py docs/results.md docs/searches.md                  # the runs are in runs/
+    python experiments/fill.py docs/results.md docs/searches.md --runs ELSEWHERE
 
-A part of the page begins with `<!-- table: COMMAND -->` or `<!-- picture: WHAT IT SHOWS: COMMAND -->` and ends with
+A part of a page begins with `<!-- table: COMMAND -->` or `<!-- picture: WHAT IT SHOWS: COMMAND -->` and ends with
 `<!-- end -->`. What is between them is replaced by what the command prints, or by the picture that it draws with
 `-o FILE`, and the command. Where a command fails, since its runs are not there yet, what was filled stays as it is.
 """
@@ -84,14 +84,14 @@ def fill_part(part: Part, page: Path, runs: Path) -> tuple[str, str]:
 
 
 def main() -> int:
-    """Fill the page that is named."""
-    parser = argparse.ArgumentParser(description="Fill a page with what its commands say.")
-    parser.add_argument("page", type=Path)
+    """Fill the pages that are named."""
+    parser = argparse.ArgumentParser(description="Fill pages with what their commands say.")
+    parser.add_argument("pages", type=Path, nargs="+", metavar="PAGE")
     parser.add_argument("--runs", type=Path, default=ROOT / RUNS, help="the folder in place of runs/")
     arguments = parser.parse_args()
-    failed = fill(arguments.page, arguments.runs.resolve())
-    for line in failed:
-        print(f"fill.py: kept as it was: {line}", file=sys.stderr)
+    for page in arguments.pages:
+        for line in fill(page, arguments.runs.resolve()):
+            print(f"fill.py: {page}: kept as it was: {line}", file=sys.stderr)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""docs/results.md: its commands are understood, and experiments/fill.py fills a page with what commands say."""
+"""docs/results.md and searches.md: their commands are understood, and experiments/fill.py fills them in."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ from generator.commands import parsers
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "results.md"
+PAGES = [ROOT / "docs" / name for name in ("results.md", "searches.md")]
 
 
 def load(name):
@@ -42,10 +42,11 @@ def filled(fill, tmp_path, text):
     return page.read_text(), failed
 
 
-def test_every_command_of_the_page_is_understood_and_names_a_sweep_that_there_is():
+@pytest.mark.parametrize(("page", "least"), [(PAGES[0], 14), (PAGES[1], 3)])
+def test_every_command_of_the_page_is_understood_and_names_a_sweep_that_there_is(page, least):
     fill = load("fill")
-    parts = [fill.read_part(mark) for mark in fill.MARK.finditer(PAGE.read_text())]
-    assert len(parts) >= 14 and PAGE.read_text().count("<!-- end -->") == len(parts)
+    parts = [fill.read_part(mark) for mark in fill.MARK.finditer(page.read_text())]
+    assert len(parts) >= least and page.read_text().count("<!-- end -->") == len(parts)
     for part in parts:
         program, name, *arguments = shlex.split(part.command)
         context = parsers()[name].make_context(name, list(arguments))  # raises for a flag that there is not
@@ -95,16 +96,16 @@ def restored(keep, tmp_path_factory):
     return folder
 
 
-def test_the_tables_of_the_page_are_what_the_committed_runs_say(restored):
-    fill = load("fill")
-    sweeps, checked = {path.name for path in restored.iterdir()}, 0
-    for mark in fill.MARK.finditer(PAGE.read_text()):
+@pytest.mark.parametrize(("page", "least"), [(PAGES[0], 2), (PAGES[1], 0)])
+def test_the_tables_of_the_page_are_what_the_committed_runs_say(restored, page, least):
+    fill, checked = load("fill"), 0
+    for mark in fill.MARK.finditer(page.read_text()):
         part = fill.read_part(mark)
         if part.kind == "table" and fill.EMPTY not in mark["body"]:
-            body, why = fill.fill_part(part, PAGE, restored)
+            body, why = fill.fill_part(part, page, restored)
             assert (body, why) == (mark["body"], ""), part.command
             checked += 1
-    assert checked >= 2 and "table1-digits" in sweeps
+    assert checked >= least
 
 
 def test_a_sweep_passes_over_what_is_restored(restored, keep, tmp_path):
@@ -164,6 +165,6 @@ def test_the_table_is_one_command_of_make():
     wanted = [
         "experiments/cifar10.py none",
         "sweep experiments/table1/small.toml --set data.root=none -o elsewhere/table1-small --run",
-        "experiments/fill.py docs/results.md --runs elsewhere",
+        "experiments/fill.py docs/results.md docs/searches.md --runs elsewhere",
     ]
     assert len(lines) == 3 and all(one in line for one, line in zip(wanted, lines, strict=True))

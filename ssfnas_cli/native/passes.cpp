@@ -2,7 +2,8 @@
 // other, and between them what batch normalisation (BN) makes of the statistics and sums that they return.
 //
 // What is fast here, and why: on maps of 8x8 pixels and less, a kernel takes about as long as a few calls of Python or
-// torch, and the rows of channels between two kernels took some thirty of those. Now a pass is one call.
+// torch, and the rows of channels between two kernels took some thirty of those. Now a pass is one call. If several
+// ranks share a batch, it asks them between two kernels for what they have (Norms::sum).
 //
 // Statistics are in double. Their arithmetic is torch's, operation by operation, so that the results have the same bits;
 // this file is therefore compiled by itself, without contracting a product and a sum into one rounding.
@@ -158,7 +159,11 @@ struct FanPass {
     }
 
     bool normed(int k) const { return call.norms.eps[k] >= 0; }
-    bool has_norms() const { return std::any_of(call.norms.eps, call.norms.eps + fan.num_maps, [](double eps) { return eps >= 0; }); }
+    bool has_norms() const {
+        for (int k = 0; k < fan.num_maps; ++k)
+            if (normed(k)) return true;
+        return false;
+    }
     double mean(int k, int c) const { return call.mean[long(k) * sizes.channels + c]; }
     double inverse(int k, int c) const { return call.inverse[long(k) * sizes.channels + c]; }
     double scale(int use, int c) const {

@@ -5,7 +5,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +95,16 @@ def restored(keep, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def stand_in(zygote, tmp_path_factory):
+    """The program `ssfnas`, as a fork."""
+    return zygote.open_door(tmp_path_factory.mktemp("bin"))
+
+
 @pytest.mark.parametrize(("page", "least"), [(PAGES[0], 2), (PAGES[1], 0)])
-def test_the_tables_of_the_page_are_what_the_committed_runs_say(restored, page, least):
+def test_the_tables_of_the_page_are_what_the_committed_runs_say(restored, stand_in, monkeypatch, page, least):
     fill, checked = load("fill"), 0
+    monkeypatch.setattr(fill.sys, "executable", str(stand_in.with_name("python")))  # it looks for `ssfnas` beside it
     for mark in fill.MARK.finditer(page.read_text()):
         part = fill.read_part(mark)
         if part.kind == "table" and fill.EMPTY not in mark["body"]:
@@ -108,14 +114,13 @@ def test_the_tables_of_the_page_are_what_the_committed_runs_say(restored, page, 
     assert checked >= least
 
 
-def test_a_sweep_passes_over_what_is_restored(restored, keep, tmp_path):
+def test_a_sweep_passes_over_what_is_restored(restored, keep, stand_in, tmp_path):
     """On another machine it goes on where the committed runs end, once the data set is made."""
     runs = tmp_path / "runs" / "table1-digits"
     keep.restore(keep.FOLDER / f"table1-digits{keep.SUFFIX}", runs)
     argv = ["sweep", ROOT / "experiments" / "table1" / "digits.toml", "-o", runs]
-    ssfnas = Path(sys.executable).with_name("ssfnas")
-    subprocess.run([ssfnas, *argv, "--only", "data-*", "--run", "-q"], check=True, capture_output=True)
-    listed = subprocess.run([ssfnas, *argv], check=True, capture_output=True, text=True)
+    subprocess.run([stand_in, *argv, "--only", "data-*", "--run", "-q"], check=True, capture_output=True)
+    listed = subprocess.run([stand_in, *argv], check=True, capture_output=True, text=True)
     assert " 0 to do" in listed.stdout + listed.stderr
 
 

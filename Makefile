@@ -65,7 +65,7 @@ searches: $(READY) $(CIFAR10)/train ## the table of docs/searches.md, in hours; 
 	$(BIN)/ssfnas sweep experiments/searches/searches.toml --set data.root=$(CIFAR10) -o $(RUNS)/searches --run --jobs $(JOBS)
 	$(FILL)
 
-figures: $(READY) $(CIFAR10)/train ## Figures 6 to 9 of the paper in docs/results.md, in hours; it goes on where it was stopped
+figures: $(READY) $(CIFAR10)/train ## Figures 6 to 8 of the paper in docs/results.md, in hours; it goes on where it was stopped
 	$(BIN)/ssfnas sweep experiments/figures/figures.toml --set data.root=$(CIFAR10) -o $(RUNS)/figures --run --jobs $(JOBS)
 	$(FILL)
 

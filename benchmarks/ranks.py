@@ -214,8 +214,8 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
         [
             f"`python benchmarks/ranks.py`, {report.machine()}. C={shape['channels']}, {shape['layers']} cells, a "
             f"global batch of {shape['batch_size']}; the search is softmax, cross-entropy, first order, the retraining "
-            f"{GENOTYPE}; {options.pairs} rounds in turn. The efficiency is how many times faster it is than one process of "
-            f"one thread, divided by two. "
+            f"{GENOTYPE}; {options.pairs} rounds in turn. The efficiency is how many times faster it is than one "
+            "process of one thread, divided by two. "
             f"{paired.disturbance(list(measured.values()))}",
             report.table([*header, "messages a step", "MB a step", "peak GB a process"], lines),
             "Projected efficiency of more ranks, each with the share of one of the two ranks, so with a global batch "

@@ -87,7 +87,7 @@ atexit.register(print, "noise at exit")
 def noisy_skip(channels, stride, affine, options):
     \"\"\"A convolution whose author debugs with print.\"\"\"
     print("noise of building")
-    return nn.Conv2d(channels, channels, 1, stride)
+    return nn.Conv2d(channels, channels, 3, stride, 1)
 """
 
 

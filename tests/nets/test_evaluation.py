@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ssfnas_cli.machine import multiplies_bf16
 from ssfnas_cli.nets.evaluation import BATCHES_BEFORE, Evaluated
 from ssfnas_cli.nets.heads import Classifier
 from ssfnas_cli.nets.program import ADDITION, CONVOLUTION, aten, record
@@ -43,6 +44,7 @@ def test_a_program_gives_the_networks_logits(name):
     assert (evaluated(images_of(3, num=5)) - wanted).abs().max() <= 3e-5 * wanted.abs().max(), "another shape"
 
 
+@pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply bf16")
 @pytest.mark.parametrize("name", ["resnet20", "every op"])
 def test_bf16_is_as_near_as_its_digits_allow(name):
     model = network(name)

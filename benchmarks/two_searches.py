@@ -47,6 +47,7 @@ def measure(name: str, options: argparse.Namespace, results: paired.Results) -> 
             both = list(pool.map(lambda worker, step=number: worker.step(step), workers))
             if number >= paired.WARM_UP_ROUNDS:
                 slower = max(both, key=lambda taken: taken["seconds"])
+                # The other search is meant to be there, so it does not count as a disturbance.
                 results.add(name, facts, {ALONE: alone, BESIDE: slower | {"others_share": 0.0}})
         for worker in workers:
             worker.close()

@@ -138,7 +138,7 @@ def test_training_mode_that_somebody_left_on_changes_nothing(model, files):
     before = model.predict(files[0])
     statistics = {name: value.clone() for name, value in model.module.state_dict().items()}
     model.module.train()
-    assert_same(model.predict(files[0]), before)
+    assert model.predict(files[0]) == before
     assert all(torch.equal(value, statistics[name]) for name, value in model.module.state_dict().items())
 
 
@@ -190,15 +190,9 @@ def test_a_prior_that_cannot_be(model):
         Model(trained(unknown), unknown, None, torch.device("cpu")).predict([], prior="uniform")
 
 
-def assert_same(one, other):
-    """Predictions of one network, up to rounding: its second one of a shape is computed in another order."""
-    assert one.class_name == other.class_name
-    assert one.probabilities == pytest.approx(other.probabilities, rel=1e-5)
-
-
-def test_the_model_file_alone_is_enough(run, model, files, tmp_path):
+def test_the_model_file_alone_is_enough(run, files, tmp_path):
     shutil.copy(run.path / "model.safetensors", tmp_path / "mine.safetensors")
-    assert_same(load(tmp_path / "mine.safetensors").predict(files[0]), model.predict(files[0]))
+    assert load(tmp_path / "mine.safetensors").predict(files[0]) == load(run.path).predict(files[0])
 
 
 def test_a_run_of_before_cards_had_priors_holds_what_its_loss_says(run, model, tmp_path):
@@ -233,12 +227,13 @@ def test_importing_the_package_imports_no_torch():
     assert "ssfnas_cli" in modules and not {"torch", "numpy", "PIL", "safetensors"} & set(modules)
 
 
-def test_weights_that_somebody_changed_count_at_once(model, run, files):
+def test_weights_that_somebody_changed_count_at_once(run, files):
     mine, image = load(run.path), files[0]
-    assert_same(mine.predict(image), model.predict(image))
+    wanted = load(run.path).predict(image)  # by a network that is as new, since a later prediction may round differently
+    assert mine.predict(image) == wanted
     with torch.no_grad():
         mine.module.head.weight.zero_()
         mine.module.head.bias.copy_(torch.tensor([0.0, 5.0, 0.0]))
     assert mine.predict(image).class_name == "bee"
-    mine.module.load_state_dict(model.module.state_dict())
-    assert_same(mine.predict(image), model.predict(image))
+    mine.module.load_state_dict(load(run.path).module.state_dict())
+    assert mine.predict(image) == wanted

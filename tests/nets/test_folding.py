@@ -19,9 +19,10 @@ def check(model, images):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     folded = fold(model, images[:2])
     with torch.no_grad():
-        got, wanted = folded(images), copy.deepcopy(model).double()(images.double())
+        got, by_itself, wanted = folded(images), model(images), copy.deepcopy(model).double()(images.double())
     assert wanted.std(0).min() > 0.01 * wanted.abs().max(), "the logits differ between images"
-    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()  # how much float32 loses depends on the processor
+    own_error = (by_itself - wanted).abs().max()  # what float32 loses depends on the processor
+    assert (got - wanted).abs().max() <= max(1e-5 * wanted.abs().max(), 2 * own_error)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(norm.folded for norm in norms_of(model))
     return folded

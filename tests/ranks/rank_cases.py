@@ -17,8 +17,8 @@ from torch import Tensor
 
 NUM = 11  # images of a batch, which divide by neither two nor three nor four
 # Two ranks compute all cases; other numbers those with these words in their names.
-SOME = ("loss", "norm", "gumbel", "local statistics")
-CHOSEN = {3: (*SOME, "drop path", "compiled kernels"), 4: SOME}
+SOME = ("loss", "norm", "gumbel", "drop path", "local statistics")
+CHOSEN = {3: (*SOME, "compiled kernels", "federated"), 4: SOME}
 
 
 def main(data: str, out: str, worlds: list[int], port: int) -> None:

@@ -229,7 +229,7 @@ def test_importing_the_package_imports_no_torch():
 
 def test_weights_that_somebody_changed_count_at_once(run, files):
     mine, image = load(run.path), files[0]
-    wanted = load(run.path).predict(image)  # by a network that is as new, since a later prediction may round differently
+    wanted = load(run.path).predict(image)  # by one as new: a later prediction may round differently
     assert mine.predict(image) == wanted
     with torch.no_grad():
         mine.module.head.weight.zero_()

@@ -37,6 +37,7 @@ bench: $(READY) ## run all benchmarks and write their tables to docs/performance
 	PYTHONPATH=. $(BIN)/python benchmarks/digits.py --pairs 20
 	PYTHONPATH=. $(BIN)/python benchmarks/relaxations.py
 	PYTHONPATH=. $(BIN)/python benchmarks/retrain_step.py
+	PYTHONPATH=. $(BIN)/python benchmarks/bf16.py
 	PYTHONPATH=. $(BIN)/python benchmarks/kernel_floor.py
 	PYTHONPATH=. $(BIN)/python benchmarks/input.py
 	PYTHONPATH=. $(BIN)/python benchmarks/recipe.py

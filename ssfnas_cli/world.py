@@ -13,7 +13,9 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +30,8 @@ from ssfnas_cli.lifeline import Lifeline
 COMMANDS = ("search", "retrain", "evaluate", "predict")  # those that all ranks compute together
 OF_ONE = ("adjust", "rank")  # those that compute much, and by one process: ranks would wait for nothing
 JOIN_SECONDS = 300.0  # how long ranks wait for each other at the start
+NAME_SECONDS = 20.0  # how long a name may be unknown: one that is spelled wrongly stays so
+CONNECT_SECONDS = 30.0  # for a connection to a store that is known to answer
 FIRST_PORT, NUM_PORTS = 20_000, 20_000  # from which a port is chosen by the number of a SLURM job
 
 T = TypeVar("T")
@@ -182,15 +186,17 @@ def _connect(here: Place) -> Any:
 
     address, port = _address(here)
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_master = here.rank == 0 and not kept
     try:
+        _wait_for_store(address, port, is_master)
         store = dist.TCPStore(
             address,
             port,
-            is_master=here.rank == 0 and not kept,
-            timeout=timedelta(seconds=JOIN_SECONDS),
+            is_master=is_master,
+            timeout=timedelta(seconds=CONNECT_SECONDS),
             wait_for_workers=False,
         )
-    except (RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         told = _first_line(error)
         if "in use" in told or "EADDRINUSE" in told:
             raise ResourceError(
@@ -199,10 +205,34 @@ def _connect(here: Place) -> Any:
         raise ResourceError(
             f"MASTER_ADDR {address}, MASTER_PORT {port}: rank {here.rank} cannot reach the first rank there ({told})"
         ) from error
+    store.set_timeout(timedelta(seconds=JOIN_SECONDS))
     # Two jobs that use one port by mistake do not take each other for their own ranks.
     job = os.environ.get("TORCHELASTIC_RUN_ID") or f"{os.environ.get('SLURM_JOB_ID')}.{os.environ.get('SLURM_STEP_ID')}"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"ssfnas/{job}/{attempt}", store)
+
+
+def _wait_for_store(address: str, port: int, is_master: bool) -> None:
+    """Wait until somebody answers where the ranks meet; the rank that will answer there only looks the name up.
+
+    TCPStore would wait itself, but in one call of C++, which Ctrl-C does not end, and with a trace of it at the end.
+
+    Raises:
+        OSError: nobody answers within `JOIN_SECONDS`, or the name stays unknown for `NAME_SECONDS`.
+    """
+    started = time.monotonic()
+    while True:
+        try:
+            if is_master:
+                socket.getaddrinfo(address, port)
+            else:
+                socket.create_connection((address, port), timeout=CONNECT_SECONDS).close()
+            return
+        except OSError as error:
+            patience = NAME_SECONDS if isinstance(error, socket.gaierror) else JOIN_SECONDS
+            if time.monotonic() - started >= patience:
+                raise
+        time.sleep(0.1)
 
 
 def _address(here: Place) -> tuple[str, int]:
@@ -369,4 +399,5 @@ def largest(value: int) -> int:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    text = (error.strerror if isinstance(error, OSError) else "") or str(error)
+    return (text.splitlines() or [type(error).__name__])[0]

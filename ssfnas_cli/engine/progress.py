@@ -13,11 +13,12 @@ from ssfnas_cli.machine import memory_bytes
 from ssfnas_cli.results.health import FIGURES
 
 FORECAST_STEPS, FORECAST_SECONDS = 20, 5.0  # until the pace is known well enough to foretell the end
+ADVISED_SECONDS = 1800.0  # a phase that takes longer says what would make it faster
 MIN_BAR = 8  # columns
 
 
 class _Named(Protocol):
-    """A phase. One whose epochs are something else to a user has that word as `unit`."""
+    """A phase. It may have a `unit`, what users call its epochs, and an `advice`, what would make it faster."""
 
     name: str
     epochs: int
@@ -28,7 +29,7 @@ class Progress:
 
     def __init__(self, phase: _Named, log_seconds: float):
         self.phase, self.log_seconds = phase, log_seconds
-        self.unit = getattr(phase, "unit", "epoch")
+        self.unit, self.advice = getattr(phase, "unit", "epoch"), getattr(phase, "advice", "")
         self._logged_at = time.monotonic()
         self._first_update: tuple[float, float] | None = None
         self._steps, self._forecast = 0, False
@@ -100,6 +101,8 @@ class Progress:
             self._forecast = True
             epochs = f"{self.phase.epochs} {self.unit}{'' if self.phase.epochs == 1 else 's'}"
             log.info("%s: about %s left of all %s", self.phase.name, in_words(seconds), epochs)
+            if seconds > ADVISED_SECONDS and self.advice:
+                log.info("%s", self.advice)
 
     def end_epoch(self, line: Mapping[str, Any]) -> None:
         """Log the metrics of an epoch."""

@@ -77,6 +77,7 @@ class SearchPhase:
         cost: SearchCost | None = None,
     ):
         self.settings, self.data, self.device, self.cost = settings, data, device, cost
+        self.advice = device.advice()
         self.epochs, self.seed = settings.epochs, settings.seed
         self.split = data.split("train")
         self.halves = halves or stratified_halves(self.split.labels, data.class_names, settings.seed)

@@ -131,6 +131,7 @@ class TrainPhase:
         mix: Mix | None = None,
     ):
         self.schedule, self.settings, self.data, self.device = schedule, settings, data, device
+        self.advice = device.advice()
         self.name, self.epochs, self.seed = schedule.name, schedule.epochs, settings.seed
         self.objective, self.mix = objective, mix
         self.split = data.split("train")

@@ -22,7 +22,8 @@
 // The batch is cut into at most NUM_CHUNKS chunks, each with sums of its own, which are added in order: the results do
 // not depend on how many threads there are, nor on which of them was faster.
 //
-// The library is compiled for one type, REAL: a search in float32 does not wait until the kernels for float64 are there.
+// The library is compiled for one type, REAL: a search in float32 does not wait until the kernels for float64 are there. With
+// BF16_MAPS, maps in memory are bf16 (structures.h), which halves a step's memory.
 
 #include "cells.h"
 

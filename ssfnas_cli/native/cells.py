@@ -121,37 +121,73 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-class CellKernels:
-    """The library's functions for tensors of one floating-point type."""
+class CellPasses:
+    """A library's functions: the passes over maps of one type."""
 
-    def __init__(self, cdll: ctypes.CDLL, dtype: torch.dtype):
+    def __init__(self, cdll: ctypes.CDLL):
         check_layouts(cdll, "cells_layout", MIRRORS)
-        self.dtype = dtype
-        self.lanes = cdll.vector_bytes() // dtype.itemsize
         self.fan_forward = bind(cdll.fan_forward, Shape, Fan, FanCall)
         self.fan_backward = bind(cdll.fan_backward, Shape, Fan, FanCall)
         self.projection_forward = bind(cdll.projection_forward, Shape, ProjectionCall)
         self.projection_backward = bind(cdll.projection_backward, Shape, ProjectionCall)
 
+
+class CellKernels:
+    """The compiled kernels for weights of one floating-point type, and for maps of that type or of bf16.
+
+    Args:
+        cdll: the library for maps of the weights' type.
+        dtype: of the weights, in which everything is computed.
+        reduced: the library for maps of bf16, which an autocast to bf16 asks for; None if there is none.
+    """
+
+    def __init__(self, cdll: ctypes.CDLL, dtype: torch.dtype, reduced: ctypes.CDLL | None = None):
+        self.dtype = dtype
+        self.lanes = cdll.vector_bytes() // dtype.itemsize
+        self._passes = {dtype: CellPasses(cdll)}
+        if reduced is not None:
+            self._passes[torch.bfloat16] = CellPasses(reduced)
+
     def __deepcopy__(self, memo: object) -> CellKernels:
         """The same functions: a copy of a network that they compute shares them."""
         return self
 
-    def new_maps(self, count: int, num: int, channels: int, height: int, width: int) -> Tensor:
-        """Allocate so many maps [N, H, W, C], one after the other, as a flat tensor."""
-        return torch.empty(count * num * channels * height * width, dtype=self.dtype)
+    def on(self, x: Tensor) -> CellPasses:
+        """The passes over maps of the type of x."""
+        return self._passes[x.dtype]
+
+    def support(self, x: Tensor) -> bool:
+        """Whether there are passes over `as_map(x)`."""
+        wanted = torch.bfloat16 if torch.is_autocast_enabled("cpu") else x.dtype
+        return x.device.type == "cpu" and wanted in self._passes and x.dtype in (self.dtype, torch.bfloat16)
+
+    def as_map(self, x: Tensor) -> Tensor:
+        """The map x [N, C, H, W] with channels last, and in bf16 within an autocast."""
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.bfloat16)
+        return x.contiguous(memory_format=torch.channels_last)
 
 
-def library_for(dtype: torch.dtype) -> tuple[str, str]:
-    """The arguments of `library.load` for tensors of this type."""
-    real = {torch.float32: "float", torch.float64: "double"}[dtype]
-    return "cells", f"-DREAL={real}"
+def new_maps(dtype: torch.dtype, count: int, num: int, channels: int, height: int, width: int) -> Tensor:
+    """Allocate so many maps [N, H, W, C], one after the other, as a flat tensor."""
+    return torch.empty(count * num * channels * height * width, dtype=dtype)
 
 
-def load(dtype: torch.dtype = torch.float32) -> CellKernels | None:
-    """Load the compiled kernels; None if they cannot be compiled here."""
-    cdll = library.load(*library_for(dtype))
-    return None if cdll is None else CellKernels(cdll, dtype)
+def libraries_for(dtype: torch.dtype, reduced: bool = False) -> list[tuple[str, ...]]:
+    """The arguments of `library.load`, once for each library of `load` with the same arguments."""
+    real = {torch.float32: "-DREAL=float", torch.float64: "-DREAL=double"}[dtype]
+    return [("cells", real), *([("cells", real, "-DBF16_MAPS")] if reduced else [])]
+
+
+def load(dtype: torch.dtype = torch.float32, reduced: bool = False) -> CellKernels | None:
+    """Load the compiled kernels; None if they cannot be compiled here.
+
+    Args:
+        dtype: of the weights.
+        reduced: whether there shall be kernels for maps of bf16, too.
+    """
+    loaded = [library.load(*arguments) for arguments in libraries_for(dtype, reduced)]
+    return None if loaded[0] is None else CellKernels(loaded[0], dtype, *loaded[1:])
 
 
 def bind(function: ctypes._NamedFuncPointer, *structures: type[ctypes.Structure]) -> ctypes._NamedFuncPointer:

@@ -22,7 +22,7 @@
 
 namespace {
 
-using T = REAL;  // what the library is compiled for: float or double
+using T = REAL;  // what the library is compiled for: float or double; maps in memory are of Stored<T>
 
 // The sizes of a pass's results. Images side by side are so many times the channels of one.
 struct Sizes {
@@ -146,7 +146,7 @@ struct FanPass {
           num_inner(fan_.num_maps - fan_.num_first), items(fan_.items, fan_.items + fan_.num_maps),
           centre(fan_.num_maps, sizes), term_scale(fan_.num_uses, sizes), term_shift(fan_.num_uses, sizes),
           inner_scale(num_inner, sizes), inner_shift(num_inner, sizes) {
-        T *map = static_cast<T *>(call.maps);
+        auto *map = static_cast<Stored<T> *>(call.maps);
         int next = 0;  // weight
         for (Item &item : items) {
             if (item.kind != IDENTITY) item.y = map, map += sizes.map_values;
@@ -259,9 +259,9 @@ struct FanPass {
         Rows slope(fan.num_maps, sizes), offset(fan.num_maps, sizes);
         terms_backward(upstreams, slope, offset);
         if (call.dx == nullptr) return;
-        const size_t bytes = (num_inner * sizes.map_values * sizeof(T) + 64) / 64 * 64;
+        const size_t bytes = (num_inner * sizes.map_values * sizeof(Stored<T>) + 64) / 64 * 64;
         const std::unique_ptr<void, void (*)(void *)> inner(num_inner > 0 ? std::aligned_alloc(64, bytes) : nullptr, std::free);
-        second_stages_backward(upstreams, slope, offset, static_cast<T *>(inner.get()));
+        second_stages_backward(upstreams, slope, offset, static_cast<Stored<T> *>(inner.get()));
         Group group{};
         group.x = call.x, group.num_items = fan.num_first, group.dx = call.dx;
         kernel_groups_backward(&shape, 1, &group, fan.num_first, items.data(), upstreams.data());
@@ -302,7 +302,7 @@ struct FanPass {
     }
 
     // The gradients with respect to gamma and beta, and the upstreams of the first stages before.
-    void second_stages_backward(std::vector<Upstream> &upstreams, Rows &slope, Rows &offset, T *map) {
+    void second_stages_backward(std::vector<Upstream> &upstreams, Rows &slope, Rows &offset, Stored<T> *map) {
         if (num_inner == 0) return;
         const long row = shape.channels, width = sizes.channels;
         std::vector<double> products(2 * num_inner * row), sums(width), dots(width), slopes(2 * num_inner * width);

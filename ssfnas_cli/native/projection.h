@@ -59,7 +59,7 @@ struct Grids {
 
     // Read ReLU(x) of image `n` for the output's pixels [begin, end) into tile, [taps * in-blocks][PITCH].
     void gather(int n, long begin, long end, Vec<T> *tile) const {
-        const T *image = static_cast<const T *>(job.x) + n * l.pixels() * job.in_channels;
+        const auto *image = static_cast<const Stored<T> *>(job.x) + n * l.pixels() * job.in_channels;
         each_pixel(begin, end, [&](int tap, long p, long at) {
             Vec<T> *to = tile + tap * in_blocks * PITCH + p;
             each_block([&](int block, int lanes) {
@@ -77,7 +77,7 @@ struct Grids {
             write_tile<T>(gradient, PITCH, wide, job.dx, l.pixels(), n, begin, end - begin);
             return;
         }
-        T *image = static_cast<T *>(job.dx) + n * l.pixels() * job.in_channels;
+        auto *image = static_cast<Stored<T> *>(job.dx) + n * l.pixels() * job.in_channels;
         each_pixel(begin, end, [&](int tap, long p, long at) {
             if (at < 0) return;
             each_block([&](int block, int lanes) {
@@ -138,7 +138,7 @@ void project_backward(const Shape &shape, const Projection &job, const Item &res
         arena.reset((l.blocks * PITCH + 2 * tile_size + 8) * VECTOR_BYTES);
         Vec<T> *dy = arena.take<T>(l.blocks * PITCH), *tile = arena.take<T>(tile_size), *d_tile = arena.take<T>(tile_size);
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n) {
-            const long image = l.pixels() * job.in_channels * sizeof(T);
+            const long image = l.pixels() * job.in_channels * sizeof(Stored<T>);
             if (l.stride > 1) std::memset(static_cast<char *>(job.dx) + n * image, 0, image);
             each_tile(size, [&](long begin, long count) {
                 upstream_gradient<T>(l, result, upstreams, n, begin, count, dy, PITCH);

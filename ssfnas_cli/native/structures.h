@@ -1,6 +1,22 @@
 // The structures that Python passes. They are mirrored in cells.py, which compares sizes and offsets when it loads the
-// library. Maps are NHWC. Pointers are to T, except mean, variance, sum and dot, which are sums over the batch and point to double.
+// library. Maps (x, y, g, dx, outs) are NHWC and of Stored<T>. Other pointers are to T, except mean, variance, sum and dot,
+// which are sums over the batch and point to double.
 #pragma once
+
+#include <cstdint>
+
+// What maps consist of in memory: T or, in a library that is compiled for it, bf16, the first half of a float. Whatever is
+// computed with them is in T: a map is widened as it is read, and rounded to the nearest bf16 as it is written.
+struct bf16 {
+    uint16_t bits;
+};
+#if defined(BF16_MAPS)
+template <class T>
+using Stored = bf16;
+#else
+template <class T>
+using Stored = T;
+#endif
 
 enum Kind : int { SEPARABLE = 0, MAX_POOL = 1, AVG_POOL = 2, IDENTITY = 3 };
 

@@ -123,6 +123,23 @@ Vec<T> load(const T *from, int count) {
 }
 
 template <class T>
+Vec<T> load(const bf16 *from, int count) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    const unsigned lanes = count >= LANES<T> ? (1u << LANES<T>) - 1 : (1u << count) - 1;
+    return (Vec<T>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, from)), 16);
+#else
+    Vec<T> value = {};
+    for (int lane = 0; lane < std::min(count, LANES<T>); ++lane) {
+        const uint32_t bits = uint32_t(from[lane].bits) << 16;
+        float wide;
+        std::memcpy(&wide, &bits, sizeof(wide));
+        value[lane] = wide;
+    }
+    return value;
+#endif
+}
+
+template <class T>
 void store(T *to, Vec<T> value, int count) {
 #if defined(__AVX512F__)
     const unsigned lanes = count >= LANES<T> ? (1u << LANES<T>) - 1 : (1u << count) - 1;
@@ -131,6 +148,22 @@ void store(T *to, Vec<T> value, int count) {
 #else
     if (count >= LANES<T>) std::memcpy(to, &value, VECTOR_BYTES);
     else std::memcpy(to, &value, count * sizeof(T));
+#endif
+}
+
+template <class T>
+void store(bf16 *to, Vec<T> value, int count) {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+    const unsigned lanes = count >= LANES<T> ? (1u << LANES<T>) - 1 : (1u << count) - 1;
+    _mm256_mask_storeu_epi16(to, lanes, (__m256i)_mm512_cvtneps_pbh((__m512)value));
+#else
+    for (int lane = 0; lane < std::min(count, LANES<T>); ++lane) {
+        const float wide = float(value[lane]);
+        uint32_t bits;
+        std::memcpy(&bits, &wide, sizeof(bits));
+        // To the nearest, and of two equally near ones to the even one; what is not a number stays so.
+        to[lane].bits = wide != wide ? 0x7fc0 : uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    }
 #endif
 }
 
@@ -156,13 +189,13 @@ template <class T>
 class Pixels {
 public:
     Pixels(const void *map, int channels, long pixels, int n, long begin, int block)
-        : first_(static_cast<T *>(const_cast<void *>(map)) + (n * pixels + begin) * channels + block * LANES<T>),
+        : first_(static_cast<Stored<T> *>(const_cast<void *>(map)) + (n * pixels + begin) * channels + block * LANES<T>),
           channels_(channels), lanes_(std::min(channels - block * LANES<T>, LANES<T>)) {}
     Vec<T> operator[](long p) const { return load<T>(first_ + p * channels_, lanes_); }
     void set(long p, Vec<T> value) const { store<T>(first_ + p * channels_, value, lanes_); }
 
 private:
-    T *first_;
+    Stored<T> *first_;
     long channels_;
     int lanes_;
 };
@@ -171,17 +204,14 @@ private:
 // that is written whole need not be read first.
 constexpr long STREAMED_BYTES = 4 << 20;
 
-// Write `values`, of which there is a multiple of the lanes, to `to`, which is aligned to a vector, past the caches.
-template <class T>
-void stream(const T *values, T *to, long count) {
+// Copy a multiple of a vector's bytes to `to`, which is aligned to a vector, past the caches.
+inline void stream(const char *from, char *to, long bytes) {
 #if defined(__AVX512F__)
-    for (long k = 0; k < count; k += LANES<T>) {
-        if constexpr (sizeof(T) == 4) _mm512_stream_ps(to + k, _mm512_loadu_ps(values + k));
-        else _mm512_stream_pd(to + k, _mm512_loadu_pd(values + k));
-    }
+    for (long k = 0; k < bytes; k += VECTOR_BYTES)
+        _mm512_stream_si512(reinterpret_cast<__m512i *>(to + k), _mm512_loadu_si512(from + k));
     _mm_sfence();
 #else
-    std::memcpy(to, values, count * sizeof(T));
+    std::memcpy(to, from, bytes);
 #endif
 }
 
@@ -189,17 +219,18 @@ void stream(const T *values, T *to, long count) {
 template <class T>
 void write_tile(const Vec<T> *values, long tile, const Layout<T> &l, void *map, long pixels, int n, long begin, long count) {
     static thread_local Arena joined;
-    T *to = static_cast<T *>(map) + (n * pixels + begin) * l.channels;
-    const long bytes = count * l.channels * long(sizeof(T));
+    constexpr long EACH = sizeof(Stored<T>);
+    char *to = static_cast<char *>(map) + (n * pixels + begin) * l.channels * EACH;
+    const long bytes = count * l.channels * EACH;
     const bool whole_lines = (reinterpret_cast<uintptr_t>(to) | uintptr_t(bytes)) % VECTOR_BYTES == 0;
-    const bool past = whole_lines && l.num * pixels * l.channels * long(sizeof(T)) > STREAMED_BYTES;
+    const bool past = whole_lines && l.num * pixels * l.channels * EACH > STREAMED_BYTES;
     if (past) joined.reset(bytes);
-    T *room = past ? reinterpret_cast<T *>(joined.take<T>(bytes / VECTOR_BYTES)) : to;
+    char *room = past ? reinterpret_cast<char *>(joined.take<T>(bytes / VECTOR_BYTES)) : to;
     for (int block = 0; block < l.blocks; ++block, values += tile) {
         const Pixels<T> pixel(room, l.channels, 0, 0, 0, block);
         for (long p = 0; p < count; ++p) pixel.set(p, values[p]);
     }
-    if (past) stream(room, to, count * l.channels);
+    if (past) stream(room, to, bytes);
 }
 
 }  // namespace

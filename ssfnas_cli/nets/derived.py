@@ -133,7 +133,7 @@ class DerivedCell(AnyCell):
             for k, result in self._results(by_torch, x):
                 target = self.targets[k]
                 if k in edge_factors:
-                    result = result * edge_factors[k]
+                    result = result * edge_factors[k].to(result.dtype)
                 plain[target] = plain[target] + result if target in plain else result
         return concatenate([states[node] for node in self.concat])
 
@@ -149,7 +149,9 @@ class DerivedCell(AnyCell):
         fan, edges = self.fans.get(source, (None, []))
         if fan is None or not fan.can_run(x):
             return []
-        one, zero, all_kept = x.new_ones(x.shape[1]), x.new_zeros(x.shape[1]), x.new_ones(x.shape[0])
+        ones = torch.ones(max(x.shape[:2]), dtype=fan.kernels.dtype)
+        one, all_kept = ones[: x.shape[1]], ones[: x.shape[0]]
+        zero = torch.zeros_like(one)
         norms = [fan.norms[k] for k in fan.last_map]
         scale = torch.stack([norm.weight if norm is not None and norm.affine else one for norm in norms])
         shift = torch.stack([norm.bias if norm is not None and norm.affine else zero for norm in norms])
@@ -175,10 +177,13 @@ def _node(fused: Tensor | None, plain: Tensor | None, factor: Tensor | None) -> 
     """A node's map: the total of its two sums, times its drop-path factor if it has one."""
     total = fused if plain is None else plain if fused is None else fused + plain
     assert total is not None, "a live node has an edge"
-    return total if factor is None else total * factor
+    return total if factor is None else total * factor.to(total.dtype)
 
 
 def drop_path_factors(x: Tensor, rate: float) -> Tensor:
-    """A factor for every image of x [N, ...], as [N, 1, 1, 1]: 0 with probability `rate`, else 1 / (1 - rate)."""
-    keep = 1.0 - rate
-    return collective.per_image(len(x), lambda num: x.new_empty(num, 1, 1, 1).bernoulli_(keep)) / keep
+    """A factor for every image of x [N, ...], as [N, 1, 1, 1]: 0 with probability `rate`, else 1 / (1 - rate).
+
+    It is in float32 at least, in which bf16 would have rounded it.
+    """
+    keep, dtype = 1.0 - rate, torch.promote_types(x.dtype, torch.float32)
+    return collective.per_image(len(x), lambda num: x.new_empty(num, 1, 1, 1, dtype=dtype).bernoulli_(keep)) / keep

@@ -94,5 +94,5 @@ class _DenseGradient(torch.autograd.Function):
 
 
 def pool(features: Tensor) -> Tensor:
-    """Global average: [N, C, H, W] -> [N, C]."""
-    return features.mean(dim=(2, 3))
+    """Global average: [N, C, H, W] -> [N, C], of maps of bf16 in float32."""
+    return features.mean(dim=(2, 3), dtype=torch.float32 if features.dtype == torch.bfloat16 else None)

@@ -282,11 +282,11 @@ class OutgoingOps:
     def _add_by_kernels(self, fan: FanOut, sums: dict[int, Tensor], x: Tensor, mixing: Mixing) -> None:
         """Add the live candidates of the fan."""
         if not mixing.zeros:
-            return fan.add_to(sums, x, mixing.weights[self.places_in_fan][:, None].to(x.dtype))
+            return fan.add_to(sums, x, mixing.weights[self.places_in_fan][:, None].to(fan.kernels.dtype))
         live = [k for k, c in enumerate(self.in_fan) if (c.edge, c.column) not in mixing.zeros]
         if live:
             places = _places([self.in_fan[k] for k in live])
-            fan.subset(live).add_to(sums, x, mixing.weights[places][:, None].to(x.dtype))
+            fan.subset(live).add_to(sums, x, mixing.weights[places][:, None].to(fan.kernels.dtype))
 
     def _add_by_torch(
         self, candidates: Sequence[Candidate], sums: dict[int, Tensor], x: Tensor, weights: Tensor

@@ -89,7 +89,9 @@ class Training(Execution):
     weight_decay: float = Field(3e-4, ge=0, description="weight decay of the weights")
     clip: Rate = Field(5.0, description="largest norm of the gradient; a larger one is scaled down")
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="precision of forward passes; losses are always fp32"
+        "fp32",
+        description="precision of forward passes; losses are always fp32. bf16 on a CPU: if it multiplies bf16, and of "
+        "the maps that lie in memory, while sums, statistics and weights stay fp32",
     )
     batch_stats: Literal["global", "local"] = Field(
         "global",

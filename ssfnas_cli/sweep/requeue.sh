@@ -48,9 +48,10 @@ while true; do
     if [ "$asked" = no ]; then break; fi
 done
 
-# 75: stopped on request, saved, to be gone on with. Anything else is an end, good (0) or bad, that no new turn mends.
-# The job keeps its number, so jobs that depend on it (see pipeline.sh) go on waiting.
-if [ "$code" -eq 75 ]; then
+# 75: stopped on request, saved, to be gone on with. 138: SIGUSR1 came before ssfnas could attend to it, while Python was
+# still loading or the ranks had not met; nothing was begun. Anything else is an end, good (0) or bad, that no new turn
+# mends. The job keeps its number, so jobs that depend on it (see pipeline.sh) go on waiting.
+if [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; then
     if [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
         echo "requeue.sh: not done yet, back into the queue (turn $((${SLURM_RESTART_COUNT:-0} + 1)))" >&2
         scontrol requeue "$SLURM_JOB_ID"

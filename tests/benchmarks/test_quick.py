@@ -50,6 +50,14 @@ def test_a_case_is_measured_once_and_rendered(run, tmp_path, script, case):
 
 
 @pytest.mark.slow
+@needs_compiler
+def test_both_precisions_are_measured_beside_each_other_and_against_float64(run, tmp_path):
+    cases = ("softmax-ce-1", "DARTS_V2-16x8", "distances")
+    table = run("bf16.py", "--only", *cases, "--pairs", 1, "--out", tmp_path / "rounds.jsonl")
+    assert table.count("| bf16 |") == 2 and table.count("kernels | 0.0") == 2
+
+
+@pytest.mark.slow
 def test_the_relaxations_are_measured_beside_each_other(run, tmp_path):
     out = tmp_path / "rounds.jsonl"
     table = run("relaxations.py", "--only", "torch", "--pairs", 1, "--out", out)

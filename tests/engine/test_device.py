@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from ssfnas_cli.engine.device import Device
@@ -25,9 +26,15 @@ def test_the_shortest_run_uses_compiled_kernels_unless_torch_is_asked_for(kind, 
 
 
 @needs_compiler
-def test_cells_in_bf16_are_left_to_torch():
-    settings = load_settings(SearchSettings, flags={"precision": "bf16", "threads": 1, "device": "cpu"})
-    assert Device.from_settings(settings).cells is None
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_kernels_compute_maps_of_bf16_if_asked_to_and_the_processor_multiplies_it(monkeypatch, multiplies):
+    monkeypatch.setattr("ssfnas_cli.engine.device.multiplies_bf16", lambda: multiplies)
+    flags = {"precision": "bf16", "threads": 1, "device": "cpu"}
+    device = Device.from_settings(load_settings(SearchSettings, flags=flags))
+    with device.autocast():
+        assert device.cells.support(torch.zeros(1, 2, 3, 3)) and torch.is_autocast_enabled("cpu") is multiplies
+    assert device.facts()["kernels"].startswith("compiled, bf16" if multiplies else "compiled, ")
+    assert ("bf16" in device.facts()["kernels"]) is multiplies
 
 
 @needs_compiler

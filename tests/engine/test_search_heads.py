@@ -56,13 +56,14 @@ def test_rescaling_the_features_changes_nothing_for_the_probe(search):
     torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-2)
 
 
-def test_the_second_order_is_computed_in_float32_in_a_search_of_bf16(tiny_digits):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_second_order_is_computed_in_float32_in_a_search_of_bf16(tiny_digits, compiled):
     """Finite differences of bf16 losses are noise: their cosine to the exact ones is 0.6 at best."""
     settings = {**TINY, "order": 2, "ops": ("avg_pool_3x3", "skip_connect", "dil_conv_3x3")}
     gradients = []
     for precision in ("fp32", "bf16"):
         resolved = load_settings(SearchSettings, flags={**settings, "precision": precision}).resolve_plugins()
-        phase = SearchPhase(resolved, tiny_digits, Device("cpu", 0, precision))
+        phase = SearchPhase(resolved, tiny_digits, Device("cpu", 0, precision, compiled))
         run(phase, 1)
         gradients.append(torch.cat([a.grad.flatten() for a in phase.strategy.alphas.values()]))
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.9999

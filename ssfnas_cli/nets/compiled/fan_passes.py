@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ssfnas_cli.native.cells import FanCall, Shape, address, integers, pointers
+from ssfnas_cli.native.cells import FanCall, Shape, address, integers, new_maps, pointers
 from ssfnas_cli.nets.compiled.normalisation import norms_for_kernels, run, sum_over_ranks
 from ssfnas_cli.nets.compiled.side_by_side import SideBySide
 
@@ -69,10 +69,10 @@ def forward(
     fan: FanOut, beside: SideBySide, given: FanInputs, shift: Tensor | None, sums: Sequence[Tensor | None]
 ) -> tuple[list[Tensor], Stored]:
     """Add every use to its target's sum; a target whose sum is None starts a new one."""
-    x, kernels = given.x, fan.kernels
+    x = given.x
     shape, out = _shapes(fan, x)
     stored = Stored(
-        kernels.new_maps(len(fan.stored), *out),
+        new_maps(x.dtype, len(fan.stored), *out),
         torch.empty(2, len(fan.items), beside.channels, dtype=torch.float64),
     )
     outs = [
@@ -83,7 +83,7 @@ def forward(
     call.shift = address(shift)
     call.maps, (call.mean, call.inverse) = stored.maps.data_ptr(), _addresses_of_two(stored.statistics)
     call.outs, call.add = pointers(outs), integers([total is not None for total in sums])
-    run(kernels.fan_forward, shape, fan.structure, call)
+    run(fan.kernels.on(x).fan_forward, shape, fan.structure, call)
     return outs, stored
 
 
@@ -125,13 +125,13 @@ def backward(
     call.d_shift, call.d_scale = _addresses_of_two(products)
     weights = _like(given.weights) if want_weights else None
     dx = torch.empty_like(given.x, memory_format=torch.channels_last) if want_inputs else None
-    inner = torch.empty(2, *given.gamma.shape, dtype=given.x.dtype) if want_inputs and given.gamma is not None else None
+    inner = given.gamma.new_empty(2, *given.gamma.shape) if want_inputs and given.gamma is not None else None
     call.dx = address(dx)
     if weights is not None:
         call.d_weights = pointers(weights)
     if inner is not None:
         call.d_gamma, call.d_beta = _addresses_of_two(inner)
-    run(fan.kernels.fan_backward, _shapes(fan, given.x)[0], fan.structure, call)
+    run(fan.kernels.on(given.x).fan_backward, _shapes(fan, given.x)[0], fan.structure, call)
     shift, scale = products.unbind()
     gamma, beta = (None, None) if inner is None else inner.unbind()
     d_weights = [None] * len(given.weights) if weights is None else beside.weight_gradients(weights)

@@ -194,8 +194,9 @@ class FanOut:
         weights = [place["weight"] for place in self.weight_places]
         # The graph depends on how many images fit, and ranks sum gradients in the order of the graph.
         lanes = self.kernels.lanes if self.side_by_side and collective.shares_are_equal() else 1
-        beside = SideBySide.fitting(x, lanes)
-        before = [sums.get(target) if beside.images == 1 else None for target in self.targets]
+        beside, x = SideBySide.fitting(x, lanes), self.kernels.as_map(x)
+        started = sums if beside.images == 1 else {}
+        before = [started[target].to(x.dtype) if target in started else None for target in self.targets]
         after = _FanOutFunction.apply(self, beside, beside.lay(x), scale, shift, sample, gamma, beta, *before, *weights)
         if beside.images == 1:
             sums.update(zip(self.targets, after, strict=True))
@@ -236,7 +237,7 @@ class _FanOutFunction(torch.autograd.Function):
         want_inputs = wanted[2] or wanted[6] or want_weights  # not in an alpha step's first fan
         gs = [g.contiguous(memory_format=torch.channels_last) for g in gradients]
         d = fan_passes.backward(fan, beside, given, Stored(maps, statistics), gs, want_inputs, want_weights)
-        d_scale = d.scale.sum_to_size(scale.shape).to(x.dtype)
-        d_shift = d.shift.to(x.dtype) if wanted[4] else None
+        d_scale = d.scale.sum_to_size(scale.shape).to(scale.dtype)
+        d_shift = d.shift.to(scale.dtype) if wanted[4] else None
         d_sums = [g if added else None for g, added in zip(gradients, ctx.added_to, strict=True)]
         return (None, None, d.x, d_scale, d_shift, None, d.gamma, d.beta, *d_sums, *d.weights)

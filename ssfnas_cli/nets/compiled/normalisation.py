@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, is_autocast_enabled, is_grad_enabled
+from torch import Tensor, is_grad_enabled
 
 from registry import collective
 from registry.norm import BatchNorm
@@ -24,14 +24,10 @@ Doubles = ctypes.Array[c_double]
 def can_run(kernels: CellKernels, norms: Sequence[BatchNorm | None], x: Tensor) -> bool:
     """Whether the kernels can compute on x now.
 
-    They support neither autocast nor a backward pass through a BN in evaluation mode.
+    They do not support a backward pass through a BN in evaluation mode.
     """
-    return (
-        x.device.type == "cpu"
-        and x.dtype == kernels.dtype
-        and not is_autocast_enabled("cpu")
-        and not (is_grad_enabled() and any(norm is not None and not norm.training for norm in norms))
-    )
+    backward_in_evaluation = is_grad_enabled() and any(norm is not None and not norm.training for norm in norms)
+    return kernels.support(x) and not backward_in_evaluation
 
 
 def eps_of(norms: Sequence[BatchNorm | None]) -> Doubles:

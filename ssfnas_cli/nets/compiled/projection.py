@@ -32,7 +32,7 @@ class Projection:
     """A projection, computed by the compiled kernels whenever they can.
 
     Args:
-        module: computes the projection when the kernels cannot (under autocast, on another device).
+        module: computes the projection when the kernels cannot (on another device).
         convolutions: one or two; the second reads the pixels one below and to the right of those that the first reads.
         norm: the BN of the convolutions' concatenated results.
         stride: of the convolutions.
@@ -48,7 +48,7 @@ class Projection:
         """[N, C_in, H, W] -> [N, C, H/stride, W/stride], rounded up."""
         if not can_run(self.kernels, [self.norm], x):
             return self.module(x)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.kernels.as_map(x)
         weights = [convolution.weight for convolution in self.convolutions]
         return _ProjectionFunction.apply(self, x, self.norm.weight, self.norm.bias, *weights)
 
@@ -59,13 +59,13 @@ class _ProjectionFunction(torch.autograd.Function):
         ctx: Any, projection: Projection, x: Tensor, gamma: Tensor | None, beta: Tensor | None, *weights: Tensor
     ) -> Tensor:
         shape, out_shape = _shapes(projection, x, weights)
-        y = projection.kernels.new_maps(1, *out_shape)
+        y = cells.new_maps(x.dtype, 1, *out_shape)
         statistics = torch.empty(2, out_shape[1], dtype=torch.float64)
         out = torch.empty(out_shape, dtype=x.dtype, memory_format=torch.channels_last)
         call = _call(x, gamma, y, statistics, weights)
         call.norms = norms_for_kernels([projection.norm], projection.eps)
         call.beta, call.out = address(beta), out.data_ptr()
-        run(projection.kernels.projection_forward, shape, call)
+        run(projection.kernels.on(x).projection_forward, shape, call)
         ctx.projection = projection
         ctx.save_for_backward(x, gamma, y, statistics, *weights)
         return out
@@ -82,8 +82,8 @@ class _ProjectionFunction(torch.autograd.Function):
         call.job.dx, call.g = dx.data_ptr(), g.data_ptr()
         call.norms.sum = sum_over_ranks()
         call.d_beta, call.d_gamma = products[0].data_ptr(), products[1].data_ptr()
-        run(ctx.projection.kernels.projection_backward, _shapes(ctx.projection, x, weights)[0], call)
-        d_beta, d_gamma = (None, None) if gamma is None else products.to(x.dtype).unbind()
+        run(ctx.projection.kernels.on(x).projection_backward, _shapes(ctx.projection, x, weights)[0], call)
+        d_beta, d_gamma = (None, None) if gamma is None else products.to(gamma.dtype).unbind()
         return None, dx, d_gamma, d_beta, *d_weights
 
 

@@ -9,7 +9,7 @@ RUNS ?= runs
 READY := $(VENV)/.ready
 FILL = $(BIN)/python experiments/fill.py docs/results.md docs/searches.md --runs $(RUNS)
 
-.PHONY: help demo test check bench docs clean table1-tiny table1-digits table1-small searches figures results
+.PHONY: help demo test slurm check bench docs clean table1-tiny table1-digits table1-small searches figures results
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -24,6 +24,9 @@ demo: $(READY) ## run the whole pipeline on the embedded digits; metrics and a p
 
 test: check ## run the checks and all tests
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+
+slurm: $(READY) ## run examples/slurm under SLURM itself, if it is installed here: two nodes on this machine
+	$(BIN)/python -m pytest -m slurm -rs tests/faults
 
 check: $(READY) ## check style, types, imports and scripts, as CI does before the tests
 	$(BIN)/ruff check .

@@ -11,7 +11,8 @@
 # OUT            where everything goes, on a shared file system (default exp)
 # DATASET_ARGS   for make-dataset, e.g. "--source folder --root images"    SEARCH_ARGS   for search
 # DERIVE_ARGS    for derive, e.g. "--rule fairdarts"                       RETRAIN_ARGS  for retrain
-# SHORT, LONG    sbatch options for the stages that take minutes and for those that train
+# SHORT, LONG    sbatch options for the stages that take minutes and for those that train (--mem, not --mem-per-cpu:
+#                requeue.sh asks for --mem, and sbatch takes only one of them)
 #
 # Arguments and options are words between spaces or line breaks; quotes have no meaning in them.
 set -euo pipefail
@@ -40,7 +41,7 @@ submit() {
     local options=(--parsable --job-name="$name" --output="${out//%/%%}/logs/$name.log" --open-mode=append)
     if [ -n "$after" ]; then options+=(--dependency="afterok:$after" --kill-on-invalid-dep=yes); fi
     local number
-    number=$(sbatch "${options[@]}" "$@")
+    number=$(sbatch "${options[@]}" "$@") || exit # `set -e` ends no command substitution, in which this runs
     echo "$name: job ${number%%;*}" >&2
     echo "${number%%;*}" # on a federation the number comes with the cluster's name
 }

@@ -26,7 +26,7 @@ set -euo pipefail
 
 # The job's number keeps two jobs on one node apart. Set here, so that the log says where the ranks met.
 nodes=${SLURM_JOB_NODELIST:-localhost}
-first=$(scontrol show hostnames "$nodes" 2>/dev/null | head -n 1)
+first=$(scontrol show hostnames "$nodes" 2>/dev/null | head -n 1 || true)
 export MASTER_ADDR=${MASTER_ADDR:-${first:-localhost}}
 export MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 echo "search-ddp.sh: ${SLURM_NTASKS:-1} ranks meet at $MASTER_ADDR:$MASTER_PORT" >&2

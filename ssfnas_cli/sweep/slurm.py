@@ -39,6 +39,7 @@ cd -- {here}
 read -r -d '' -a short <<<"${{SHORT:---time=00:30:00 --cpus-per-task=2 --mem=4G}}" || true
 read -r -d '' -a long <<<"${{LONG:---time=04:00:00 --cpus-per-task=4 --mem=8G}}" || true
 
+# `|| exit`: set -e ends no command substitution, and submit runs in one.
 # afterany: when every task of the array before has ended, well or not. A task put back into the queue has not.
 submit() {{
     local stage=$1 last=$2 after=$3
@@ -49,7 +50,7 @@ submit() {{
     esac
     if [ -n "$after" ]; then options+=(--dependency="afterany:$after"); fi
     local number
-    number=$(sbatch "${{options[@]}}" --output={log}"/$stage-%a.log" {task} "$stage")
+    number=$(sbatch "${{options[@]}}" --output={log}"/$stage-%a.log" {task} "$stage") || exit
     echo "$stage: job ${{number%%;*}}, $((last + 1)) tasks" >&2
     echo "${{number%%;*}}" # on a federation the number comes with the cluster's name
 }}

@@ -132,8 +132,12 @@ exit {code}
 """
 
 
-@pytest.mark.parametrize(("code", "restarts", "requeues"), [(0, 0, 0), (3, 0, 0), (130, 0, 0), (75, 4, 1), (75, 5, 0)])
-def test_only_exit_75_goes_back_into_the_queue_and_not_for_ever(cluster, place, code, restarts, requeues):
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeues"), [(0, 0, 0), (3, 0, 0), (130, 0, 0), (75, 4, 1), (75, 5, 0), (138, 0, 1)]
+)
+def test_what_was_saved_or_not_begun_goes_back_into_the_queue_and_not_for_ever(
+    cluster, place, code, restarts, requeues
+):
     (place / "bin" / "ssfnas").write_text(STUB.format(code=code))
     (place / "bin" / "ssfnas").chmod(0o755)
     job = run(cluster, place, "requeue.sh", "search", SLURM_RESTART_COUNT=str(restarts), MAX_RESTARTS="5")
@@ -263,6 +267,17 @@ def test_a_stage_that_fails_stops_those_behind_it(cluster, place):
     codes = [(place / "state" / f"code-{number}").read_text().strip() for number in range(101, 106)]
     assert codes == ["2", "1", "1", "1", "1"]
     assert not (place / "exp" / "search").exists()
+
+
+def test_a_pipeline_ends_at_a_job_that_the_queue_refuses(cluster, place):
+    refusing = place / "bin" / "sbatch"
+    refusing.write_text(
+        f"#!/bin/bash\necho \"sbatch $*\" >>{place}/slurm.log\necho 'sbatch: invalid option' >&2\nexit 1\n"
+    )
+    job = run(cluster, place, "pipeline.sh")
+    out, err = job.communicate()
+    assert job.returncode == 1 and out == "" and err == "sbatch: invalid option\n"
+    assert len(log_of(place)) == 1
 
 
 def test_a_pipeline_whose_folder_has_a_line_break_is_refused(cluster, place):

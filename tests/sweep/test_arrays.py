@@ -110,6 +110,15 @@ def test_shellcheck_has_nothing_to_say(place):
             assert os.access(f"jobs/{name}", os.X_OK)
 
 
+def test_submitting_ends_at_a_stage_that_the_queue_refuses(place, tmp_path):
+    script = slurm.write_scripts(Path("jobs"), cells(), Path("sweep.toml"), Path("out"))
+    refusing = tmp_path / "bin" / "sbatch"
+    refusing.write_text("#!/bin/bash\necho asked >>$SLURM_STATE/log\necho 'sbatch: invalid option' >&2\nexit 1\n")
+    done = subprocess.run(["bash", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "sbatch: invalid option\n")
+    assert (tmp_path / "state" / "log").read_text() == "asked\n"
+
+
 def test_the_arrays_run_every_cell_after_what_it_needs(place, tmp_path):
     planned = cells()
     script = slurm.write_scripts(Path("jobs"), planned, Path("sweep.toml"), Path("out"))

@@ -186,6 +186,7 @@ void groups_forward(const Shape &shape, int num_groups, const Group *groups, int
     Aligned<T> means(per_item * num_items), squares(per_item * num_items);
     const int pad = largest_pad<T>(num_items, items);
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
+        const Tiles tiles;
         Workspace<T> w(l, pad, false, has_pools<T>(num_items, items));
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)
             for (int g = 0; g < num_groups; ++g) {
@@ -328,6 +329,7 @@ void groups_backward(const Shape &shape, int num_groups, const Group *groups, in
     Aligned<double> parts(per_group * num_groups * 2);
     const int pad = largest_pad<T>(num_items, items);
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
+        const Tiles tiles;
         Workspace<T> w(l, pad, true, has_pools<T>(num_items, items));
         Vec<T> *mine = weight_sums.data() + chunk * sums.size;
         for (int n = l.chunk_begin(chunk); n < l.chunk_begin(chunk + 1); ++n)

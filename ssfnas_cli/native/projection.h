@@ -106,6 +106,7 @@ void project_forward(const Shape &shape, const Projection &job, const Item &resu
     const long size = l.out_pixels(), all = long(l.num) * l.padded(), tile_size = job.taps * grids.in_blocks * PITCH;
     Aligned<T> means(all), squares(all);
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
+        const Tiles tiles;
         Arena &arena = Arena::mine();
         arena.reset((tile_size + l.blocks * PITCH + 8) * VECTOR_BYTES);
         Vec<T> *tile = arena.take<T>(tile_size), *y = arena.take<T>(l.blocks * PITCH);
@@ -134,6 +135,7 @@ void project_backward(const Shape &shape, const Projection &job, const Item &res
     const long weights_size = job.d_weights[0] == nullptr ? 0 : gradient.size();
     Aligned<Vec<T>> sums(weights_size * l.chunks() + 1);
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
+        const Tiles tiles;
         Arena &arena = Arena::mine();
         arena.reset((l.blocks * PITCH + 2 * tile_size + 8) * VECTOR_BYTES);
         Vec<T> *dy = arena.take<T>(l.blocks * PITCH), *tile = arena.take<T>(tile_size), *d_tile = arena.take<T>(tile_size);

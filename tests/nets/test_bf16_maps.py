@@ -67,8 +67,8 @@ def in_bf16(run, *arguments):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [4, 16, 36])
 @pytest.mark.parametrize("names", [*([name] for name in OPS_OF_A_NODE), OPS_OF_A_NODE], ids=lambda n: "+".join(n)[:12])
-def test_the_ops_of_a_node_are_no_further_from_the_truth_than_twice_torchs_own_distance(names, channels, stride):
-    """In most draws: a value that is rounded across zero before a ReLU changes the gradient much."""
+def test_the_ops_of_a_node_are_no_further_from_the_truth_than_torchs_own_distance(names, channels, stride):
+    """On the mean: which values are rounded across zero before a ReLU, and change the gradient much, is luck."""
     errors = {True: [], False: []}
     for seed in range(5):
         torch.manual_seed(seed)
@@ -80,16 +80,18 @@ def test_the_ops_of_a_node_are_no_further_from_the_truth_than_twice_torchs_own_d
             given = copy.deepcopy(ops), x, scale.float(), push.float(), stride, by_kernels
             found = in_bf16(sum_of_ops, *given)
             errors[by_kernels].append([distance(part, true) for part, true in zip(found, truth, strict=True)])
-    for part in range(len(errors[True][0])):
-        if part == 2 and len(names) == 1:
-            continue  # of a single number luck decides
-        ours, theirs = (statistics.median(seed[part] for seed in errors[kind]) for kind in (True, False))
-        assert ours <= 2 * theirs + 0.002, (part, ours, theirs)
+    ratios = [
+        (ours + 0.001) / (theirs + 0.001)
+        for draws in zip(errors[True], errors[False], strict=True)
+        for part, (ours, theirs) in enumerate(zip(*draws, strict=True))
+        if part != 2 or len(names) > 1  # of a single number luck decides
+    ]
+    assert statistics.geometric_mean(ratios) <= 1.5, (errors, ratios)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 7, 3), (40, 16, 9, 4), (64, 36, 8, 6)])  # in, out, side, batch
 @pytest.mark.parametrize("kind", [ReLUConvBN, FactorizedReduce])
-def test_a_projection_is_no_further_from_the_truth_than_twice_torchs_own_distance(kind, shape):
+def test_a_projection_is_no_further_from_the_truth_than_torchs_own_distance(kind, shape):
     in_channels, channels, side, num = shape
     torch.manual_seed(3)
     module = kind(in_channels, channels, True)

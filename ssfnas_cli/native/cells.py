@@ -90,7 +90,7 @@ class FanCall(ctypes.Structure):
 
 
 class ProjectionCall(ctypes.Structure):
-    """One pass of a projection."""
+    """A projection in a pass of one or several."""
 
     _fields_ = [
         ("job", Projection),
@@ -116,6 +116,11 @@ def pointers(tensors: Sequence[Tensor]) -> ctypes.Array[c_void_p]:
     return (c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
+def array(structures: Sequence[ctypes.Structure]) -> ctypes.Array:
+    """Structures of one type side by side. What they refer to stays only as long as they do."""
+    return (type(structures[0]) * len(structures))(*structures)
+
+
 def address(tensor: Tensor | None) -> int | None:
     """The address of a tensor's first element; None for None."""
     return None if tensor is None else tensor.data_ptr()
@@ -128,8 +133,8 @@ class CellPasses:
         check_layouts(cdll, "cells_layout", MIRRORS)
         self.fan_forward = bind(cdll.fan_forward, Shape, Fan, FanCall)
         self.fan_backward = bind(cdll.fan_backward, Shape, Fan, FanCall)
-        self.projection_forward = bind(cdll.projection_forward, Shape, ProjectionCall)
-        self.projection_backward = bind(cdll.projection_backward, Shape, ProjectionCall)
+        self.projections_forward = bind(cdll.projections_forward, Shape, ProjectionCall, count=True)
+        self.projections_backward = bind(cdll.projections_backward, Shape, ProjectionCall, count=True)
 
 
 class CellKernels:
@@ -190,8 +195,16 @@ def load(dtype: torch.dtype = torch.float32, reduced: bool = False) -> CellKerne
     return None if loaded[0] is None else CellKernels(loaded[0], dtype, *loaded[1:])
 
 
-def bind(function: ctypes._NamedFuncPointer, *structures: type[ctypes.Structure]) -> ctypes._NamedFuncPointer:
-    """A function of pointers to structures, which can be given the structures themselves."""
-    function.argtypes = [POINTER(structure) for structure in structures]
+def bind(
+    function: ctypes._NamedFuncPointer, *structures: type[ctypes.Structure], count: bool = False
+) -> ctypes._NamedFuncPointer:
+    """A function of pointers to structures, which can be given the structures themselves.
+
+    Args:
+        function: of the library.
+        structures: what it takes, in order.
+        count: whether it takes arrays of them, and before them how many there are.
+    """
+    function.argtypes = [*([c_int] if count else []), *(POINTER(structure) for structure in structures)]
     function.restype = None
     return function

@@ -340,9 +340,10 @@ struct ProjectionPass {
     const Sizes sizes;
     Item result{};
     Rows rows;  // centre, scale, slope, offset
+    std::vector<double> mean, variance;  // of the convolutions' result, [C]
 
     ProjectionPass(const Shape &shape_, const ProjectionCall &call_)
-        : shape(shape_), call(call_), sizes(shape_, 1), rows(4, sizes) {
+        : shape(shape_), call(call_), sizes(shape_, 1), rows(4, sizes), mean(sizes.channels), variance(sizes.channels) {
         result.y = call.y;
     }
     double factor(int c) const { return call.gamma == nullptr ? 1.0 : static_cast<const T *>(call.gamma)[c]; }
@@ -355,11 +356,11 @@ struct ProjectionPass {
         return term;
     }
 
-    void forward() {
-        std::vector<double> mean(sizes.channels), variance(sizes.channels);
+    void convolve() {
         if (call.norms.training) result.mean = mean.data(), result.variance = variance.data();
         kernel_project_forward(&shape, &call.job, &result);
-        const long count = merge_ranks(call.norms, mean, variance, sizes.count);
+    }
+    void normalise(long count) {  // the values of a channel that mean and variance are of
         std::copy(mean.begin(), mean.end(), call.mean);
         finish_statistics(call.norms, 0, sizes, count, call.mean, variance.data(), call.inverse);
         const Term normalised = term();
@@ -367,7 +368,8 @@ struct ProjectionPass {
         kernel_add_terms(&sizes.out, 1, &normalised, 1, &call.out, &add);
     }
 
-    void backward() {
+    // The slope and then the offset of every channel.
+    std::vector<double> sum_gradients() {
         const int width = sizes.channels;
         std::vector<double> dots(width), slopes(2 * width);
         Term sums = term();
@@ -378,12 +380,53 @@ struct ProjectionPass {
             slopes[width + c] = offset_of(call.inverse[c], factor(c) * call.d_beta[c], sizes.count);
             call.d_gamma[c] = dots[c] * call.inverse[c];
         }
-        average_over_ranks(call.norms, slopes, sizes.count);
+        return slopes;
+    }
+    void pass_back(const double *slopes) {
         rows.set(2, [&](int c) { return slopes[c]; });
-        rows.set(3, [&](int c) { return slopes[width + c]; });
+        rows.set(3, [&](int c) { return slopes[sizes.channels + c]; });
         result.centre = rows[0], result.slope = rows[2], result.offset = rows[3], result.num_upstream = 1;
         const Upstream upstream = {call.g, rows[1], nullptr};
         kernel_project_backward(&shape, &call.job, &result, &upstream);
+    }
+};
+
+// Several projections to maps of one size. If several ranks share the batch, they are asked once for all of them.
+struct ProjectionsPass {
+    std::vector<ProjectionPass> passes;
+
+    ProjectionsPass(int num, const Shape *shapes, const ProjectionCall *calls) {
+        passes.reserve(num);  // a pass refers to itself
+        for (int k = 0; k < num; ++k) passes.emplace_back(shapes[k], calls[k]);
+    }
+    const Norms &norms() const { return passes[0].call.norms; }
+    long count() const { return passes[0].sizes.count; }
+
+    void forward() {
+        std::vector<double> means, variances;
+        for (ProjectionPass &pass : passes) {
+            pass.convolve();
+            means.insert(means.end(), pass.mean.begin(), pass.mean.end());
+            variances.insert(variances.end(), pass.variance.begin(), pass.variance.end());
+        }
+        const long merged = merge_ranks(norms(), means, variances, count());
+        auto mean = means.begin(), variance = variances.begin();
+        for (ProjectionPass &pass : passes) {
+            std::copy_n(mean, pass.mean.size(), pass.mean.begin()), mean += pass.mean.size();
+            std::copy_n(variance, pass.variance.size(), pass.variance.begin()), variance += pass.variance.size();
+            pass.normalise(merged);
+        }
+    }
+
+    void backward() {
+        std::vector<double> slopes;
+        for (ProjectionPass &pass : passes) {
+            const auto of_pass = pass.sum_gradients();
+            slopes.insert(slopes.end(), of_pass.begin(), of_pass.end());
+        }
+        average_over_ranks(norms(), slopes, count());
+        const double *next = slopes.data();
+        for (ProjectionPass &pass : passes) pass.pass_back(next), next += 2 * pass.sizes.channels;
     }
 };
 
@@ -426,6 +469,10 @@ const LayoutEntry *cells_layout() {
 
 void fan_forward(const Shape *shape, const Fan *fan, const FanCall *call) { FanPass(*shape, *fan, *call).forward(); }
 void fan_backward(const Shape *shape, const Fan *fan, const FanCall *call) { FanPass(*shape, *fan, *call).backward(); }
-void projection_forward(const Shape *shape, const ProjectionCall *call) { ProjectionPass(*shape, *call).forward(); }
-void projection_backward(const Shape *shape, const ProjectionCall *call) { ProjectionPass(*shape, *call).backward(); }
+void projections_forward(int num, const Shape *shapes, const ProjectionCall *calls) {
+    ProjectionsPass(num, shapes, calls).forward();
+}
+void projections_backward(int num, const Shape *shapes, const ProjectionCall *calls) {
+    ProjectionsPass(num, shapes, calls).backward();
+}
 }

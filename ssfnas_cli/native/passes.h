@@ -37,7 +37,7 @@ struct FanCall {  // one pass
     double *d_shift, *d_scale;           // [uses, C]
     void *d_gamma, *d_beta;              // [second stages, C], or null
 };
-struct ProjectionCall {  // one pass of a projection
+struct ProjectionCall {  // a projection in a pass of one or several
     Projection job;
     Norms norms;               // of one map
     const void *gamma, *beta;  // [C], or null

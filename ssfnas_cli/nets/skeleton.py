@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from registry.ops import FactorizedReduce, ReLUConvBN
 from registry.stages import run_together, stages_of, waits_for_ranks
 from ssfnas_cli.native.cells import CellKernels
-from ssfnas_cli.nets.compiled.projection import with_kernels
+from ssfnas_cli.nets.compiled.projection import Projection, project, with_kernels
 from ssfnas_cli.nets.stems import Stem
 
 
@@ -69,11 +69,22 @@ class CellInputs(nn.Module):
         self.run = [with_kernels(module, kernels) for module in (self.preprocess0, self.preprocess1)]
 
     def forward(self, older: Tensor, newer: Tensor) -> tuple[Tensor, Tensor]:
+        if len(given := self._for_kernels(older, newer)) == 2:
+            second, first = project(given)
+            return first, second
         if waits_for_ranks(self):
             both = (self.preprocess0, older), (self.preprocess1, newer)
             first, second = run_together([stages_of(module, x) for module, x in both])
             return first, second
         return self.run[0](older), self.run[1](newer)
+
+    def _for_kernels(self, older: Tensor, newer: Tensor) -> list[tuple[Projection, Tensor]]:
+        """The projections that the kernels can compute, with their maps.
+
+        The newer map comes first: if both are the same, its gradients are added up in the order of two passes.
+        """
+        both = zip(self.run[::-1], (newer, older), strict=True)
+        return [(run, x) for run, x in both if isinstance(run, Projection) and run.can_run(x)]
 
 
 def concatenate(nodes: Sequence[Tensor]) -> Tensor:

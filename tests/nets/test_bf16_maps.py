@@ -1,6 +1,7 @@
 """The compiled kernels on maps of bf16: as near to the truth as torch's own operations in an autocast to bf16.
 
-The kernels round a map where they write it, and compute in float32, by AMX with factors of bf16; without AMX they run, too.
+The kernels round a map where they write it, and compute in float32, with AMX by factors of bf16. They
+run without AMX, too.
 """
 
 import copy

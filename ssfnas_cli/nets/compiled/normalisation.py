@@ -85,12 +85,12 @@ def sum_over_ranks() -> Any:
     return _sum_over_ranks if collective.shares_statistics() else _NOTHING_TO_SUM
 
 
-def run(a_pass: Callable[..., None], *structures: ctypes.Structure) -> None:
+def run(a_pass: Callable[..., None], *given: Any) -> None:
     """Run a pass of the kernels, and raise what was raised while it summed over the ranks.
 
     Raises:
         LostRank: another rank cannot be reached any more.
     """
-    a_pass(*structures)
+    a_pass(*given)
     if _failed:
         raise _failed.pop()

@@ -91,7 +91,7 @@ class Training(Execution):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
         description="precision of forward passes; losses are always fp32. bf16 on a CPU: if it multiplies bf16, and of "
-        "the maps that lie in memory, while sums, statistics and weights stay fp32",
+        "maps in memory and the factors of products, while sums, statistics and weights stay fp32",
     )
     batch_stats: Literal["global", "local"] = Field(
         "global",

@@ -10,6 +10,7 @@ from ssfnas_cli.data.batches import Batch, normaliser
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.probe import train_probe
 from ssfnas_cli.engine.search_phase import SearchPhase
+from ssfnas_cli.machine import multiplies_bf16
 from ssfnas_cli.settings import SearchSettings, load_settings
 
 # What the heads, the probe and the statistics do to each other
@@ -67,6 +68,21 @@ def test_the_second_order_is_computed_in_float32_in_a_search_of_bf16(tiny_digits
         run(phase, 1)
         gradients.append(torch.cat([a.grad.flatten() for a in phase.strategy.alphas.values()]))
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.9999
+
+
+@pytest.mark.skipif(not multiplies_bf16(), reason="this processor does not multiply bf16")
+def test_a_search_in_bf16_by_the_kernels_is_resumed_bit_equal_with_any_number_of_threads(tiny_digits):
+    flags = {**TINY, "ops": ("avg_pool_3x3", "sep_conv_3x3"), "precision": "bf16"}
+    settings = load_settings(SearchSettings, flags=flags).resolve_plugins()
+    whole, first, second = (SearchPhase(settings, tiny_digits, Device("cpu", 1, "bf16", True)) for _ in range(3))
+    run(whole, 3)
+    run(first, 2)
+    second.load({name: tensor.detach().clone() for name, tensor in first.tensors().items()})
+    torch.set_num_threads(2)
+    run(second, 1, start=2)
+    torch.set_num_threads(1)
+    ours, theirs = whole.strategy.alphas, second.strategy.alphas
+    assert all(torch.equal(ours[kind], theirs[kind]) for kind in ours)
 
 
 def test_a_loss_is_computed_in_float32_in_a_search_of_bf16(tiny_digits, monkeypatch):

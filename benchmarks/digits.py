@@ -35,8 +35,8 @@ def build_product(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
     spent = 0.0
     bind = cells.bind
 
-    def timed(function: Any, *structures: Any) -> Callable[..., None]:
-        run = bind(function, *structures)
+    def timed(function: Any, *structures: Any, **more: Any) -> Callable[..., None]:
+        run = bind(function, *structures, **more)
 
         def call(*arguments: Any) -> None:
             nonlocal spent

@@ -1,4 +1,5 @@
-// The structures that Python passes to passes.cpp, mirrored in passes.py. Pointers to void are to T.
+// The structures that Python passes to passes.cpp, mirrored in cells.py. Pointers to void are to T, or to
+// Stored<T> where they are maps (x, maps, outs, gs, dx, y, out, g).
 #pragma once
 
 #include "structures.h"

@@ -1,4 +1,4 @@
-"""Batch normalisation around the compiled kernels: native/passes.cpp does its arithmetic, in float64.
+"""Batch normalisation around the compiled kernels: native/normalisation.h does its arithmetic, in float64.
 
 If several ranks share a batch and its statistics, a pass stops between its kernels, and the ranks sum what each has.
 """

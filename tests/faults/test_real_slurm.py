@@ -112,16 +112,20 @@ def state_of(environ, job):
 def wait_for_job(environ, job):
     """Wait until a job has ended for three seconds: one that is being requeued has failed for a moment.
 
-    A requeued job would be begun after two minutes; it is begun at once.
+    A requeued job would be begun after two minutes. It is begun after some seconds: in the second in which it was
+    stopped, SLURM would take its credential for the one before, which is revoked.
     """
-    since = [time.monotonic()]
+    ended_at = moved_at = time.monotonic()
 
     def ended():
-        if state_of(environ, job) == "PENDING":
-            ask(environ, "scontrol", "update", f"jobid={job}", "StartTime=now")
-        if state_of(environ, job) not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
-            since[0] = time.monotonic()
-        return time.monotonic() - since[0] > 3
+        nonlocal ended_at, moved_at
+        state = state_of(environ, job)
+        if state == "PENDING" and time.monotonic() - moved_at > 10:
+            ask(environ, "scontrol", "update", f"jobid={job}", "StartTime=now+4seconds")
+            moved_at = time.monotonic()
+        if state not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
+            ended_at = time.monotonic()
+        return time.monotonic() - ended_at > 3
 
     wait_for(ended)
     return state_of(environ, job)

@@ -125,6 +125,11 @@ def _wait_for_store(address: str, port: int, is_master: bool) -> None:
 
 
 def address_of(here: Place) -> tuple[str, int]:
+    """The address and port at which the ranks meet: torchrun's, or under srun the first node and a port of the job.
+
+    Raises:
+        UsageError: the environment does not say.
+    """
     address, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT", None)
     if here.starter == "srun":
         nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST", "")

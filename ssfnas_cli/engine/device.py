@@ -34,7 +34,7 @@ class Device:
         threads: number of threads of torch and the kernels; 0 keeps torch's default.
         precision: `fp32` or `bf16`.
         compiled: whether to use the compiled kernels, if they can be compiled. They make the views of a batch for every
-            device, but compute cells only on a CPU; in `bf16`, the cells' maps are of that type, and nothing else.
+            device, but compute cells only on a CPU; in `bf16`, on maps of that type.
         compile_mode: of torch.compile, or `none`.
 
     Raises:
@@ -53,10 +53,9 @@ class Device:
             log.warning("--precision bf16: this processor does not multiply bf16 (AMX, AVX512-BF16): float32 computes")
             precision = "fp32"
         self.precision = precision
-        reduced = precision == "bf16"
         if compiled:
-            library.prepare(*cells.libraries_for(torch.float32, reduced), views.LIBRARY)
-        self.cells = cells.load(reduced=reduced) if compiled and self.torch.type == "cpu" else None
+            library.prepare(*cells.libraries_for(torch.float32, self.reduces()), views.LIBRARY)
+        self.cells = cells.load(reduced=self.reduces()) if compiled and self.torch.type == "cpu" else None
         self.compiled_views, self.compile_mode = compiled, compile_mode
         self._copies = torch.cuda.Stream(self.torch) if self.torch.type == "cuda" else None
         if self.torch.type == "cpu":
@@ -110,7 +109,7 @@ class Device:
             if self.compile_mode == "none"
             else f"torch.compile {self.compile_mode}"
         )
-        if self.precision == "bf16":
+        if self.reduces():
             by = f"{by}, bf16"
         if self.torch.type == "cuda":
             return {"device": f"{self.torch}, {torch.cuda.get_device_name(self.torch)}", "kernels": by}
@@ -118,7 +117,7 @@ class Device:
 
     def advice(self) -> str:
         """What would make a long training faster here; nothing if there is nothing to say."""
-        if self.torch.type != "cpu" or self.precision != "fp32" or not multiplies_bf16():
+        if self.torch.type != "cpu" or self.reduces() or not multiplies_bf16():
             return ""
         return "this processor multiplies bf16: a run with --precision bf16 takes less time and half the memory"
 
@@ -157,7 +156,7 @@ class Device:
                 torch.set_float32_matmul_precision(before)
 
     def reduces(self) -> bool:
-        """Whether an evaluation computes in bf16."""
+        """Whether forward passes compute in bf16."""
         return self.precision == "bf16"
 
     @classmethod
@@ -173,7 +172,7 @@ class Device:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A context in which forward passes have the precision of the settings."""
-        if self.precision == "bf16":
+        if self.reduces():
             return torch.autocast(self.torch.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 

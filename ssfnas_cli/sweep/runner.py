@@ -79,8 +79,11 @@ class Runner:
         """
         try:
             return self._run(max_time)
-        except BaseException:
+        except BaseException as error:
             self._end_children("error")
+            if isinstance(error, Exception):  # a second Ctrl-C is none: it does not wait
+                for child in self.children:
+                    child.process.wait()
             raise
 
     def _run(self, max_time: float | None) -> str | None:

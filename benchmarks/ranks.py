@@ -7,8 +7,9 @@
 The global batch is the same on all sides, and so are weights, images and losses (but with local statistics, which are
 other statistics). The compiled kernels compute on all sides; with global statistics they stop between two stages of a
 cell, until the ranks have summed theirs. One rank alone is one process: it calls nothing that others would have to
-answer (tests/ranks/test_one_rank.py). The second table projects what is sent to more ranks, on the assumptions named
-there.
+answer (tests/ranks/test_one_rank.py). Two processes that compute half a batch each side by side, and have nothing to do
+with each other, show what the machine has for two ranks at most. The second table projects what is sent to more ranks,
+on the assumptions named there.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ssfnas_cli import world
 
 NUM_RANKS, NUM_BATCHES = 2, 2
 ONE, THREADS, RANKS = "one process, one thread", "one process, two threads", "two ranks, one thread each"
+APART = "two processes, half the batch each"
 GENOTYPE = "DARTS_V2"
 
 
@@ -92,9 +94,12 @@ def build(folder: Path, kind: str, flags: Mapping[str, Any]) -> paired.Step:
     return step
 
 
-def build_ranks(folder: Path, kind: str, flags: Mapping[str, Any]) -> paired.Step:
-    """Build the step of the first rank, whose process starts the others and tells them when to take theirs."""
-    others = [start_rank(rank, folder, kind, flags) for rank in range(1, NUM_RANKS)]
+def build_two(folder: Path, kind: str, flags: Mapping[str, Any]) -> paired.Step:
+    """Build the step of the first of two processes, which starts the other one and tells it when to take its step.
+
+    Whether they are ranks says the environment.
+    """
+    others = [start_other(rank, folder, kind, flags) for rank in range(1, NUM_RANKS)]
     assert world.enter(["search"])
     gathered = count_gathered()
     step = build(folder, kind, flags)
@@ -104,6 +109,8 @@ def build_ranks(folder: Path, kind: str, flags: Mapping[str, Any]) -> paired.Ste
             print(number, file=other.stdin, flush=True)
         sent, before = collective.traffic(), dict(gathered)
         values = step(number)
+        for other in others:
+            assert other.stdout is not None and other.stdout.readline() == "done\n"
         now = {name: collective.traffic()[name] - sent[name] for name in sent}
         of_gathered = {name: gathered[name] - before[name] for name in gathered}
         traffic = Traffic(
@@ -130,22 +137,25 @@ def count_gathered() -> dict[str, int]:
     return counted
 
 
-def start_rank(rank: int, *arguments: Any) -> subprocess.Popen[str]:
-    """Start another rank, which takes a step for every line of its stdin."""
+def start_other(rank: int, *arguments: Any) -> subprocess.Popen[str]:
+    """Start another process, which takes a step for every line of its stdin, and says when it is done."""
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import ranks; ranks.follow()"
     environ = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environ, stdin=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     print(json.dumps(arguments, default=str), file=process.stdin, flush=True)
     return process
 
 
 def follow() -> None:
-    """Be a rank that `start_rank` has started."""
+    """Be a process that `start_other` has started."""
     folder, kind, flags = json.loads(sys.stdin.readline())
     assert world.enter(["search"])
     step = build(Path(folder), kind, flags)
     for line in sys.stdin:
         step(int(line))
+        print("done", flush=True)
     os._exit(0)  # the first rank is gone, and with it what the ranks would have to part from
 
 
@@ -178,7 +188,9 @@ def measure(name: str, options: argparse.Namespace, results: paired.Results) -> 
             for side, threads in {ONE: 1, THREADS: 2}.items()
         }
         environ = paired.OURS | {key: str(value) for key, value in place.items()}
-        sides[RANKS] = paired.Side(build_ranks, (folder, case.kind, flags | {"threads": 1}), environ)
+        sides[RANKS] = paired.Side(build_two, (folder, case.kind, flags | {"threads": 1}), environ)
+        half = {"threads": 1, "batch_size": flags["batch_size"] // NUM_RANKS}
+        sides[APART] = paired.Side(build_two, (folder, case.kind, flags | half), paired.OURS, compared=False)
         paired.compare(name, facts_of(case, options.quick), sides, options.pairs, results)
 
 
@@ -208,6 +220,8 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
     measured = {name: results.rounds(name, facts_of(case, options.quick)) for name, case in CASES.items()}
     measured = {name: rounds[: options.pairs] for name, rounds in measured.items() if rounds}
     lines = [line for name, rounds in measured.items() for line in rows(name, rounds)]
+    # What two processes take is not the work of others.
+    alone = [[{side: sides[side] for side in (ONE, THREADS)} for sides in rounds] for rounds in measured.values()]
     shape = flags_of(CASES["search-global"], options.quick)
     header = ["what", "batch_stats", "side", "seconds a step", "times faster", "efficiency"]
     return "\n\n".join(
@@ -216,7 +230,7 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
             f"global batch of {shape['batch_size']}; the search is softmax, cross-entropy, first order, the retraining "
             f"{GENOTYPE}; {options.pairs} rounds in turn. The efficiency is how many times faster it is than one "
             "process of one thread, divided by two. "
-            f"{paired.disturbance(list(measured.values()))}",
+            f"{paired.disturbance(alone)}",
             report.table([*header, "messages a step", "MB a step", "peak GB a process"], lines),
             "Projected efficiency of more ranks, each with the share of one of the two ranks, so with a global batch "
             "that grows with them. Assumed: a step computes for half the time of the one process, rings of ranks, "
@@ -230,7 +244,7 @@ def rows(name: str, rounds: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The rows of a case."""
     case, lines = CASES[name], []
     traffic = traffic_of(rounds)
-    for side in (ONE, THREADS, RANKS):
+    for side in (ONE, THREADS, RANKS, APART):
         times = paired.ratios(rounds, side, ONE)
         faster = ["", ""] if side == ONE else [report.spread(times), report.spread([t / NUM_RANKS for t in times])]
         sent = ["", ""]

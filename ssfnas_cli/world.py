@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssfnas_cli import __version__, interface
+from ssfnas_cli import __version__, cores, interface
 from ssfnas_cli.errors import InputError, ResourceError, UsageError
 from ssfnas_cli.lifeline import Lifeline
 from ssfnas_cli.rendezvous import JOIN_SECONDS, Place, address_of, connect, first_line, place
@@ -91,9 +91,12 @@ def _join(here: Place) -> None:
 
     store = connect(here)
     own = interface.introduce(store, address_of(here)[0])
+    cores.introduce(store, here.rank)
     _lifeline = Lifeline(store, here.rank, here.size)
     _lifeline.wait_for_all(JOIN_SECONDS)
     interface.choose(store, own)
+    if not torch.cuda.is_available():  # on GPUs a core is not what ranks wait for
+        cores.divide(store, here.rank, here.size)
     backend = _make_group(store, here, _lifeline)
     collective.use(here.rank, here.size)
     agree({"ssfnas": __version__, "code": _code_digest(), "torch": torch.__version__, "backend": backend})

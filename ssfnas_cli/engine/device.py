@@ -16,7 +16,7 @@ from ssfnas_cli import world
 from ssfnas_cli.console import log
 from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.errors import UsageError
-from ssfnas_cli.machine import multiplies_bf16
+from ssfnas_cli.machine import multiplies_bf16, usable_cores
 from ssfnas_cli.native import cells, library, views
 from ssfnas_cli.settings import Training
 
@@ -117,9 +117,16 @@ class Device:
 
     def advice(self) -> str:
         """What would make a long training faster here; nothing if there is nothing to say."""
-        if self.torch.type != "cpu" or self.reduces() or not multiplies_bf16():
+        if self.torch.type != "cpu":
             return ""
-        return "this processor multiplies bf16: a run with --precision bf16 takes less time and half the memory"
+        advice = []
+        if world.size() > 1 and torch.get_num_threads() < (cores := usable_cores()):  # torchrun gives each one thread
+            advice.append(
+                f"each rank computes with {torch.get_num_threads()} of its {cores} cores: --threads {cores} takes all"
+            )
+        if multiplies_bf16() and not self.reduces():
+            advice.append("this processor multiplies bf16: --precision bf16 takes less time and half the memory")
+        return "; ".join(advice)
 
     def move(self, batch: Batch) -> Batch:
         """Move a batch to this device."""

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import paired
 import report
 import retrain_step
 import search_step
@@ -99,10 +100,10 @@ class Bench:
     def direct_search(self, folder: Path, flags: dict[str, Any]) -> Step:
         settings = load_settings(SearchSettings, flags=flags)
         tensors = {name: tensor.to(self.device) for name, tensor in load_tensors(folder / "start.safetensors").items()}
-        model = direct.search_model(search_step.paired.part(tensors, "model."), settings.ops).to(self.device)
+        model = direct.search_model(paired.part(tensors, "model."), settings.ops).to(self.device)
         alphas = {kind: tensors[f"alphas.{kind}"].clone().requires_grad_() for kind in ("normal", "reduce")}
         search = steps.DirectSearch(model, alphas, settings.relax.name, settings.order)
-        batches = [search_step.read_batch(tensors, 0, half) for half in ("train", "val")]
+        batches = [paired.read_batch(tensors, f"batch.0.{half}") for half in ("train", "val")]
         return lambda number: search.step(*batches, settings.lr)
 
     def our_search(self, folder: Path, flags: dict[str, Any], variant: Variant) -> Step:
@@ -110,20 +111,16 @@ class Bench:
             phase = search_step.make_phase(folder, flags | {"precision": variant.precision, "compile": variant.compile})
             tensors = load_tensors(folder / "start.safetensors")
             load_module("model", phase.model, tensors)
-            halves = [phase.device.move(search_step.read_batch(tensors, 0, half)) for half in ("train", "val")]
+            halves = [phase.device.move(paired.read_batch(tensors, f"batch.0.{half}")) for half in ("train", "val")]
         batch = search_step.SearchBatch(*halves, None)
         return lambda number: phase.step(0, number, batch)
 
     def direct_training(self, folder: Path, case: retrain_step.Case, flags: dict[str, Any]) -> Step:
-        genotype, tensors = retrain_step.read_genotype(case.genotype), load_tensors(folder / "start.safetensors")
-        plans = {
-            kind: ([(edge.op, edge.source, edge.target) for edge in cell.edges], cell.concat)
-            for kind, cell in genotype.cells().items()
-        }
-        model = direct.Classifier(plans, genotype.drop_path, 3, flags["channels"], flags["layers"], 10)
-        direct.load_product(model, search_step.paired.part(tensors, "model."))
+        tensors = load_tensors(folder / "start.safetensors")
+        model = retrain_step.direct_model(case.genotype, tensors, flags["channels"], flags["layers"])
         training = steps.DirectTraining(model.to(self.device), 0.4)
-        images, labels = (tensors[f"{what}.0"].to(self.device) for what in ("images", "labels"))
+        batch = paired.read_batch(tensors, "batch.0")
+        images, labels = (tensor.to(self.device) for tensor in (batch.views[0], batch.labels))
         return lambda number: training.step(images, labels, 0.01, 0.1)
 
     def our_training(self, folder: Path, case: retrain_step.Case, flags: dict[str, Any], variant: Variant) -> Step:
@@ -132,7 +129,7 @@ class Bench:
             phase = retrain_step.make_phase(folder, case.genotype, flags)
             tensors = load_tensors(folder / "start.safetensors")
             load_module("model", phase.model, tensors)
-            batch = phase.device.move(retrain_step.Batch((tensors["images.0"],), tensors["labels.0"]))
+            batch = phase.device.move(paired.read_batch(tensors, "batch.0"))
         return lambda number: phase.step(retrain_step.EPOCH, number, batch)
 
     # Measurements

@@ -24,6 +24,7 @@ import report
 from torch import Tensor
 
 from ssfnas_cli.artifacts.dataset import DataSet
+from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.machine import peak_memory_bytes
@@ -219,6 +220,12 @@ def parse_arguments(description: str, name: str, cases: Sequence[str]) -> argpar
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, by the rest of their names."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def read_batch(tensors: Mapping[str, Tensor], name: str) -> Batch:
+    """The batch whose views and labels are `NAME.view0`, ... and `NAME.labels`."""
+    parts = part(tensors, f"{name}.")
+    return Batch(tuple(parts[key] for key in sorted(parts) if key != "labels"), parts["labels"])
 
 
 def random_images(folder: Path, num_train: int, side: int, num_classes: int = 10) -> DataSet:

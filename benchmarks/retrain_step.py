@@ -6,7 +6,7 @@
 Both sides have the same weights, batches and drop path. Two published cells are measured at the size of a search and at
 the size of a retraining (DARTS: C=36, 20 cells, batch 96), with auxiliary head 0.4 and drop path 0.1. The direct
 network (tests/oracle) consists of torch modules in the default memory layout. The product's step is `TrainPhase.step`,
-which `ssfnas retrain` calls.
+which `ssfnas retrain` calls. A step of pretraining takes two views of half as many images through the same cells.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.published import parse_published
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
-from ssfnas_cli.data.batches import Batch
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.engine.network import make_card
@@ -58,18 +57,20 @@ PUBLISHED = {
 
 
 class Case(NamedTuple):
-    """A derived network to train."""
+    """A derived network to train, with labels or by `pretrain`."""
 
     genotype: str
     channels: int
     layers: int
     batch_size: int
+    pretrain: str = "none"
 
 
-CASES = {
-    f"{name}-{size}": Case(name, *shape)
-    for size, shape in {"16x8": (16, 8, 64), "36x20": (36, 20, 96)}.items()
-    for name in PUBLISHED
+SIZES = {"16x8": (16, 8, 64), "36x20": (36, 20, 96)}
+CASES = {f"{name}-{size}": Case(name, *shape) for size, shape in SIZES.items() for name in PUBLISHED}
+CASES |= {
+    f"DARTS_V2-{size}-pretraining": Case("DARTS_V2", channels, layers, batch_size // 2, "barlow")
+    for size, (channels, layers, batch_size) in SIZES.items()
 }
 
 
@@ -86,8 +87,8 @@ def make_phase(folder: Path, name: str, flags: Mapping[str, Any]) -> TrainPhase:
     settings = load_settings(RetrainSettings, flags=flags).resolve_plugins()
     data = DataSet.open(folder / "data")
     card = make_card(read_genotype(name), settings, data)
-    (phase,), _ = build_phases(card, settings, data, Device.from_settings(settings))
-    return phase
+    phases, _ = build_phases(card, settings, data, Device.from_settings(settings))
+    return phases[0]
 
 
 def prepare(folder: Path, name: str, flags: Mapping[str, Any]) -> int:
@@ -96,7 +97,8 @@ def prepare(folder: Path, name: str, flags: Mapping[str, Any]) -> int:
     phase = make_phase(folder, name, flags)
     tensors = module_tensors("model", phase.model)
     for number, batch in enumerate(phase.batches(EPOCH, 0)):
-        tensors |= {f"images.{number}": batch.views[0], f"labels.{number}": batch.labels}
+        tensors |= {f"batch.{number}.view{k}": view for k, view in enumerate(batch.views)}
+        tensors[f"batch.{number}.labels"] = batch.labels
     save_tensors(folder / "start.safetensors", tensors)
     return phase.num_steps(EPOCH)
 
@@ -106,10 +108,7 @@ def build_product(folder: Path, name: str, flags: Mapping[str, Any]) -> paired.S
     phase, tensors = make_phase(folder, name, flags), load_tensors(folder / "start.safetensors")
     paired.check_kernels(phase.device, flags["kernels"])
     load_module("model", phase.model, tensors)
-    batches = [
-        phase.device.move(Batch((tensors[f"images.{number}"],), tensors[f"labels.{number}"]))
-        for number in range(NUM_BATCHES)
-    ]
+    batches = [phase.device.move(paired.read_batch(tensors, f"batch.{number}")) for number in range(NUM_BATCHES)]
 
     def step(number: int) -> dict[str, float]:
         torch.manual_seed(number)
@@ -118,26 +117,39 @@ def build_product(folder: Path, name: str, flags: Mapping[str, Any]) -> paired.S
     return step
 
 
-def build_direct(folder: Path, name: str, flags: Mapping[str, Any], num_steps: int) -> paired.Step:
-    """Build the direct step. The learning rate depends on `num_steps`, the number of steps of an epoch."""
-    settings, genotype = load_settings(RetrainSettings, flags=flags), read_genotype(name)
-    tensors = load_tensors(folder / "start.safetensors")
+def direct_model(name: str, tensors: Mapping[str, torch.Tensor], channels: int, layers: int) -> Any:
+    """The direct network with the product's weights: `direct.Classifier`, or in a pretraining `direct.Pretraining`."""
+    genotype = read_genotype(name)
     plans = {
         kind: ([(edge.op, edge.source, edge.target) for edge in cell.edges], cell.concat)
         for kind, cell in genotype.cells().items()
     }
-    model = direct.Classifier(plans, genotype.drop_path, 3, settings.channels, settings.layers, 10)
+    model: Any = direct.Classifier(plans, genotype.drop_path, 3, channels, layers, 10)
+    if (width := tensors.get("model.head.0.weight")) is not None:
+        model = direct.Pretraining(model.encoder, len(width))
     direct.load_product(model, paired.part(tensors, "model."))
-    training = steps.DirectTraining(model, settings.aux_weight)
-    rate = settings.drop_path * EPOCH / settings.epochs
+    return model
 
-    def step(number: int) -> dict[str, float]:
+
+def build_direct(folder: Path, name: str, flags: Mapping[str, Any], num_steps: int) -> paired.Step:
+    """Build the direct step. The learning rate depends on `num_steps`, the number of steps of an epoch."""
+    settings = load_settings(RetrainSettings, flags=flags)
+    tensors = load_tensors(folder / "start.safetensors")
+    model = direct_model(name, tensors, settings.channels, settings.layers)
+    training = steps.DirectTraining(model, settings.aux_weight)
+    batches = [paired.read_batch(tensors, f"batch.{number}") for number in range(NUM_BATCHES)]
+
+    def train(number: int) -> dict[str, float]:
         torch.manual_seed(number)
         lr = cosine(settings.lr, settings.lr_min, (EPOCH + number / num_steps) / settings.epochs)
-        k = number % NUM_BATCHES
-        return {"loss": training.step(tensors[f"images.{k}"], tensors[f"labels.{k}"], lr, rate)}
+        images, labels = batches[number % NUM_BATCHES].views[0], batches[number % NUM_BATCHES].labels
+        return {"loss": training.step(images, labels, lr, settings.drop_path * EPOCH / settings.epochs)}
 
-    return step
+    def pretrain(number: int) -> dict[str, float]:
+        lr = cosine(settings.pretrain_lr, settings.lr_min, (EPOCH + number / num_steps) / settings.pretrain_epochs)
+        return {"loss": training.pretraining_step(batches[number % NUM_BATCHES].views, lr)}
+
+    return train if settings.pretrain.name == "none" else pretrain
 
 
 # The run and the table
@@ -145,7 +157,7 @@ def build_direct(folder: Path, name: str, flags: Mapping[str, Any], num_steps: i
 
 def flags_of(case: Case, quick: bool) -> dict[str, Any]:
     """The settings of a training as command-line flags. Others have the paper's values."""
-    shape = {"channels": 4, "layers": 3, "batch_size": 8} if quick else case._asdict()
+    shape = case._asdict() | ({"channels": 4, "layers": 3, "batch_size": 8} if quick else {})
     return {"kernels": "compiled"} | {name: value for name, value in shape.items() if name != "genotype"}
 
 
@@ -175,12 +187,14 @@ def render(options: argparse.Namespace, results: paired.Results) -> str:
         rounds = results.rounds(name, facts_of(case, options.quick))[: options.pairs]
         timed.append(rounds)
         flags = flags_of(case, options.quick)
-        title = [case.genotype, f"C={flags['channels']}, {flags['layers']} cells", str(flags["batch_size"])]
+        kind = case.genotype if case.pretrain == "none" else f"{case.genotype}, pretraining"
+        title = [kind, f"C={flags['channels']}, {flags['layers']} cells", str(flags["batch_size"])]
         lines += [[*title, side, *paired.row(rounds, side, "direct")] for side in (rounds[0] if rounds else ())]
     return "\n\n".join(
         [
             f"`python benchmarks/retrain_step.py`, {report.machine()}. {IMAGE_SIZE}x{IMAGE_SIZE} images, 10 classes, "
-            f"auxiliary head 0.4, drop path 0.1, float32; {options.pairs} pairs in turn. {paired.disturbance(timed)}",
+            f"auxiliary head 0.4, drop path 0.1, float32; the pretraining has two views, Barlow Twins and neither. "
+            f"{options.pairs} pairs in turn. {paired.disturbance(timed)}",
             report.table(["genotype", "network", "batch", "step", *paired.HEADER], lines),
         ]
     )

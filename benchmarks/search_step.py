@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 import paired
 import report
-import torch
 
 from registry.state import load_module, module_tensors
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.tensors import load_tensors, save_tensors
-from ssfnas_cli.data.batches import Batch, SearchBatch
+from ssfnas_cli.data.batches import SearchBatch
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.loop import cosine
 from ssfnas_cli.engine.search_phase import SearchPhase
@@ -85,12 +84,6 @@ def prepare(folder: Path, flags: Mapping[str, Any], image_size: int) -> int:
     return phase.num_steps(0)
 
 
-def read_batch(tensors: Mapping[str, torch.Tensor], number: int, half: str) -> Batch:
-    """Read a batch that `prepare` wrote."""
-    parts = paired.part(tensors, f"batch.{number}.{half}.")
-    return Batch(tuple(parts[name] for name in sorted(parts) if name != "labels"), parts["labels"])
-
-
 def build_product(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
     """Build the product's step."""
     phase, tensors = make_phase(folder, flags), load_tensors(folder / "start.safetensors")
@@ -99,7 +92,10 @@ def build_product(folder: Path, flags: Mapping[str, Any]) -> paired.Step:
     for kind, alphas in phase.strategy.alphas.items():
         alphas.data.copy_(tensors[f"alphas.{kind}"])
     batches = [
-        SearchBatch(*(phase.device.move(read_batch(tensors, number, half)) for half in ("train", "val")), None)
+        SearchBatch(
+            *(phase.device.move(paired.read_batch(tensors, f"batch.{number}.{half}")) for half in ("train", "val")),
+            None,
+        )
         for number in range(NUM_BATCHES)
     ]
 
@@ -129,7 +125,10 @@ def build_direct(folder: Path, flags: Mapping[str, Any], num_steps: int) -> pair
     alphas = {kind: tensors[f"alphas.{kind}"].clone().requires_grad_() for kind in ("normal", "reduce")}
     adam = {"softmax": (3e-4, (0.5, 0.999)), "sigmoid": (3e-3, (0.9, 0.999))}[settings.relax.name]
     search = steps.DirectSearch(model, alphas, settings.relax.name, settings.order, *adam)
-    batches = [tuple(read_batch(tensors, number, half) for half in ("train", "val")) for number in range(NUM_BATCHES)]
+    batches = [
+        tuple(paired.read_batch(tensors, f"batch.{number}.{half}") for half in ("train", "val"))
+        for number in range(NUM_BATCHES)
+    ]
 
     def step(number: int) -> dict[str, float]:
         lr = cosine(settings.lr, settings.lr_min, number / num_steps / settings.epochs)

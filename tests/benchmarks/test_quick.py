@@ -30,6 +30,7 @@ def run(zygote, tmp_path):
     [
         pytest.param("search_step.py", "softmax-ce-1", marks=needs_compiler),
         pytest.param("retrain_step.py", "FairDARTS_b-16x8", marks=needs_compiler),
+        pytest.param("retrain_step.py", "DARTS_V2-16x8-pretraining", marks=needs_compiler),
         pytest.param("digits.py", "barlow-32", marks=needs_compiler),
     ],
 )
@@ -93,13 +94,15 @@ def test_two_searches_are_measured_beside_each_other(run, tmp_path):
 def test_ranks_are_measured_beside_one_process_and_more_are_projected(run, tmp_path):
     table = run("ranks.py", "--only", "retrain-global", "--pairs", 1, "--out", tmp_path / "rounds.jsonl")
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ret")]
-    sides, projected = rows[:3], rows[3:]
+    sides, projected = rows[:4], rows[4:]
     assert [row[2] for row in sides] == [
         "one process, one thread",
         "one process, two threads",
         "two ranks, one thread each",
+        "two processes, half the batch each",
     ]
     assert int(sides[2][6]) > 20, "messages for the statistics of batch normalisation"
+    assert sides[3][6] == "", "these two send each other nothing"
     for row in projected:  # more ranks wait longer for each other
         efficiencies = [float(cell.split()[0]) for cell in row[3:]]
         assert efficiencies == sorted(efficiencies, reverse=True) and 0 <= efficiencies[-1] < efficiencies[0] < 1

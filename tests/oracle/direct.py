@@ -289,6 +289,19 @@ class Classifier(nn.Module):
         return loss if self.aux is None else loss + aux_weight * F.cross_entropy(self.aux(maps), labels)
 
 
+class Pretraining(nn.Module):
+    """A derived network with a projector, as a pretraining with Barlow Twins has it."""
+
+    def __init__(self, encoder: DerivedEncoder, width: int):
+        super().__init__()
+        self.encoder, self.head = encoder, projector(encoder.cells[-1].width, width)
+
+    def loss(self, views: Sequence[Tensor]) -> Tensor:
+        """Barlow's loss of two views [N, C, H, W], which pass one after the other."""
+        first, second = (self.head(self.encoder(view)[0]) for view in views)
+        return barlow_loss(first, second)
+
+
 # The product's weights. Its parameter-free ops live with their source node, here every edge has its own.
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tests.oracle.direct import Classifier, SearchModel
+from tests.oracle.direct import Classifier, Pretraining, SearchModel
 
 
 class Batch(NamedTuple):
@@ -154,11 +154,11 @@ class DirectSearch:
 
 
 class DirectTraining:
-    """SGD on a derived network with its auxiliary head (DARTS, section 3.2)."""
+    """SGD on a derived network with its auxiliary head (DARTS, section 3.2), or with the projector of a pretraining."""
 
     def __init__(
         self,
-        model: Classifier,
+        model: Classifier | Pretraining,
         aux_weight: float = 0.4,
         momentum: float = 0.9,
         weight_decay: float = 3e-4,
@@ -169,12 +169,19 @@ class DirectTraining:
 
     def step(self, images: Tensor, labels: Tensor, lr: float, drop_path: float) -> float:
         """One step on [N, C, H, W] and [N]; the loss before it. `drop_path` is the probability."""
-        self.model.train()
         self.model.encoder.drop_path = drop_path
+        return self._descend(lambda: self.model.loss(images, labels, self.aux_weight), lr)
+
+    def pretraining_step(self, views: Sequence[Tensor], lr: float) -> float:
+        """One step on two views [N, C, H, W], without labels; the loss before it."""
+        return self._descend(lambda: self.model.loss(views), lr)
+
+    def _descend(self, loss_of: Callable[[], Tensor], lr: float) -> float:
+        self.model.train()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad()
-        loss = self.model.loss(images, labels, self.aux_weight)
+        loss = loss_of()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()

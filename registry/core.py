@@ -27,7 +27,15 @@ T = TypeVar("T")
 
 
 class PluginError(ValueError):
-    """A plugin is unknown, is broken, clashes with another, or does not take an option. The message is one line."""
+    """A plugin is unknown, is broken, clashes with another, or does not take an option. The message is one line.
+
+    Attributes:
+        option: which option it does not take; empty if it is something else.
+    """
+
+    def __init__(self, message: str, option: str = ""):
+        super().__init__(message)
+        self.option = option
 
 
 class Options(BaseModel):
@@ -99,17 +107,21 @@ class Plugin(Generic[T]):
         try:
             return self.options.model_validate(dict(values or {}))
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "options"
-            if first["type"] == "extra_forbidden":
-                if reason := self.options.LACKS.get(key):
-                    raise PluginError(f"'{self.name}' has no option '{key}': {reason}") from None
-                known = sorted(field.alias or name for name, field in self.options.model_fields.items())
-                hint = did_you_mean(key, known)
-                available = ", ".join(known) or "none"
-                raise PluginError(f"'{self.name}' has no option '{key}'.{hint} Its options: {available}") from None
-            message = first["msg"].removeprefix("Value error, ")
-            raise PluginError(f"option '{key}' of '{self.name}': {message} (got {first['input']!r})") from None
+            raise self._refused(error.errors()[0]) from None
+
+    def _refused(self, problem: Mapping[str, Any]) -> PluginError:
+        """What pydantic found first, as an error that names the option."""
+        key = ".".join(str(part) for part in problem["loc"])
+        shown = key or "options"
+        if problem["type"] != "extra_forbidden":
+            message = problem["msg"].removeprefix("Value error, ")
+            return PluginError(f"option '{shown}' of '{self.name}': {message} (got {problem['input']!r})", key)
+        if reason := self.options.LACKS.get(shown):
+            return PluginError(f"'{self.name}' has no option '{shown}': {reason}", key)
+        known = sorted(field.alias or name for name, field in self.options.model_fields.items())
+        available = ", ".join(known) or "none"
+        hint = did_you_mean(shown, known)
+        return PluginError(f"'{self.name}' has no option '{shown}'.{hint} Its options: {available}", key)
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 
 
 class SsfnasError(ValueError):
@@ -49,6 +51,15 @@ class Stopped(SsfnasError):
         super().__init__(message)
         if interrupted:
             self.exit_code = 130
+
+
+@contextlib.contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Name the flag or setting in the error about a path that it gave."""
+    try:
+        yield
+    except SsfnasError as error:
+        raise type(error)(f"{flag} {error}") from None
 
 
 # What torch (on a CPU and on a GPU), numpy, C++ and the operating system write when memory has run out

@@ -8,6 +8,7 @@ granularity of drop path, and the provenance.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -193,16 +194,18 @@ def parse_genotype(data: bytes, where: str) -> Genotype:
 
 
 def _derive_hint(value: dict[str, Any]) -> str:
-    return f": derive one with 'ssfnas derive {value.get('path', 'RUN')}'" if value["kind"] == "search-run" else ""
+    if value["kind"] != "search-run":
+        return ""
+    return f": derive one with 'ssfnas derive {shlex.quote(str(value.get('path', 'RUN')))}'"
 
 
 def read_genotype(path: Path) -> Genotype:
     """Read a genotype from a file. For a run folder, the error names the right command."""
     if path.is_dir():
         hint = ""
-        if (path / "alphas.safetensors").exists():
-            hint = f": derive one with 'ssfnas derive {path}'"
-        elif (path / "genotype.json").exists():
+        if (path / "genotype.json").exists():
             hint = f": name {path / 'genotype.json'}"
+        elif (path / "alphas.safetensors").exists():
+            hint = f": derive one with 'ssfnas derive {shlex.quote(str(path))} -o genotype.json'"
         raise InputError(f"{path}: is a folder, not a genotype{hint}")
     return parse_genotype(read_bytes(path, MAX_GENOTYPE_BYTES), str(path))

@@ -1,41 +1,31 @@
 """The run folder, which holds settings, status, metrics, alphas, checkpoints and results.
 
-If a command names an existing run with the same identity, its result is returned if it is done, and otherwise it is
-resumed. A run with another identity is refused with the settings that differ. `--force` moves an old folder aside and
-starts over. Nothing is ever deleted.
+How a command comes to write one is in claim.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from ssfnas_cli.artifacts.files import (
-    delete_temporaries,
     parse_json,
     read_bytes,
     read_schema,
     read_sealed_json,
-    reason,
-    refuse_special_file,
-    refuse_undecodable,
-    set_aside,
-    temporary_target,
     validation_error,
     write_bytes,
     write_sealed_json,
 )
-from ssfnas_cli.artifacts.lock import FolderLock, delete_lock_temporaries, is_held, is_lock
-from ssfnas_cli.artifacts.log_file import logging_to
+from ssfnas_cli.artifacts.lock import FolderLock, is_held
 from ssfnas_cli.artifacts.metrics import EVALUATED, epochs_csv, table_path, write_metrics_file
 from ssfnas_cli.console import log
-from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
+from ssfnas_cli.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +49,7 @@ FILES = (  # the files that a run writes
     *(ALPHAS, CANDIDATES, PERTURBATION, METRICS, METRICS_CSV, EVALUATION),
     *(table_path(Path(EVALUATION), split).name for split in EVALUATED),
 )
-_MISSING = object()
+RESULTS = ("genotype.json", "model.safetensors", ALPHAS, CANDIDATES, PERTURBATION)  # of these, those that it ends with
 
 
 class RunFolder:
@@ -126,6 +116,27 @@ class RunFolder:
         assert state in STATES
         self.check_lock()
         write_sealed_json(self.path / "status.json", {"state": state, "updated": round(time.time(), 1), **facts})
+
+    def write_done(self, result: Mapping[str, Any], **facts: Any) -> None:
+        """Record that the run is done, its result, and the sizes of the files that it ends with."""
+        sizes = {name: (self.path / name).stat().st_size for name in RESULTS if (self.path / name).exists()}
+        self.write_status("done", **facts, result=dict(result), files=sizes)
+
+    def lost_file(self, status: Mapping[str, Any]) -> str | None:
+        """A file that the run has ended with, and that is gone or damaged; None if there is none.
+
+        Another genotype that somebody has derived there is none of this: it has to be JSON and no more.
+        """
+        for name, size in status.get("files", {}).items():
+            path = self.path / name
+            if not path.is_file() or (path.suffix != ".json" and path.stat().st_size != size):
+                return str(name)
+            if path.suffix == ".json":
+                try:
+                    parse_json(read_bytes(path), str(path))
+                except InputError:
+                    return str(name)
+        return None
 
     def settings(self, model: type[Model]) -> Model:
         """The run's settings as an instance of `model`. One that ssfnas gained later has its default value.
@@ -212,8 +223,8 @@ class RunFolder:
 
         path = self.path / ALPHAS
         if not path.exists():
-            why = "it has not begun" if self.kind == "search" else f"it is a {self.kind} run"
-            raise InputError(f"{self.path}: has no alphas yet: {why}")
+            why = "the same search again writes them" if self.kind == "search" else f"it is a {self.kind} run"
+            raise InputError(f"{self.path}: has no {ALPHAS}: {why}")
         return load_tensors(path)
 
     def evaluation(self) -> dict[str, Any] | None:
@@ -238,113 +249,6 @@ class RunFolder:
         write_metrics_file(self.path / EVALUATION, metrics, before)
 
 
-Identify = Callable[[RunFolder], Mapping[str, Any]]
-
-
-def recorded_identity(run: RunFolder) -> Mapping[str, Any]:
-    """The identity that the config of a run records."""
-    return run.config["identity"]
-
-
-def finished_result(
-    path: Path, kind: str, identity: Mapping[str, Any], identify: Identify = recorded_identity
-) -> dict[str, Any] | None:
-    """The result of a run if it is done, or None if it is not done or does not exist.
-
-    Args:
-        path: the run folder.
-        kind: `search` or `retrain`.
-        identity: the identity that the run must have.
-        identify: returns the identity of an existing run.
-
-    Raises:
-        OutputExistsError: the path holds another run or something else.
-    """
-    run = _open_existing(path)
-    if run is None:
-        return None
-    _refuse_other_run(run, kind, identity, identify)
-    return run.status_or_running().get("result")
-
-
-@contextlib.contextmanager
-def open_for_writing(
-    path: Path,
-    kind: str,
-    config: Mapping[str, Any],
-    identity: Mapping[str, Any],
-    identify: Identify = recorded_identity,
-) -> Iterator[RunFolder]:
-    """Create the run folder, or open an unfinished run. Hold its lock and write log.txt within the context.
-
-    Args:
-        path: the run folder.
-        kind: `search` or `retrain`.
-        config: the content of a new config.json.
-        identity: the identity that an existing run must have.
-        identify: returns the identity of an existing run.
-
-    Raises:
-        OutputExistsError: the folder holds another run or something else, or another process is writing it.
-        DiskError: the folder cannot be written.
-    """
-    refuse_undecodable(path)
-    _open_existing(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"{path}: cannot be made: {reason(error)}") from error
-    lock = FolderLock(path)
-    lock.acquire()
-    try:
-        run = _open_existing(path)
-        if run is None:
-            run = RunFolder(path, {"schema": SCHEMA, "kind": kind, "identity": dict(identity), **config})
-            write_sealed_json(path / "config.json", run.config)
-        run.lock = lock
-        _refuse_other_run(run, kind, identity, identify)
-        _delete_leftovers(run)
-        with logging_to(path / "log.txt"):
-            if lock.taken_over:
-                log.warning("%s: %s", path, lock.taken_over)
-            yield run
-    finally:
-        lock.release()
-
-
-def _delete_leftovers(run: RunFolder) -> None:
-    """Delete temporary files that a killed process left, after checking that no link leads out of the folder."""
-    for name in FILES:
-        refuse_special_file(run.path / name)
-    refuse_special_file(run.checkpoints, folder=True)
-    delete_lock_temporaries(run.path)
-    for folder in (run.path, run.checkpoints):
-        if folder.is_dir():
-            delete_temporaries(folder)
-
-
-def set_run_aside(path: Path) -> None:
-    """Rename an old run folder, for --force.
-
-    Raises:
-        OutputExistsError: another process is writing it.
-    """
-    if not path.exists():
-        return
-    lock = None
-    if path.is_dir():
-        lock = FolderLock(path)
-        lock.acquire()  # hold it until the folder has its new name, so that nobody begins to write
-    try:
-        aside = set_aside(path)
-        if lock is not None:
-            lock.relocate(aside)
-    finally:
-        if lock is not None:
-            lock.release()
-    log.warning("--force: what was %s is now %s", path, aside)
-
-
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     """Check that the config of a run has the parts that ssfnas reads.
 
@@ -359,38 +263,3 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     for key in ("path", "sha256"):
         if not isinstance(config["data"].get(key), str):
             raise InputError(f"{path}: has no 'data.{key}'")
-
-
-def _open_existing(path: Path) -> RunFolder | None:
-    if not path.exists():
-        return None
-    if not path.is_dir():
-        raise OutputExistsError(f"{path}: is a file, where the run's folder should be: choose another with -o")
-    if (path / "config.json").exists():
-        return RunFolder.open(path)
-    for entry in path.iterdir():
-        if not is_lock(entry) and temporary_target(entry) is None:
-            raise OutputExistsError(
-                f"{path}: is a folder with other things in it ({entry.name}): choose another with -o"
-            )
-    return None
-
-
-def _refuse_other_run(run: RunFolder, kind: str, identity: Mapping[str, Any], identify: Identify) -> None:
-    if run.kind != kind:
-        raise OutputExistsError(f"{run.path}: holds a {run.kind} run: choose another folder with -o, or --force")
-    recorded = identify(run)
-    differing = [key for key in {**recorded, **identity} if recorded.get(key, _MISSING) != identity.get(key, _MISSING)]
-    if differing:
-        listed = ", ".join(
-            f"{key} ({_short(recorded.get(key, 'unset'))} there, {_short(identity.get(key, 'unset'))} here)"
-            for key in differing
-        )
-        raise OutputExistsError(
-            f"{run.path}: holds another run, which differs in {listed}: choose another folder with -o, or --force"
-        )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:40]}…"

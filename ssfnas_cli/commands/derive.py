@@ -145,6 +145,8 @@ def command(
     most = _amounts({"max_params": max_params, "max_macs": max_macs})
     if not most:
         _refuse_given(of_size, "is for --max-params and --max-macs")
+    if cost_channels is not None and cost_channels % 2:
+        raise UsageError(f"--cost-channels {cost_channels}: should be even, as the channels of every network")
     outputs.refuse_existing(output, force)
     folder = inputs.open_run(run, "search", ["ssfnas_cli.engine.derive_run"])
     from ssfnas_cli.engine.derive_run import derive_run
@@ -154,7 +156,7 @@ def command(
     size = cost_channels or recorded.cost_channels, cost_layers or recorded.cost_layers
     limits = Limits(most, *size) if most else None
     genotype = derive_run(folder, rule, value, epoch, max_skips, candidate, limits)
-    _say_what_it_is(genotype)
+    _say_what_it_is(genotype, fitted=limits is not None)
     outputs.write_output(output, genotype.to_json(), force)
     if output is not None and not is_stream(output):
         closing.say_next("retrain", str(output))
@@ -203,16 +205,16 @@ def _perturb(run: str, settings: PerturbationSettings, given: Mapping[str, Any])
     closing.say_next("retrain", str(path / "genotype.json"))
 
 
-def _say_what_it_is(genotype: Genotype) -> None:
-    """What of the genotype cannot be built, and whether the search may have collapsed."""
+def _say_what_it_is(genotype: Genotype, fitted: bool = False) -> None:
+    """What of the genotype cannot be built, and whether the search may have collapsed, or the limits are too tight."""
     for kind, cell in genotype.cells().items():
         live = cell.pruned()
         if live.dead_edges or live.dead_nodes:
             log.info("%s cell: %d edges from nodes without input will be pruned", kind, len(live.dead_edges))
-    _warn_of_collapse(genotype)
+    _warn_of_collapse(genotype, fitted)
 
 
-def _warn_of_collapse(genotype: Genotype) -> None:
+def _warn_of_collapse(genotype: Genotype, fitted: bool) -> None:
     """Searches are known to end in skip connections (Chu et al., FairDARTS), and such a cell learns nothing."""
     empty = [
         f"{kind} cell ({', '.join(f'{name} {count}' for name, count in cell.op_counts().items())})"
@@ -220,10 +222,12 @@ def _warn_of_collapse(genotype: Genotype) -> None:
         if all(OPS.get(name).facts.parameter_free for name in cell.op_counts())
     ]
     if empty:
-        log.warning(
-            "the ops of the %s have no weights: the search may have collapsed; try another --epoch or a longer search",
-            " and of the ".join(empty),
+        why = (
+            "the network may learn little at this size; raise --max-params or --max-macs"
+            if fitted
+            else "the search may have collapsed; try another --epoch or a longer search"
         )
+        log.warning("the ops of the %s have no weights: %s", " and of the ".join(empty), why)
 
 
 def _parse_threshold(text: str) -> float | str:

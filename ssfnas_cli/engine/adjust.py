@@ -9,16 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ssfnas_cli import stop
+from ssfnas_cli.artifacts.claim import finished_result, open_for_writing, set_run_aside
 from ssfnas_cli.artifacts.files import read_bytes, sha256_file, write_bytes
 from ssfnas_cli.artifacts.model import MODEL, CorrectionRecord, ModelCard, save_model
-from ssfnas_cli.artifacts.run import (
-    ADJUSTMENT,
-    TRAINING_VERSION,
-    RunFolder,
-    finished_result,
-    open_for_writing,
-    set_run_aside,
-)
+from ssfnas_cli.artifacts.run import ADJUSTMENT, TRAINING_VERSION, RunFolder
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.engine.adjust_methods import CORRECT, Outcome, Work
 from ssfnas_cli.engine.corrections import Choice
@@ -65,7 +59,7 @@ def run_adjust(run: RunFolder, settings: AdjustSettings, output: Path | None, fo
         identify = lambda existing: identity_of(existing, RetrainSettings)
         if not force and (result := finished_result(plan.path, "retrain", plan.identity, identify)) is not None:
             log.info("%s is done; nothing to do", plan.path)
-            return result
+            return result | {"source": str(run.path)}
         outcome = CORRECT[settings.method](work)
         _say(work, outcome)
         phase = None
@@ -169,7 +163,7 @@ def _write(target: RunFolder, work: Work, outcome: Outcome, phase: HeadPhase | N
     save_model(target.path / MODEL, work.model.state_dict(), card)
     result = _result(target, work, outcome)
     epochs = phase.epochs if phase is not None else 0
-    target.write_status("done", phase="adjust", epoch=epochs, epochs=epochs, last=last, result=result)
+    target.write_done(result, phase="adjust", epoch=epochs, epochs=epochs, last=last)
     log.info("done: %s", target.path)
     return result
 

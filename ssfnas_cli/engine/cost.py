@@ -26,7 +26,7 @@ from ssfnas_cli.engine.latency import LatencyTable
 from ssfnas_cli.engine.rules import RULES
 from ssfnas_cli.engine.search_health import derived, genotype_weights
 from ssfnas_cli.engine.strategy import build_strategy
-from ssfnas_cli.errors import UsageError
+from ssfnas_cli.errors import UsageError, naming
 from ssfnas_cli.nets.parts import COUNTS, NetworkShape, Space
 from ssfnas_cli.nets.stems import choose_stem
 from ssfnas_cli.settings import SearchSettings, show_amount
@@ -40,7 +40,8 @@ def cost_identity(settings: SearchSettings) -> dict[str, str]:
     """
     if settings.cost != "latency" or not settings.cost_table:
         return {}
-    return {f"{COST_TABLE}sha256": sha256_bytes(read_table(Path(settings.cost_table)).to_json())}
+    with naming("--cost-table"):
+        return {f"{COST_TABLE}sha256": sha256_bytes(read_table(Path(settings.cost_table)).to_json())}
 
 
 def find_cost(

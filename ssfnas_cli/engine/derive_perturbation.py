@@ -15,18 +15,11 @@ from typing import Any
 from registry.space import CELL_TYPES
 from ssfnas_cli import stop
 from ssfnas_cli.artifacts.checkpoint import list_checkpoints
+from ssfnas_cli.artifacts.claim import finished_result, open_for_writing, set_run_aside
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, read_genotype
-from ssfnas_cli.artifacts.run import (
-    COST,
-    DERIVATION,
-    TRAINING_VERSION,
-    RunFolder,
-    finished_result,
-    open_for_writing,
-    set_run_aside,
-)
+from ssfnas_cli.artifacts.run import COST, DERIVATION, TRAINING_VERSION, RunFolder
 from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.console import command_line, format_duration, log
 from ssfnas_cli.data.embedded import find_data
@@ -228,5 +221,5 @@ def _finish(work: Work, phase: PerturbationPhase, target: RunFolder, last: dict[
         **{key: value for key, value in last.items() if "accuracy_alpha_half" in key},
         "elapsed_seconds": last["elapsed_seconds"],
     }
-    target.write_status("done", phase=phase.name, epoch=phase.epochs, epochs=phase.epochs, last=last, result=result)
+    target.write_done(result, phase=phase.name, epoch=phase.epochs, epochs=phase.epochs, last=last)
     log.info("done: %s", target.path)

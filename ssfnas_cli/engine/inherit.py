@@ -20,7 +20,7 @@ from registry.space import edge_list
 from registry.state import under
 from ssfnas_cli.artifacts.tensors import sha256_of
 from ssfnas_cli.engine.finished_search import FinishedSearch, Start
-from ssfnas_cli.errors import UsageError
+from ssfnas_cli.errors import UsageError, naming
 from ssfnas_cli.nets.derived import DerivedCell, DerivedEncoder
 from ssfnas_cli.nets.skeleton import reduction_layers
 
@@ -48,7 +48,8 @@ def find_supernet(init_from: str) -> Start | None:
     """
     if not init_from:
         return None
-    source = FinishedSearch.open(Path(init_from))
+    with naming("--init-from"):
+        source = FinishedSearch.open(Path(init_from))
     return Start(source, sha256_of(under("encoder", source.supernet)))
 
 

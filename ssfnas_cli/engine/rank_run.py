@@ -47,7 +47,8 @@ def supernet_accuracies(
     data = find_data(data_path, recorded["path"], recorded["sha256"], "run", other_data=False)
     checkpoint = load_newest(run.checkpoints)
     if checkpoint is None:
-        raise InputError(f"{run.path}: has no checkpoint, so there is no supernet to ask: go on with the search")
+        mend = "search again, with --force" if run.status()["state"] == "done" else "go on with the search"
+        raise InputError(f"{run.path}: has no checkpoint, so there is no supernet to ask: {mend}")
     if run.status()["state"] != "done":
         log.warning("%s is not done: the supernet is that of its newest checkpoint", run.path)
     data.verify()

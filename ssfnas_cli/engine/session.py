@@ -10,15 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ssfnas_cli import world
+from ssfnas_cli.artifacts.claim import finished_result, open_for_writing, set_run_aside
 from ssfnas_cli.artifacts.dataset import DataSet
-from ssfnas_cli.artifacts.run import (
-    BESIDE_SETTINGS,
-    TRAINING_VERSION,
-    RunFolder,
-    finished_result,
-    open_for_writing,
-    set_run_aside,
-)
+from ssfnas_cli.artifacts.run import BESIDE_SETTINGS, TRAINING_VERSION, RunFolder
 from ssfnas_cli.console import command_line, log
 from ssfnas_cli.data.batches import mirroring
 from ssfnas_cli.engine import ranks
@@ -252,6 +246,6 @@ def finish(run: RunFolder, loop: Loop, settings: Training, facts: Mapping[str, A
     }
     progress = {"phase": last["phase"], "epoch": last["epoch"], "epochs": last["epoch"]}
     if world.is_first():
-        run.write_status("done", **progress, last=last, result=result)
+        run.write_done(result, **progress, last=last)
     log.info("done: %s", run.path)
     return result

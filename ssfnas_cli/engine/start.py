@@ -21,7 +21,7 @@ from ssfnas_cli.console import log
 from ssfnas_cli.engine.finished_search import FinishedSearch, Start
 from ssfnas_cli.engine.search_phase import SearchPhase
 from ssfnas_cli.engine.strategy import build_strategy
-from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.errors import InputError, UsageError, naming
 from ssfnas_cli.nets.count import count_params
 from ssfnas_cli.nets.stems import choose_stem
 from ssfnas_cli.settings import SearchSettings
@@ -47,7 +47,8 @@ def find_start(settings: SearchSettings, data: DataSet) -> Start | None:
             f"--init-from: the strategy '{settings.strategy.name}' begins each of its stages with new weights: leave "
             "one of both out"
         )
-    source = FinishedSearch.open(Path(settings.init_from))
+    with naming("--init-from"):
+        source = FinishedSearch.open(Path(settings.init_from))
     _refuse_another_shape(source, settings, data)
     if settings.adapt == "none" and settings.is_federated:
         raise UsageError("--adapt none: leaves clients no weights to train: take --adapt head, or set sync=step")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
-from registry import REGISTRIES
+from registry import REGISTRIES, PluginError
 from ssfnas_cli.console import log
 
 Model = TypeVar("Model", bound="Settings")
@@ -102,7 +102,11 @@ class Settings(BaseModel):
             if is_placeholder(section):
                 continue
             _warn_of_clash(kind, section.name)
-            options = REGISTRIES[kind].get(section.name).parse_options(section.options())
+            plugin = REGISTRIES[kind].get(section.name)
+            try:
+                options = plugin.parse_options(section.options())
+            except PluginError as error:
+                raise PluginError(f"setting '{field}.{error.option}': {error}", error.option) from None
             changes[field] = PluginSection(name=section.name, **options.model_dump(by_alias=True, mode="json"))
         return self.model_copy(update=changes)
 

@@ -17,7 +17,18 @@ _AMOUNT = re.compile(r"(?P<number>\d[\d_,]*(\.\d*)?(e[+-]?\d+)?)\s*(?P<suffix>[k
 
 
 def parse_amount(text: Any) -> Any:
-    """A number from words such as `300M`, `0.3G`, `3e8`, `300_000_000`, or `4.5ms`; others are returned as they are.
+    """A number from words such as `300M`, `0.3G`, `3e8` or `300_000_000`; others are returned as they are.
+
+    Raises:
+        ValueError: a text is no such number.
+    """
+    if isinstance(text, str) and text.strip().lower().endswith("ms"):
+        raise ValueError("is a time, and a number such as 300M, 0.3G or 3e8 is expected")
+    return parse_cost(text)
+
+
+def parse_cost(text: Any) -> Any:
+    """As `parse_amount`, or a latency such as `4.5ms`.
 
     Raises:
         ValueError: a text is no such number.
@@ -26,7 +37,7 @@ def parse_amount(text: Any) -> Any:
         return text
     match = _AMOUNT.fullmatch(text.strip())
     if match is None:
-        raise ValueError("should be a number such as 300M, 0.3G, 3e8 or 4.5ms")
+        raise ValueError("should be a number such as 300M, 0.3G or 3e8; a latency such as 4.5ms")
     number = float(match["number"].replace("_", "").replace(",", ""))
     return number * _FACTORS.get((match["suffix"] or "").lower(), 1.0)  # milliseconds are the unit of latencies
 
@@ -38,6 +49,10 @@ def show_amount(value: float, cost: str) -> str:
     scale = min(9, 3 * int(math.log10(value) // 3)) if value >= 1000 else 0
     number = f"{value / 10**scale:.4g}{ {0: '', 3: 'k', 6: 'M', 9: 'G'}[scale] }"
     return f"{number} {COST_UNITS[cost]}"
+
+
+def _parse_target(text: Any, info: ValidationInfo) -> Any:
+    return parse_cost(text) if info.data.get("cost", "latency") in ("latency", "none") else parse_amount(text)
 
 
 Amount = Annotated[float, BeforeValidator(parse_amount), Field(gt=0)]
@@ -52,7 +67,7 @@ class CostAware(Settings):
         "or its latency by a table of measurements. gradient: a term of the alphas' loss; random, evolution, …: of the "
         "candidates",
     )
-    cost_target: Annotated[Literal["none"] | Annotated[float, Field(gt=0)], BeforeValidator(parse_amount)] = Field(
+    cost_target: Annotated[Literal["none"] | Annotated[float, Field(gt=0)], BeforeValidator(_parse_target)] = Field(
         "none",
         description="with cost: what gradient pulls the expected cost towards, and the most that a candidate may cost; "
         "300M, 0.3G and 3e8 are the same; a latency is in ms. none: the cheaper the better",

@@ -2,13 +2,9 @@ import logging
 
 import pytest
 
+from ssfnas_cli.artifacts.claim import finished_result, open_for_writing, set_run_aside
 from ssfnas_cli.artifacts.lock import FolderLock
-from ssfnas_cli.artifacts.run import (
-    RunFolder,
-    finished_result,
-    open_for_writing,
-    set_run_aside,
-)
+from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_update
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.session import warn_of_differences
@@ -27,7 +23,7 @@ def make(path, state="done", kind="search", **facts):
 
 def test_a_done_run_is_finished_and_another_identity_is_refused(tmp_path):
     path = make(tmp_path / "run", result={"kind": "search-run"})
-    assert finished_result(path, "search", IDENTITY) == {"kind": "search-run"}
+    assert finished_result(path, "search", IDENTITY) == {"kind": "search-run", "path": str(path)}
     with pytest.raises(OutputExistsError, match=r"seed \(0 there, 1 here\), new \(unset there, 2 here\)"):
         finished_result(path, "search", IDENTITY | {"seed": 1, "new": 2})
     with pytest.raises(OutputExistsError, match="holds a search run"):

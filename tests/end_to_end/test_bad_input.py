@@ -144,7 +144,7 @@ def test_published_genotype_that_is_none(ssfnas, tmp_path):
 @pytest.mark.parametrize(
     "what, words, argv",
     [
-        ("a search run for a genotype", ["search: is a folder", "ssfnas derive"], ["retrain", "{search}"]),
+        ("a search run for a genotype", ["search: is a folder", "name ", "genotype.json"], ["retrain", "{search}"]),
         ("a retrain run for a genotype", ["retrain: is a folder", "genotype.json"], ["retrain", "{retrain}"]),
         (
             "a data set for a genotype",

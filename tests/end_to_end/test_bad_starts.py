@@ -35,14 +35,14 @@ def test_a_start_that_is_none_or_does_not_fit_is_refused(ssfnas, world, tmp_path
     retrain = ["retrain", world / "genotype.json", *ssfnas.tiny]
     begin = ["--init-from", world / "search"]
     for code, words, argv in (
-        (3, ["nowhere: no such run folder"], [*search, "--init-from", "nowhere"]),
+        (3, ["--init-from nowhere: no such run folder"], [*search, "--init-from", "nowhere"]),
         (3, ["is a retrain run, not a search run"], [*search, "--init-from", world / "retrain"]),
         (2, ["--adapt", "name one with --init-from"], [*search, "--adapt", "head"]),
         (2, ["--adapt", "'all', 'head' or 'none'"], [*search, *begin, "--adapt", "tail"]),
         (2, ["--init-from", "channels 2", "give --channels 2"], [*search, *begin, "--channels", "4"]),
         (2, ["--order 2", "--adapt none"], [*search, *begin, "--adapt", "none", "--order", "2"]),
         (2, ["is the search that --init-from names"], [*search, *begin, "-o", world / "search", "--force"]),
-        (3, ["nowhere: no such run folder"], [*retrain, "--init-from", "nowhere"]),
+        (3, ["--init-from nowhere: no such run folder"], [*retrain, "--init-from", "nowhere"]),
         (2, ["--init-from", "give --channels 2"], [*retrain, *begin, "--channels", "6"]),
         (2, ["--init-from", "no weights for 'resnet20'"], ["retrain", "resnet20", "--data", world / "data", *begin]),
     ):

@@ -51,6 +51,8 @@ def test_wrong_costs_of_a_search(ssfnas, world, tmp_path, words, flags):
     [
         (2, ["--max-macs 0", "above 0"], ["--max-macs", "0"]),
         (2, ["--max-params many", "300M"], ["--max-params", "many"]),
+        (2, ["--max-params 5ms", "is a time"], ["--max-params", "5ms"]),
+        (2, ["--cost-channels 3", "even"], ["--max-params", "1M", "--cost-channels", "3"]),
         (2, ["--cost-layers", "--max-params and --max-macs"], ["--cost-layers", "4"]),
         (2, ["--max-macs", "other rules"], ["--rule", "perturbation", "--max-macs", "1M"]),
         (2, ["--candidate", "'gradient' judges none"], ["--candidate", "0"]),

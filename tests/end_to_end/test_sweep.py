@@ -160,7 +160,11 @@ def test_a_dry_run_adds_up_what_is_missing_and_writes_nothing(ssfnas, tmp_path):
         (["--max-time: ", "should look like 3:50:00"], "[search]", ["--run", "--max-time", "soon"]),
         (["sweep.toml: [search]: setting 'epochs'", "(got 0)"], "[search]\nepochs = 0", ["--run"]),
         (["--set epochs: should look like key=value"], "[search]", ["--set", "epochs"]),
-        (["sweep.toml: [search]: 'focal' has no option 'gama'"], '[search.loss]\nname="focal"\ngama=1', []),
+        (
+            ["sweep.toml: [search]: setting 'loss.gama': 'focal' has no option 'gama'"],
+            '[search.loss]\nname="focal"\ngama=1',
+            [],
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_run(ssfnas, tmp_path, words, text, argv):

@@ -130,7 +130,7 @@ def test_in_the_first_steps_estimated_statistics_see_what_has_been_learned(searc
 def test_a_stop_while_the_loader_brings_no_batch_saves_the_steps_so_far(search, tmp_path, monkeypatch):
     from ssfnas_cli import stop
     from ssfnas_cli.artifacts.checkpoint import load_newest
-    from ssfnas_cli.artifacts.run import open_for_writing
+    from ssfnas_cli.artifacts.claim import open_for_writing
     from ssfnas_cli.engine.loop import Loop
     from ssfnas_cli.errors import Stopped
 

@@ -5,6 +5,7 @@ from settings_support import load
 
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.settings import parse_amount, show_amount
+from ssfnas_cli.settings.cost import parse_cost
 
 
 @pytest.mark.parametrize("text", ["300M", "3e8", "0.3G", "300_000_000", "300,000,000", "300000k", " 300 m ", "3.e8"])
@@ -14,7 +15,14 @@ def test_many_ways_to_write_a_number(text):
 
 
 def test_milliseconds_are_the_unit_of_latencies():
-    assert parse_amount("4.5ms") == 4.5 == parse_amount("4.5") and parse_amount("1.5K") == 1500
+    assert parse_cost("4.5ms") == 4.5 == parse_cost("4.5") and parse_amount("1.5K") == 1500
+
+
+def test_milliseconds_of_what_is_no_latency_are_refused():
+    with pytest.raises(ValueError, match="is a time"):
+        parse_amount("5ms")
+    with pytest.raises(UsageError, match=r"cost_target.*is a time"):
+        load("cost_target=5ms", cost="macs")
 
 
 @pytest.mark.parametrize("text", ["300X", "M", "-3M", "nan", "inf", "3 00", "", "1e400M", "0x10"])

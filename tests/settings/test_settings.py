@@ -105,7 +105,11 @@ def test_resolving_spells_out_every_option_with_its_default():
         (["loss=barlo"], {}, "Did you mean 'barlow'?"),
         ([], {"loss": "barlo"}, "--loss: unknown loss 'barlo'. Did you mean 'barlow'? Available: ce, barlow"),
         ([], {"relax": "sigmod"}, "--relax: unknown relaxation 'sigmod'. Did you mean 'sigmoid'?"),
-        (["loss.lamda=1"], {"loss": "barlow"}, "'barlow' has no option 'lamda'. Did you mean 'lambda'?"),
+        (
+            ["loss.lamda=1"],
+            {"loss": "barlow"},
+            "setting 'loss.lamda': 'barlow' has no option 'lamda'. Did you mean 'lambda'?",
+        ),
         (["loss.lambda=1"], {"loss": "ce"}, "'ce' has no option 'lambda'"),
         (["loss.lambda=nan"], {"loss": "barlow"}, "option 'lambda' of 'barlow'"),
         (["relax.zero_one=l3"], {"relax": "sigmoid"}, "option 'zero_one' of 'sigmoid'"),

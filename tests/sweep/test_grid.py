@@ -233,7 +233,7 @@ def test_only_takes_what_a_cell_needs_and_its_evaluation(cells_of):
         ("[search]\n[retrain]\n[evaluate]\nthreads = [1, 2]", "[evaluate]: is no grid"),
         ("[data]\nmu = 2\n[search]", "[data]: setting 'mu': Input should be less than or equal to 1"),
         ("[data]\npath = 'x'\nmu = 0.1\n[search]", "[data]: path is a data set that is there, and 'mu'"),
-        ("[search]\nloss.gama = 2\nloss.name = 'focal'", "[search]: 'focal' has no option 'gama'. Did"),
+        ("[search]\nloss.gama = 2\nloss.name = 'focal'", "[search]: setting 'loss.gama': 'focal' has no option 'gama'"),
         ("[data]\nsource.nonsense = 2\n[search]", "[data]: "),
     ],
 )  # fmt: skip

@@ -37,7 +37,7 @@ def parse_cost(text: Any) -> Any:
         return text
     match = _AMOUNT.fullmatch(text.strip())
     if match is None:
-        raise ValueError("should be a number such as 300M, 0.3G or 3e8; a latency such as 4.5ms")
+        raise ValueError("should be a number such as 300M, 0.3G, 3e8, or as a latency 4.5ms")
     number = float(match["number"].replace("_", "").replace(",", ""))
     return number * _FACTORS.get((match["suffix"] or "").lower(), 1.0)  # milliseconds are the unit of latencies
 

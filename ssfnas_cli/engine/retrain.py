@@ -21,7 +21,7 @@ from ssfnas_cli.engine.inherit import Inherited, find_supernet, inherit
 from ssfnas_cli.engine.match_size import match_channels
 from ssfnas_cli.engine.mix import build_mix
 from ssfnas_cli.engine.network import build_model, build_objective, count_card, make_card
-from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
+from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run, warn_of_a_large_batch
 from ssfnas_cli.engine.train_phase import PretrainingModel, Schedule, TrainPhase
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.nets.count import count_params
@@ -63,6 +63,7 @@ def run_retrain(
             total = sum(plan.data.counts("train"))
             aside = total - sum(card.train_counts)
             log.info("holdout: %d of %d training images are set aside (seed %d, per class)", aside, total, card.seed)
+        warn_of_a_large_batch(plan.settings, sum(card.train_counts))
         if genotype is not None and world.is_first():
             write_bytes(run.path / "genotype.json", genotype.to_json())
         for index, phase in enumerate(phases):

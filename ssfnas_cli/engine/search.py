@@ -21,7 +21,7 @@ from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.federated import FederatedSearch
 from ssfnas_cli.engine.loop import never
 from ssfnas_cli.engine.search_phase import SearchPhase
-from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run
+from ssfnas_cli.engine.session import RunPlan, finish, open_run, plan_run, warn_of_a_large_batch
 from ssfnas_cli.engine.start import begin_with, find_start, say_start
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.results.health import collapsed_since
@@ -59,6 +59,7 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             len(weight_half),
             len(alpha_half),
         )
+        warn_of_a_large_batch(phase.settings, max(len(weight_half), len(alpha_half)))
         if isinstance(phase, FederatedSearch):
             log.info("%s", phase.description())
         if phase.cost is not None:

@@ -199,6 +199,12 @@ def open_run(plan: RunPlan, device: Device, force: bool, tracking: Tracking) -> 
         yield run, loop
 
 
+def warn_of_a_large_batch(settings: Training, num_images: int) -> None:
+    """Warn if all images fit into one batch, so that an epoch is a single step."""
+    if settings.batch_size > num_images:
+        log.warning("--batch-size %d: an epoch has %d images, so it is one step", settings.batch_size, num_images)
+
+
 def _check_ranks(plan: RunPlan) -> None:
     """Check that all ranks are about to train the same: their settings, and the data set that they read."""
     names = {"data_sha256": "data set (sha256)"}

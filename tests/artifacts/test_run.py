@@ -7,8 +7,9 @@ from ssfnas_cli.artifacts.lock import FolderLock
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_update
 from ssfnas_cli.console import log
-from ssfnas_cli.engine.session import warn_of_differences
+from ssfnas_cli.engine.session import warn_of_a_large_batch, warn_of_differences
 from ssfnas_cli.errors import InputError, OutputExistsError
+from ssfnas_cli.settings import SearchSettings, load_settings
 
 IDENTITY = {"seed": 0, "ops": ["none", "skip_connect"], "data_sha256": "ab"}
 CONFIG = {"settings": {}, "data": {"path": "/data", "sha256": "ab"}, "environment": {}}
@@ -129,3 +130,11 @@ def test_differences_of_the_environment_are_one_warning(caplog):
     warn_of_differences(now, now | {"threads": 2, "kernels": "AVX512"})
     assert len(caplog.records) == 2
     assert "threads (1 then, 2 now), kernels (AVX2 then, AVX512 now)" in caplog.records[1].getMessage()
+
+
+def test_a_batch_beyond_the_images_of_an_epoch_is_a_warning(caplog):
+    settings = load_settings(SearchSettings, flags={"batch_size": 64})
+    warn_of_a_large_batch(settings, 64)
+    assert not caplog.records
+    warn_of_a_large_batch(settings, 63)
+    assert "--batch-size 64: an epoch has 63 images, so it is one step" in caplog.text

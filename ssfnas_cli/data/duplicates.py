@@ -84,7 +84,8 @@ def _describe_leakage(
     as_other = f" ({differ} of them as another class)" if differ else ""
     return [
         f"warning: {len(shared)} of {len(others)} images in {second} are in {first}, too, pixel for pixel{as_other}: "
-        f"for example {example}. Figures on {second} will look better than they are: take them out of one split"
+        f"for example {example}. Figures on {second} will look better than they are: remove the copies, from one split "
+        "or altogether"
     ]
 
 

@@ -65,6 +65,7 @@ STATUS = {
     "last": "the newest line of metrics.jsonl",
     "reason": "[diverged, or given up] why",
     "result": "[done] what the command printed",
+    "files": "[done] the sizes in bytes of the files that the run has ended with",
     "sha256": "of the rest",
 }
 METRICS = {

@@ -224,7 +224,7 @@ class RunFolder:
         path = self.path / ALPHAS
         if not path.exists():
             why = "the same search again writes them" if self.kind == "search" else f"it is a {self.kind} run"
-            raise InputError(f"{self.path}: has no {ALPHAS}: {why}")
+            raise InputError(f"{self.path}: has no alphas yet: {why}")
         return load_tensors(path)
 
     def evaluation(self) -> dict[str, Any] | None:

@@ -63,6 +63,7 @@ FALLBACK_FONTS = (
     *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Hebrew", "Noto Sans Arabic", "Unifont"),
 )
 MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from")  # matplotlib's warning
+LEGEND_LETTER = 0.075  # inches of a letter of a legend
 METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -174,6 +175,17 @@ def panels(number: int, width: float, height: float, columns: int, **options: An
     return figure, list(grid.flat)[:number]
 
 
+def _cut_before_note(label: str, length: int) -> str:
+    """A label cut to a width in letters; what stands in brackets at its end, such as the number of seeds, stays."""
+    if text_width(label) <= length:
+        return label
+    name, bracket, note = label.rpartition(" (")
+    if not bracket or not label.endswith(")"):
+        return shown_name(label, length)
+    note = bracket + note
+    return shown_name(name, max(1, length - text_width(note))) + note
+
+
 def add_legend(figure: Figure, series: Sequence[Artist], note: str = "") -> None:
     """A legend below the figure, which grows by its height.
 
@@ -184,8 +196,9 @@ def add_legend(figure: Figure, series: Sequence[Artist], note: str = "") -> None
     """
     if not series:
         return
-    labels = [str(one.get_label()) for one in series]
-    widest = max(map(text_width, labels)) * 0.075 + 0.6  # inches
+    room = int((figure.get_size_inches()[0] - 0.9) / LEGEND_LETTER)
+    labels = [_cut_before_note(str(one.get_label()), room) for one in series]
+    widest = max(map(text_width, labels)) * LEGEND_LETTER + 0.6  # inches
     columns = max(1, int((figure.get_size_inches()[0] - 0.3) / widest))
     columns = min(columns, len(labels), 4)
     rows = -(-len(labels) // columns)

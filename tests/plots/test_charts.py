@@ -339,3 +339,22 @@ def test_letters_that_no_font_has_are_one_warning_with_the_remedy(monkeypatch, c
 def test_wide_letters_count_twice_where_names_are_cut():
     assert shown_name("abcdef", 6) == "abcdef" and shown_name("abcdefg", 6) == "abcde…"
     assert shown_name("大熊猫", 6) == "大熊猫" and shown_name("大熊猫a", 6) == "大熊…"
+
+
+@pytest.mark.parametrize("kind", ["calibration", "heat"])
+def test_long_labels_of_groups_are_cut_to_the_picture(tmp_path, kind):
+    """In a narrow picture, too: the text ends within it, and what stands behind a name in a legend stays."""
+    sets = ("loss=ldam", "loss.max_margin=0.37", "lr=0.0317", "momentum=0.91", "weight_decay=0.00031")
+    nets = groups_of(make_run(tmp_path / "a", "retrain", *sets), make_run(tmp_path / "b", "retrain", "cutout=0.3"))
+    drawers = {
+        "calibration": lambda: calibration.draw(nets, "test"),
+        "heat": lambda: alphas.draw_heat(record()._replace(label=nets[0].label)),
+    }
+    picture = to_figure(drawers[kind])
+    assert len(nets[0].label) > 60
+    texts = picture.legends[0].get_texts() if kind == "calibration" else [picture._suptitle]
+    renderer = FigureCanvasAgg(picture).get_renderer()
+    assert all(text.get_window_extent(renderer).x0 >= 0 for text in texts)
+    assert all(text.get_window_extent(renderer).x1 <= picture.bbox.x1 for text in texts)
+    shown = texts[0].get_text()
+    assert "…" in shown and (shown.endswith("(error 0.100)") or kind == "heat")

@@ -77,10 +77,12 @@ class SourceFacts:
             is optional.
         imbalanced: whether the classes differ in size. If so, `--dist auto` keeps their profile, and `exp` and `step`
             order the classes from the largest to the smallest. Otherwise `auto` is `exp` in the order of the classes.
+        splits: those that it has whatever lies in its root; None if only opening it tells.
     """
 
     root: str | None = None
     imbalanced: bool = True
+    splits: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

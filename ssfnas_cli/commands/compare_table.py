@@ -12,6 +12,7 @@ from ssfnas_cli.json_text import layout_json
 from ssfnas_cli.results.baseline import Contrast
 from ssfnas_cli.results.comparison import Comparison, to_json
 from ssfnas_cli.results.figures import Figure
+from ssfnas_cli.results.legend import lettered
 from ssfnas_cli.results.statistics import LEVEL, MAX_EXACT, Difference, Spread
 
 if TYPE_CHECKING:
@@ -142,6 +143,10 @@ def _draw(comparison: Comparison, console: Console, box: Any) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    comparison, legend = lettered(comparison)
+    if legend:
+        lines = [Text(f"{letter}: {printable(label)}") for letter, label in legend.items()]
+        console.print("Groups:", *(Padding(line, (0, 0, 0, 2)) for line in lines), "", sep="\n")
     for grid in grids(comparison):
         for number, columns in enumerate(_fitting(grid, console.width)):
             table = Table(title=Text(grid.title) if number == 0 else None, box=box, title_justify="left")
@@ -205,7 +210,8 @@ def _csv(comparison: Comparison) -> str:
 
 def _markdown(comparison: Comparison) -> str:
     line = lambda cells: "| " + " | ".join(cells) + " |"
-    parts = []
+    comparison, legend = lettered(comparison)
+    parts = ["\n".join(f"- **{letter}**: {_plain(label)}" for letter, label in legend.items())] if legend else []
     for grid in grids(comparison):
         rows = [[_plain(row[0]).replace("|", "\\|"), *row[1:]] for row in grid.rows]
         rule = ["---", *("---:" for _ in grid.header[1:])]

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from ssfnas_cli.sweep.cells import Cell
     from ssfnas_cli.sweep.plan_file import PlanFile
 
+NOUNS = {  # what the cells of a stage are called, one and more of them
+    "data": ("data set", "data sets"),
+    "search": ("search", "searches"),
+    "derive": ("derivation", "derivations"),
+    "retrain": ("retraining", "retrainings"),
+    "adjust": ("correction", "corrections"),
+    "evaluate": ("evaluation", "evaluations"),
+}
+
 
 def command(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The sweep; docs/sweeps.md says what it holds.")],
@@ -33,7 +42,10 @@ def command(
         typer.Option(metavar="FOLDER", help="Write SLURM arrays of what is missing into a folder.", show_default=False),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Take a few steps of each kind of run, and add up time and disk.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Take a few steps of each kind of search and retraining, and add up time and disk."
+        ),
     ] = False,
     only: Annotated[
         list[str] | None,
@@ -65,6 +77,7 @@ def command(
     with stop.interruptible():
         from ssfnas_cli.sweep.cells import select
         from ssfnas_cli.sweep.grid import build_cells
+        from ssfnas_cli.sweep.inputs import check_inputs, twins
         from ssfnas_cli.sweep.plan_file import read_plan
         from ssfnas_cli.sweep.state import missing
 
@@ -72,6 +85,12 @@ def command(
         plan = read_plan(file, sets or (), output)
         cells = select(build_cells(plan), only or ())
         left = missing(cells)
+        check_inputs(plan, cells, left)
+        for note in plan.notes:
+            log.warning("%s", note)
+        if same := twins(left):
+            more = f" (and {len(same) - 1} more such pairs)" if len(same) > 1 else ""
+            log.warning("%s and %s have the same settings: both are made%s", *same[0], more)
         if not run:
             log.info("%d cells, %d done, %d to do", len(cells), len(cells) - len(left), len(left))
     if run:
@@ -153,13 +172,28 @@ def _show_costs(console: Console, facts: dict[str, Any]) -> None:
         size = [f"{entry[name] / 2**20:,.0f} MB" for name in ("disk_bytes", "peak_memory_bytes")]
         table.add_row(entry["name"], format_duration(entry["total_seconds"]), *size)
     size = [f"{facts[name] / 2**20:,.0f} MB" for name in ("disk_bytes", "peak_memory_bytes")]
-    table.add_row("all of them", format_duration(facts["total_seconds"]), *size, style="bold")
+    table.add_row(
+        f"all {len(facts['cells']) - facts['failed']}", format_duration(facts["total_seconds"]), *size, style="bold"
+    )
     console.print(table)
     if facts["jobs"] > 1:
-        elapsed = format_duration(facts["elapsed_seconds"])
-        console.print(
-            f"{facts['jobs']} at a time: {elapsed} at best; data sets, corrections and evaluations are not counted"
-        )
+        console.print(f"{facts['jobs']} at a time: {format_duration(facts['elapsed_seconds'])} at best")
+    console.print(_what_is_counted(facts), soft_wrap=True)
+
+
+def _what_is_counted(facts: dict[str, Any]) -> str:
+    """Which cells the predicted time is of, and which it is not of."""
+    counted, others = (
+        [
+            f"{facts[key][stage]} {words[facts[key][stage] != 1]}"
+            for stage, words in NOUNS.items()
+            if stage in facts[key]
+        ]
+        for key in ("counted", "not_counted")
+    )
+    starts = f"the start of {facts['starts']} processes, some seconds each"
+    beside = f"{', '.join(others)}, and {starts}" if others else starts
+    return f"the time is that of the steps of {' and '.join(counted) or 'no run'}; not in it: {beside}"
 
 
 def _run(plan: PlanFile, cells: list[Cell], jobs: int, limit: float | None, json: bool) -> None:

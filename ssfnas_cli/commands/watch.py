@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rich.cells import cell_len, set_cell_size
+
 from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_update, shown_state
 from ssfnas_cli.console import box_style, format_duration, plain_console, stdout
@@ -98,7 +100,11 @@ def _figure(last: dict[str, Any]) -> str:
 
 
 def draw(rows: Sequence[Row], console: Console) -> Table:
-    """The table, cut to the height of the terminal."""
+    """The table, cut to the height and the width of the terminal.
+
+    Only names are cut to the width, those of runs and of figures: a figure without its value says nothing. So the cells
+    are cut here; rich would take from all columns alike.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -106,13 +112,59 @@ def draw(rows: Sequence[Row], console: Console) -> Table:
     shown, hidden = rows[:room], len(rows) - room
     running = sum(row.state == "running" for row in rows)
     more = f"; {hidden} more not shown" if hidden > 0 else ""
-    table = Table(box=box_style(), caption=Text(f"{len(rows)} runs, {running} running{more}; Ctrl-C leaves"))
+    caption = Text(f"{len(rows)} runs, {running} running{more}; Ctrl-C leaves")
+    table = Table(box=box_style(), caption=caption, min_width=min(console.width, len(caption)))
     table.caption_justify = "left"
-    table.add_column("run", overflow="ellipsis", no_wrap=True, ratio=1)
-    for name in ("state", "epoch", "left", "figure", "changed"):
-        table.add_column(name, no_wrap=True, justify="right" if name in ("left", "changed") else "left")
-    for row in shown:
+    texts = {
+        "run": [row.name for row in shown],
+        "state": [row.state for row in shown],
+        "epoch": [row.progress for row in shown],
+        "left": [row.left for row in shown],
+        "figure": [row.figure for row in shown],
+        "changed": [f"{_coarse(row.age)} ago" for row in shown],
+    }
+    if not any(texts["left"]):
+        del texts["left"]
+    _cut_names(texts, console.width)
+    for name in texts:
+        right = name in ("left", "changed")
+        table.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if right else "left")
+    for row, *line in zip(shown, *texts.values(), strict=True):
         style = "bold" if row.state == "running" else "dim" if row.state == "done" else ""
-        cells = [row.name, row.state, row.progress, row.left, row.figure, f"{format_duration(row.age)} ago"]
-        table.add_row(*map(Text, cells), style=style)
+        table.add_row(*map(Text, line), style=style)
     return table
+
+
+def _cut_names(texts: dict[str, list[str]], width: int) -> None:
+    """Cut the names of runs and of figures, in place, so that the columns are no wider than the terminal.
+
+    A run's name keeps its end, where the seed is; a figure's its value.
+    """
+    needed = {title: max([len(title), *map(cell_len, column)]) for title, column in texts.items()}
+    frame = 3 * len(texts) + 1
+    room = width - frame - sum(needed[title] for title in texts if title not in ("run", "figure"))
+    if needed["run"] + needed["figure"] <= room:
+        return
+    values = max((cell_len(figure.rpartition(" ")[2]) for figure in texts["figure"]), default=0)
+    of_figure = max(min(needed["figure"], max(room - needed["run"], room // 2)), values, len("figure"))
+    of_run = max(room - of_figure, len("run"))
+    texts["run"] = [name if cell_len(name) <= of_run else _cut(name, of_run) for name in texts["run"]]
+    for place, figure in enumerate(texts["figure"]):
+        name, _, value = figure.rpartition(" ")
+        if cell_len(figure) > of_figure:
+            left = of_figure - cell_len(value) - 2
+            texts["figure"][place] = f"{set_cell_size(name, left)}… {value}" if left > 0 else value
+
+
+def _cut(name: str, width: int) -> str:
+    """The beginning and the end of a name, which is where names of runs differ."""
+    end = min(len(name), (width - 1) // 2)
+    return f"{set_cell_size(name, width - 1 - cell_len(name[len(name) - end :]))}…{name[len(name) - end :]}"
+
+
+def _coarse(seconds: float) -> str:
+    """A time in its largest unit: `42 s`, `5 min`, `15 h`, `3 d`."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WHOLE_EDGE = "whole edge"
+TITLE_LETTER = 0.08  # inches of a letter of the title
 TITLES = {"normal": "Normal cell", "reduce": "Reduction cell"}
 
 
@@ -54,8 +55,10 @@ class Record(NamedTuple):
 
 def draw_heat(record: Record) -> Figure:
     """A map for each op of each cell: edges from top to bottom, epochs from left to right, dark where the weight is."""
-    figure = new_figure(1.15 * len(record.names) + 1.3, 5.6)
-    figure.suptitle(shown_name(f"Mixing weights: {record.label}", 90), x=0.01, ha="left", fontsize=10)
+    width = 1.15 * len(record.names) + 1.3
+    figure = new_figure(width, 5.6)
+    title = shown_name(f"Mixing weights: {record.label}", min(90, int(width / TITLE_LETTER)))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     grid = figure.subplots(len(CELL_TYPES), len(record.names), squeeze=False, sharex=True, sharey=True)
     scaled = None  # of the ops' scale
     for kind, row in zip(CELL_TYPES, grid, strict=True):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssfnas_cli.artifacts.metrics import FEW, MANY
 from ssfnas_cli.plots.evaluations import evaluated, per_class
-from ssfnas_cli.plots.figure import FAINT_INK, GRID, add_legend, new_figure, series_looks, shown_name
+from ssfnas_cli.plots.figure import FAINT_INK, GRID, add_legend, new_figure, series_looks, shown_name, text_width
 from ssfnas_cli.results.grouping import Group
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
     names, counts, order = evaluated(groups, split)
     named = len(names) <= NAMED
     shown = [shown_name(names[c], 24) for c in order]
-    upright = len(shown) * max(8, *map(len, shown)) > 110  # characters side by side
-    figure = new_figure(6.8, 3.9 + (0.06 * max(map(len, shown)) if named and upright else 0))
+    upright = len(shown) * max(8, *map(text_width, shown)) > 110  # characters side by side
+    figure = new_figure(6.8, 3.9 + (0.06 * max(map(text_width, shown)) if named and upright else 0))
     axes = figure.subplots()
     places: list[float] = list(range(len(names))) if named else [max(1, counts[c]) for c in order]
     for number, group in enumerate(groups):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssfnas_cli.plots.evaluations import confusion, evaluated
-from ssfnas_cli.plots.figure import panels, shown_name
+from ssfnas_cli.plots.figure import panels, shown_name, text_width
 from ssfnas_cli.results.grouping import Group
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 NAMED, NUMBERED = 30, 20  # classes that are named beside the matrix, and whose percentages stand in its cells
+LETTER, SHORT = 0.075, 10  # inches of a letter of a name, and letters that need no more room
+TITLE_LETTER = 0.095  # inches of a letter of a title, which must not reach the next one
 
 
 def draw(groups: Sequence[Group], split: str) -> Figure:
@@ -29,14 +31,16 @@ def draw(groups: Sequence[Group], split: str) -> Figure:
     names, _, order = evaluated(groups, split)
     shown = [shown_name(names[c], 24) for c in order]
     side = 3.9 if len(names) <= 12 else 5.4
+    if len(names) <= NAMED:  # the names beside the matrix must not take the room of it and of the label
+        side += LETTER * max(0, max(map(text_width, shown)) - SHORT)
     figure, axes = panels(len(groups), side + 0.5, side + 0.2, columns=3)
     image = None
     for group, place in zip(groups, axes, strict=True):
         matrix = confusion(group, split, names)[np.ix_(order, order)]
         image = _draw_matrix(matrix, shown, place)
         seeds = f" ({len(group.runs)} seeds)" if len(group.runs) > 1 else ""
-        place.set_title(shown_name(group.label, 46) + seeds)
-    axes[0].set_ylabel(f"true class in {split}, the largest in training first")
+        place.set_title(shown_name(group.label, int((side + 0.3) / TITLE_LETTER) - len(seeds)) + seeds)
+    axes[0].set_ylabel(f"true class in {split},\nthe largest in training first")
     assert image is not None
     bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=30, pad=0.02)
     bar.set_label("percent of the true class")

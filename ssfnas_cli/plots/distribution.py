@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from ssfnas_cli.plots.figure import COLOURS, FAINT_INK, panels, shown_name
+from ssfnas_cli.plots.figure import COLOURS, FAINT_INK, panels, shown_name, text_width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +45,7 @@ def _draw_panel(one: Distribution, axes: Axes) -> None:
             )
     if named:
         names = [shown_name(name, 24) for name in one.class_names]
-        turned = sum(map(len, names)) > 45
+        turned = sum(map(text_width, names)) > 45
         axes.set_xticks(places, names, rotation=40 if turned else 0, ha="right" if turned else "center", fontsize=8)
         axes.tick_params("x", length=0)
         axes.set_xlabel("class")

@@ -6,10 +6,15 @@ the same bytes, whatever the user's matplotlibrc says.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
+import unicodedata
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
+
+from ssfnas_cli.console import log, printable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -49,6 +54,16 @@ CHART_STYLE: dict[str, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5.0,
 }
+# Fonts with the scripts that DejaVu Sans lacks, as the usual systems call them. Only those that are there are asked.
+FALLBACK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "Source Han Sans SC"),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Droid Sans Fallback", "IPAGothic", "VL Gothic", "NanumGothic"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Microsoft YaHei", "SimHei", "Yu Gothic", "Meiryo", "MS Gothic", "Malgun Gothic", "Nirmala UI"),
+    *("Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Hebrew", "Noto Sans Arabic", "Unifont"),
+)
+MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from")  # matplotlib's warning
+LEGEND_LETTER = 0.075  # inches of a letter of a legend
 METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None, "Creator": None},
     "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
@@ -70,10 +85,10 @@ def to_bytes(draw: Callable[[], Figure], fmt: str, chart: bool = False) -> bytes
     """
     import matplotlib.style
 
-    style: list[str | dict[str, Any]] = ["default", STYLE | (CHART_STYLE if chart else {})]
+    looks = STYLE | (CHART_STYLE if chart else {}) | ({"font.family": _families()} if fmt == "png" else {})
+    style: list[str | dict[str, Any]] = ["default", looks]
     # The user's matplotlibrc must not change the bytes, nor this the user's settings.
-    with matplotlib.style.context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name may be in any script
+    with matplotlib.style.context(style), _told_of_missing_letters(fmt):
         figure = draw()
         width, height = figure.get_size_inches()
         dpi = min(PNG_DPI, (MAX_PNG_PIXELS / (width * height)) ** 0.5, MAX_PNG_SIDE / max(width, height))
@@ -83,10 +98,50 @@ def to_bytes(draw: Callable[[], Figure], fmt: str, chart: bool = False) -> bytes
     return file.getvalue()
 
 
+def _families() -> list[str]:
+    """The families whose glyphs a PNG takes, the first that has a letter; matplotlib complains of an absent one.
+
+    An SVG names no more than DejaVu Sans, whatever the machine has: its viewer finds the others itself.
+    """
+    from matplotlib.font_manager import fontManager
+
+    there = set(fontManager.get_font_names())
+    return [*STYLE["font.family"], *(name for name in FALLBACK_FONTS if name in there)]
+
+
+@contextlib.contextmanager
+def _told_of_missing_letters(fmt: str) -> Iterator[None]:
+    """One warning instead of one for each letter that no font has; none for an SVG, whose viewer has fonts."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    missing: dict[str, None] = {}
+    for one in caught:
+        if glyph := MISSING_GLYPH.match(str(one.message)):
+            missing[chr(int(glyph[1]))] = None
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if missing and fmt != "svg":
+        letters = printable("".join(list(missing)[:3]))
+        remedy = "install a font that has them, such as Noto Sans CJK, or " if fmt == "png" else ""
+        log.warning(
+            "no font here has the letters '%s', so boxes stand for them: %sname an .svg with -o", letters, remedy
+        )
+
+
+def text_width(text: str) -> int:
+    """The width of a text in letters, of which those of East Asia count twice."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
 def shown_name(name: str, length: int = 60) -> str:
-    """A name on one line, without what XML forbids, cut to a length."""
+    """A name on one line, without what XML forbids, cut to a width in letters (`text_width`)."""
     name = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
-    return name if len(name) <= length else name[: length - 1] + "…"
+    if text_width(name) <= length:
+        return name
+    while text_width(name) > length - 1:
+        name = name[:-1]
+    return name + "…"
 
 
 def series_looks(number: int) -> dict[str, Any]:
@@ -120,6 +175,17 @@ def panels(number: int, width: float, height: float, columns: int, **options: An
     return figure, list(grid.flat)[:number]
 
 
+def _cut_before_note(label: str, length: int) -> str:
+    """A label cut to a width in letters; what stands in brackets at its end, such as the number of seeds, stays."""
+    if text_width(label) <= length:
+        return label
+    name, bracket, note = label.rpartition(" (")
+    if not bracket or not label.endswith(")"):
+        return shown_name(label, length)
+    note = bracket + note
+    return shown_name(name, max(1, length - text_width(note))) + note
+
+
 def add_legend(figure: Figure, series: Sequence[Artist], note: str = "") -> None:
     """A legend below the figure, which grows by its height.
 
@@ -130,8 +196,9 @@ def add_legend(figure: Figure, series: Sequence[Artist], note: str = "") -> None
     """
     if not series:
         return
-    labels = [str(one.get_label()) for one in series]
-    widest = max(map(len, labels)) * 0.075 + 0.6  # inches
+    room = int((figure.get_size_inches()[0] - 0.9) / LEGEND_LETTER)
+    labels = [_cut_before_note(str(one.get_label()), room) for one in series]
+    widest = max(map(text_width, labels)) * LEGEND_LETTER + 0.6  # inches
     columns = max(1, int((figure.get_size_inches()[0] - 0.3) / widest))
     columns = min(columns, len(labels), 4)
     rows = -(-len(labels) // columns)

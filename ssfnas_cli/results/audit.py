@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ssfnas_cli.artifacts.run import TRAINING_VERSION, RunFolder
 from ssfnas_cli.results.baseline import Baseline
-from ssfnas_cli.results.facts import SEARCH, RunFacts, search_of
+from ssfnas_cli.results.facts import SEARCH, RunFacts, is_lost, search_of
 from ssfnas_cli.results.grouping import Group
 from ssfnas_cli.results.selection import LeftOut
 from ssfnas_cli.results.statistics import spread
@@ -190,10 +190,8 @@ def _runs(groups: Sequence[Group], left_out: Sequence[LeftOut]) -> Iterable[Rema
         for run in group.repeats:
             yield Remark("repeat", f"{run.path}: has the settings and the seed of another run, and does not count")
         for run in group.runs:
-            if "genotype" in run.settings and (run.run.config["genotype"].get("provenance") or {}).get("run"):
-                yield Remark(
-                    "search",
-                    f"{run.path}: the search of its genotype is not there any more, so it is not grouped with others",
-                )
+            if is_lost(run):
+                so = "only its name says of which arm it is" if run.arm else "it is not grouped with others"
+                yield Remark("search", f"{run.path}: the search of its genotype is not there any more, so {so}")
     for one in left_out:
         yield Remark("left_out", f"left out: {one}")

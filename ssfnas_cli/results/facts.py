@@ -178,6 +178,13 @@ def search_of(facts: RunFacts) -> RunFolder | None:
     return _find_beside(facts.run, (genotype.get("provenance") or {}).get("run"), "search")
 
 
+def is_lost(facts: RunFacts) -> bool:
+    """Whether a retraining's genotype comes from a search that is not there any more."""
+    genotype = facts.run.config.get("genotype")
+    origin = (genotype.get("provenance") or {}) if isinstance(genotype, dict) else {}
+    return bool(origin.get("run")) and search_of(facts) is None
+
+
 def searched_by(derivation: RunFolder) -> RunFolder | None:
     """The search that a derivation by perturbation goes on from, if it is still there."""
     return _find_beside(derivation, derivation.config["derivation"].get("source"), "search")

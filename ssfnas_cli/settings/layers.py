@@ -156,6 +156,8 @@ def read_toml(path: Path, named: str) -> dict[str, Any]:
         return _parse_toml(decode_text(path.read_bytes()))
     except FileNotFoundError:
         raise InputError(f"{named}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{named}: is a folder: name a TOML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{named}: cannot be read: {error}") from None
     except ValueError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ssfnas_cli.errors import InputError
+from ssfnas_cli.results.facts import SEARCH, RunFacts, is_lost, search_of
 from ssfnas_cli.results.selection import LeftOut, Selection
 from ssfnas_cli.sweep.cells import Cell
 from ssfnas_cli.sweep.grid import build_cells
@@ -55,7 +57,27 @@ def name_runs(selection: Selection, file: Path) -> Selection:
     if missing := [name for name in asked if name not in begun]:
         why = f"{len(missing)} of its {len(asked)} runs are not there yet ({_shortened(missing)})"
         left_out.append(LeftOut(file, why, "the same 'ssfnas sweep' makes them"))
-    return Selection([replace(run, arm=arms[name]) for name, run in known], left_out)
+    return Selection(_with_lost_searches([replace(run, arm=arms[name]) for name, run in known]), left_out)
+
+
+def _with_lost_searches(runs: Sequence[RunFacts]) -> list[RunFacts]:
+    """The runs; one whose search is not there any more counts as searched as the others of its arm are.
+
+    Without its search a genotype is known as such alone, and would be an arm of its own for each seed. The name of the
+    folder says of which arm it is, and the audit says that nothing else does.
+    """
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for run in runs:
+        if search_of(run) is not None:
+            found.setdefault(run.arm, {key: value for key, value in run.settings.items() if key.startswith(SEARCH)})
+    completed = []
+    for run in runs:
+        if is_lost(run) and isinstance(seed := run.run.config["genotype"]["provenance"].get("seed"), int):
+            own = {key: value for key, value in run.settings.items() if key != "genotype"}
+            searched = found.get(run.arm, {"genotype": "searched"})
+            run = replace(run, settings=own | searched, seeds=(seed, *run.seeds))
+        completed.append(run)
+    return completed
 
 
 def _without_seed(name: str) -> str:

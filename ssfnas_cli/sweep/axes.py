@@ -70,11 +70,12 @@ def check_name(plan: PlanFile, place: str, name: str) -> None:
     Raises:
         UsageError: it is such a name.
     """
-    if not NAME.fullmatch(name) or len(name) > MAX_NAME:
-        what = f"'{name}'" if len(name) <= MAX_NAME else f"'{name[:40]}…'"
-        raise plan.refuse(
-            place, f"{what} is no name of a folder (letters, digits, and . _ + - behind the first): name it by an arm"
-        )
+    if len(name) > MAX_NAME:
+        why = f"'{name[:40]}…' has {len(name)} characters, and a name at most {MAX_NAME}: give a shorter one"
+        raise plan.refuse(place, why if place.endswith(f"{ARMS}]") else f"{why}, as an arm")
+    if not NAME.fullmatch(name):
+        why = f"'{name}' is no name of a folder (letters, digits, and . _ + - behind the first): name it by an arm"
+        raise plan.refuse(place, why)
 
 
 def label(plan: PlanFile, stage: str, path: str, value: Any) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import fnmatch
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssfnas_cli.errors import UsageError
+from ssfnas_cli.settings import MakeDatasetSettings
 
 TRAINING = ("search", "retrain")  # the stages that take hours, have a seed and can be predicted
 THREADED = (*TRAINING, "adjust", "evaluate")  # those that take --threads
@@ -30,6 +31,7 @@ class Cell:
         arm: what distinguishes it from others of its stage, seeds aside. Of a data set its name; of a search its arm
             and the data; of a retraining the search or network, the derivation, the data, and the retraining's arm with
             its correction. What has no name is empty.
+        recipe: the settings of a data set to make, which its inputs are checked with.
     """
 
     stage: str
@@ -41,6 +43,7 @@ class Cell:
     source: Path | None = None
     splits: tuple[str, ...] = ()
     arm: tuple[str, ...] = ()
+    recipe: MakeDatasetSettings | None = field(default=None, compare=False, repr=False)
 
     @property
     def command(self) -> str:

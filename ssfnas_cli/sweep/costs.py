@@ -3,6 +3,9 @@
 Runs that differ only in their seeds count as equal. One random genotype stands for the others, and for a genotype that
 is not found yet; a data set that is not made yet is made in a temporary folder. Each is measured by a process of its
 own, one at a time: the peak memory of a process is that of its one run, and others beside it would falsify the time.
+
+Time is that of the steps of searches and retrainings. What else the sweep runs is counted by number, not by time:
+cells of the other stages, and the start of every process, which imports torch.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +41,8 @@ def predict(cells: Sequence[Cell], jobs: int, threads: int) -> dict[str, Any]:
 
     Returns:
         The output of `sweep --dry-run`: seconds and bytes of every cell, and their sums. A cell whose dry run fails has
-        an `error` instead and is not counted.
+        an `error` instead and is not counted. `counted` and `not_counted` are the numbers of cells of each stage whose
+        time is in the sums, and is not; `starts` is the number of processes, whose start is not in them either.
 
     Raises:
         Stopped: a signal has arrived.
@@ -58,7 +63,10 @@ def predict(cells: Sequence[Cell], jobs: int, threads: int) -> dict[str, Any]:
                     measured[key] = _ask([*argv, "--dry-run", "--json"], folder)
                 entries.append({"name": cell.name, "stage": cell.stage, **measured[key]})
         data_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.parent != folder)
-    return _sum(entries, data_bytes, jobs)
+    counted = Counter(entry["stage"] for entry in entries if "error" not in entry)
+    not_counted = Counter(cell.stage for cell in cells) - counted
+    told = {"counted": dict(counted), "not_counted": dict(not_counted), "starts": len(cells)}
+    return _sum(entries, data_bytes, jobs) | told
 
 
 def _stand_in(cell: Cell, data: Mapping[Path, Path], threads: int) -> list[str]:

@@ -15,12 +15,12 @@ from registry import PluginError
 from registry.core import did_you_mean
 from ssfnas_cli.artifacts.named import named_genotype
 from ssfnas_cli.errors import InputError, UsageError
-from ssfnas_cli.settings import RetrainSettings, Settings, identity_hash
+from ssfnas_cli.settings import MakeDatasetSettings, RetrainSettings, SearchSettings, Settings, identity_hash
 from ssfnas_cli.settings.base import as_section, flatten
 from ssfnas_cli.sweep.axes import Variant, check_name, expand
 from ssfnas_cli.sweep.cells import Cell, once
 from ssfnas_cli.sweep.plan_file import PlanFile
-from ssfnas_cli.sweep.stages import check_settings, flags_of, flat_settings, is_plain, presets_of
+from ssfnas_cli.sweep.stages import check_settings, flags_of, flat_settings, is_plain, last_epoch, presets_of
 
 SEED = "{seed}"  # in the name of a network: the seed of the retraining
 
@@ -116,11 +116,12 @@ class _Grid:
         name = _join("data", variant.name, identity_hash(changed))
         output = self.plan.output / name
         argv = ("make-dataset", *flags_of("data", settings), "-o", str(output))
-        return _Data(variant.name, output, Cell("data", name, argv, output, arm=(variant.name,)))
+        recipe = loaded if isinstance(loaded, MakeDatasetSettings) else None
+        return _Data(variant.name, output, Cell("data", name, argv, output, arm=(variant.name,), recipe=recipe))
 
     def _of_search(self, variant: Variant, data: _Data, seed: int) -> Iterator[Cell]:
         """A search, its derivations, and all that follows them."""
-        settings, _ = self._check("search", variant.layers, has_data=data.path is not None)
+        settings, loaded = self._check("search", variant.layers, has_data=data.path is not None)
         suffix, seed_flags = _seed(settings, variant, seed)
         name = _join("search", variant.name, data.name, suffix)
         output = self.plan.output / name
@@ -135,15 +136,18 @@ class _Grid:
             network = _Network(label, (variant.name or "searched", ""), str(genotype), (name,), genotype)
             yield from self._of_network(network, data, seed)
         for rule in self.variants.get("derive", []):
-            derivation = self._derivation(search, rule)
+            derivation = self._derivation(search, rule, loaded)
             label = _join(variant.name, own, rule.name) or "searched"
             arm = (variant.name or "searched", rule.name)
             network = _Network(label, arm, str(derivation.output), (derivation.name,), derivation.output)
             yield derivation
             yield from self._of_network(network, data, seed)
 
-    def _derivation(self, search: Cell, variant: Variant) -> Cell:
+    def _derivation(self, search: Cell, variant: Variant, searched: Settings) -> Cell:
         settings, _ = self._check("derive", variant.layers)
+        if isinstance(searched, SearchSettings) and settings.get("epoch", 0) > (last := last_epoch(searched)):
+            why = f"{settings['epoch']} is behind the last epoch of {search.name}, which is {last}"
+            raise self.plan.refuse("[derive] epoch", f"{why}: lower it, or raise [search] epochs")
         name = _join("genotype", search.name.removeprefix("search-"), variant.name)
         output = self.plan.output / f"{name}.json"
         argv = ("derive", str(search.output), *flags_of("derive", settings), "-o", str(output))
@@ -218,9 +222,9 @@ class _Grid:
 
     def _evaluation(self) -> dict[str, Any]:
         variants = self.variants.get("evaluate", [Variant("", "", {})])
+        settings, _ = self._check("evaluate", variants[0].layers)  # first: an unknown setting is none of a grid either
         if len(variants) > 1 or variants[0].chosen or variants[0].name:
             raise self.plan.refuse("[evaluate]", "is no grid: give each setting one value")
-        settings, _ = self._check("evaluate", variants[0].layers)
         if isinstance(split := settings.get("split", []), str):
             settings["split"] = [split]
         else:

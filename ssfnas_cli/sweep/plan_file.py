@@ -30,12 +30,14 @@ class PlanFile:
         output: the folder of everything that the sweep makes.
         seeds: of searches and retrainings that set none themselves.
         tables: the tables that the file has, by name. `networks` holds a table for each network.
+        notes: what the author may have meant otherwise, for who plans the sweep.
     """
 
     path: Path
     output: Path
     seeds: tuple[int, ...]
     tables: dict[str, dict[str, Any]]
+    notes: tuple[str, ...] = ()
 
     def refuse(self, place: str, why: object) -> UsageError:
         """The error for something that is wrong at a place of the file, such as `[search]`."""
@@ -59,7 +61,7 @@ def read_plan(path: Path, sets: Sequence[str] = (), output: Path | None = None) 
         document = merge(document, parse_set(text))
     for key in document:
         if key not in KEYS:
-            raise UsageError(f"{path}: unknown key '{key}'.{did_you_mean(key, list(KEYS))} Known: {', '.join(KEYS)}")
+            raise UsageError(f"{path}: unknown key '{key}'.{_hint(key)} Known: {', '.join(KEYS)}")
     for name in TABLES:
         if name in document and not isinstance(document[name], dict):
             raise UsageError(f"{path}: {name}: should be a table: [{name}]")
@@ -71,7 +73,19 @@ def read_plan(path: Path, sets: Sequence[str] = (), output: Path | None = None) 
     output = output or Path(named)
     if str(output).startswith("-"):
         raise UsageError(f"--output {output}: would be read as a flag: write ./{output}")
-    return PlanFile(path, output, _read_seeds(path, document.get("seeds", [0])), tables)
+    seeds = document.get("seeds", [0])
+    notes = (f"{path}: seeds = {seeds} is the one seed {seeds}; for three write seeds = [0, 1, 2]",)
+    return PlanFile(path, output, _read_seeds(path, seeds), tables, () if isinstance(seeds, list) else notes)
+
+
+def _hint(key: str) -> str:
+    """Where an unknown key of the top belongs: into the tables that have such a setting, else to a similar key."""
+    from ssfnas_cli.sweep.stages import MODELS, OWN  # which import this module
+
+    tables = [f"[{stage}]" for stage, model in MODELS.items() if key in model.model_fields]
+    if not tables or key in OWN:
+        return did_you_mean(key, list(KEYS))
+    return f" It is a setting of {', '.join(tables)}: write it there."
 
 
 def _check_order(path: Path, tables: Mapping[str, Any]) -> None:

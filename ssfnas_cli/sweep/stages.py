@@ -181,6 +181,16 @@ def check_settings(
     return loaded
 
 
+def last_epoch(search: SearchSettings) -> int:
+    """The last epoch that `derive` finds in a finished search; rounds of candidates count as epochs."""
+    if search.strategy.name == "gradient":  # which needs no torch to tell
+        return search.epochs
+    from ssfnas_cli.engine.strategy import build_strategy
+
+    strategy = build_strategy(search.resolve_plugins())
+    return strategy.supernet_epochs + strategy.num_rounds
+
+
 def is_plain(network: str) -> bool:
     """Whether a name is that of a network in the registry, which has a width and a depth of its own."""
     return network in NETWORKS.names()

@@ -176,6 +176,16 @@ def test_a_file_that_cannot_be_read(ssfnas, tmp_path):
     (tmp_path / "broken.toml").write_text("[search")
     ssfnas.refuses(3, ["broken.toml: is not TOML"], "sweep", "broken.toml", cwd=tmp_path)
     ssfnas.refuses(3, ["nowhere.toml: no such file"], "sweep", "nowhere.toml", cwd=tmp_path)
+    ssfnas.refuses(3, [f"{tmp_path}: is a folder: name a TOML file"], "sweep", tmp_path, cwd=tmp_path)
+
+
+def test_a_plan_says_what_its_author_may_not_have_meant_and_refuses_what_is_not_there(ssfnas, tmp_path):
+    (tmp_path / "sweep.toml").write_text("seeds = 3\n[search.arms]\na = {}\nb = {}")
+    planned = ssfnas.ok("sweep", "sweep.toml", cwd=tmp_path)
+    assert "warning: sweep.toml: seeds = 3 is the one seed 3" in planned.err
+    assert "warning: search-a-seed3 and search-b-seed3 have the same settings: both are made" in planned.err
+    (tmp_path / "sweep.toml").write_text('[data]\nsource = "folder"\nroot = "nope"\n[search]')
+    ssfnas.refuses(3, ["sweep.toml: [data] root: nope does not exist"], "sweep", "sweep.toml", "--run", cwd=tmp_path)
 
 
 def test_printing_needs_no_torch(ssfnas, tmp_path):

@@ -9,15 +9,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from results_support import NAMES, lines_of, make_run, split_of
 
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.plots import alphas, calibration, classes, confusion, curves, distribution, health, tradeoff
+from ssfnas_cli.plots import alphas, calibration, classes, confusion, curves, distribution, figure, health, tradeoff
 from ssfnas_cli.plots.distribution import Distribution
 from ssfnas_cli.plots.evaluations import calibration as pooled
 from ssfnas_cli.plots.evaluations import confusion as confusion_of
-from ssfnas_cli.plots.figure import FORMATS, series_looks, to_bytes
+from ssfnas_cli.plots.figure import FORMATS, new_figure, series_looks, shown_name, to_bytes
 from ssfnas_cli.results.facts import read_facts
 from ssfnas_cli.results.grouping import group_runs
 
@@ -291,3 +292,69 @@ def test_curves_without_a_tracked_split_say_what_they_are(searches):
     assert not curves.is_tracked(searches)
     said = texts_of(to_bytes(lambda: curves.draw(searches), "svg", chart=True))
     assert "Supernet, alpha half (no test split was tracked)" in said
+
+
+def test_no_text_of_a_confusion_matrix_is_cut_off_by_long_names(tmp_path):
+    """Labels and titles of two matrices lie within the picture, and the titles beside each other."""
+    names = [f"{name} {80 * 'm'}" for name in NAMES]
+    sets = ("loss=ldam", "loss.max_margin=0.37", "lr=0.0317", "momentum=0.91", "weight_decay=0.00031")
+    split = {"test_longtail": split_of(60.0)}
+    runs = [
+        make_run(tmp_path / f"{len(kind)}{seed}", "retrain", *kind, seed=seed, splits=split, class_names=names)
+        for kind in (sets, ("cutout=0.3",))
+        for seed in (0, 1)
+    ]
+    drawn = []
+    to_bytes(lambda: drawn.append(confusion.draw(groups_of(*runs), "test_longtail")) or drawn[0], "png", chart=True)
+    (picture,) = drawn
+    renderer = FigureCanvasAgg(picture).get_renderer()
+    extent = lambda text: text.get_window_extent(renderer)
+    left, right = picture.axes[:2]
+    for axes in (left, right):
+        for text in (axes.yaxis.label, axes.xaxis.label, axes._left_title, *axes.get_xticklabels()):
+            box = extent(text)
+            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= picture.bbox.x1 and box.y1 <= picture.bbox.y1, text
+    assert extent(left._left_title).x1 < extent(right._left_title).x0
+    assert any(axes.get_title("left").endswith("… (2 seeds)") for axes in (left, right))
+
+
+def test_letters_that_no_font_has_are_one_warning_with_the_remedy(monkeypatch, caplog):
+    """An SVG needs none: its viewer has fonts. A font that is there and has them is taken."""
+    draw = lambda: distribution.draw([Distribution("d", ["猫", "犬"], [3, 2])])
+    monkeypatch.setattr(figure, "FALLBACK_FONTS", ())
+    to_bytes(draw, "svg", chart=True)
+    assert not caplog.messages
+    to_bytes(draw, "png", chart=True)
+    assert caplog.messages == [
+        "no font here has the letters '猫犬', so boxes stand for them: install a font that has them, such as "
+        "Noto Sans CJK, or name an .svg with -o"
+    ]
+    caplog.clear()
+    rare = lambda: new_figure(1, 1).text(0.5, 0.5, "\ue153").figure  # which only a font of matplotlib's own has
+    monkeypatch.setattr(figure, "FALLBACK_FONTS", ("No Such Font", "STIXNonUnicode"))
+    to_bytes(rare, "png")
+    assert not caplog.messages
+
+
+def test_wide_letters_count_twice_where_names_are_cut():
+    assert shown_name("abcdef", 6) == "abcdef" and shown_name("abcdefg", 6) == "abcde…"
+    assert shown_name("大熊猫", 6) == "大熊猫" and shown_name("大熊猫a", 6) == "大熊…"
+
+
+@pytest.mark.parametrize("kind", ["calibration", "heat"])
+def test_long_labels_of_groups_are_cut_to_the_picture(tmp_path, kind):
+    """In a narrow picture, too: the text ends within it, and what stands behind a name in a legend stays."""
+    sets = ("loss=ldam", "loss.max_margin=0.37", "lr=0.0317", "momentum=0.91", "weight_decay=0.00031")
+    nets = groups_of(make_run(tmp_path / "a", "retrain", *sets), make_run(tmp_path / "b", "retrain", "cutout=0.3"))
+    drawers = {
+        "calibration": lambda: calibration.draw(nets, "test"),
+        "heat": lambda: alphas.draw_heat(record()._replace(label=nets[0].label)),
+    }
+    picture = to_figure(drawers[kind])
+    assert len(nets[0].label) > 60
+    texts = picture.legends[0].get_texts() if kind == "calibration" else [picture._suptitle]
+    renderer = FigureCanvasAgg(picture).get_renderer()
+    assert all(text.get_window_extent(renderer).x0 >= 0 for text in texts)
+    assert all(text.get_window_extent(renderer).x1 <= picture.bbox.x1 for text in texts)
+    shown = texts[0].get_text()
+    assert "…" in shown and (shown.endswith("(error 0.100)") or kind == "heat")

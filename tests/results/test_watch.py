@@ -7,7 +7,7 @@ from ssfnas_cli.artifacts.files import write_sealed_json
 from ssfnas_cli.artifacts.lock import FolderLock
 from ssfnas_cli.artifacts.run_list import shown_state
 from ssfnas_cli.commands.runs import _entry
-from ssfnas_cli.commands.watch import draw, rows_of
+from ssfnas_cli.commands.watch import Row, draw, rows_of
 
 
 def test_what_needs_attention_comes_first_and_the_time_left_is_that_of_the_phase(tmp_path):
@@ -61,3 +61,20 @@ def test_a_run_that_gave_up_says_why_and_how_to_go_on(tmp_path):
         "since epoch 2"
     )
     assert entry["next"] == f"ssfnas search -o {run.path} --set stop_when_collapsed=false"
+
+
+def test_eighty_columns_keep_every_value_and_age_and_the_seeds():
+    """Only names are cut: those of runs in their middle, those of figures at their end."""
+    name = "search-a-rather-long-arm-of-a-sweep-mu0.1-seed{}"
+    figure = "probe_accuracy_alpha_half 34.56"
+    rows = [Row(name.format(seed), "running", "search 12/40", "1:02:03", figure, 55_500.0) for seed in (0, 1)]
+    console = Console(width=80, height=20, record=True)
+    console.print(draw(rows, console))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    told = [line for line in lines if "running" in line and "34.56" in line]
+    assert len(told) == 2 and all("1:02:03" in line and "search 12/40" in line and "15 h ago" in line for line in told)
+    assert "…" in told[0] and "d0 " in told[0] and "d1 " in told[1]
+    wide = Console(width=140, height=20, record=True)
+    wide.print(draw(rows, wide))
+    assert name.format(1) in (said := wide.export_text()) and figure in said

@@ -145,3 +145,28 @@ def test_a_folder_of_other_runs_is_refused(swept):
 
 def test_data_sets_are_named_whatever_their_settings(swept):
     assert data_names(swept[1]) == {"data-flat": "flat", "data-tail": "tail"}
+
+
+@pytest.mark.parametrize("there", [(1, 2), ()])
+def test_a_run_whose_search_is_deleted_is_of_its_arm_by_its_name(tmp_path, there):
+    """One line an arm with all seeds, and a remark that nothing but the name says so."""
+    (tmp_path / "plan.toml").write_text("seeds = [0, 1, 2]\n[search]\n[retrain.arms]\nce = {}\nldam = {loss = 'ldam'}")
+    for seed in (0, 1, 2):
+        search = tmp_path / "out" / f"search-seed{seed}"
+        origin = {"run": str(search), "rule": "darts", "epoch": 3, "seed": seed}
+        if seed in there:
+            make_run(search, "search", seed=seed)
+        for name, sets in (("ce", ()), ("ldam", ("loss=ldam",))):
+            run = tmp_path / "out" / f"searched-{name}-seed{seed}"
+            make_run(run, "retrain", *sets, seed=seed, top1=50.0 + seed + len(name), provenance=origin)
+    selection = select_runs([tmp_path / "out"], "evaluation", "retrain")
+    compared = compare(name_runs(selection, tmp_path / "plan.toml"), [], ["ce"])
+    seeds = [(0, 0), (1, 1), (2, 2)]
+    assert [(group.label, [run.seeds for run in group.runs]) for group in compared.groups] == [
+        ("ce", seeds),
+        ("ldam", seeds),
+    ]
+    told = [remark.sentence for remark in compared.remarks if remark.what == "search"]
+    assert len(told) == 2 * (3 - len(there)) and all("only its name says of which arm it is" in one for one in told)
+    alone = [remark.sentence for remark in compare(selection, []).remarks if remark.what == "search"]
+    assert len(alone) == len(told) and all(one.endswith("so it is not grouped with others") for one in alone)

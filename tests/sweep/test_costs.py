@@ -58,6 +58,8 @@ def test_each_kind_of_run_is_measured_once_and_every_run_counts(predict):
     assert facts["data_bytes"] == 7 and facts["failed"] == 3 and len(facts["cells"]) == 3 * (2 + 2 + 1)
     assert facts["total_seconds"] == 6 * 100.5 + 6 * 10 and facts["disk_bytes"] == 6 * 1000 + 6 * 100 + 7
     assert facts["elapsed_seconds"] == facts["total_seconds"] / 2 and facts["peak_memory_bytes"] == 9
+    assert facts["counted"] == {"search": 6, "retrain": 6}
+    assert facts["not_counted"] == {"data": 1, "retrain": 3, "adjust": 9, "evaluate": 18} and facts["starts"] == 43
     failed = [cell for cell in facts["cells"] if "error" in cell]
     assert {cell["error"] for cell in failed} == {"no room"} and {cell["stage"] for cell in failed} == {"retrain"}
 
@@ -88,3 +90,13 @@ def test_what_prints_no_prediction_is_an_error(predict, monkeypatch):
     facts, _ = predict("[search]")
     assert facts["cells"] == [{"name": "search-seed0", "stage": "search", "error": "it printed no prediction"}]
     assert json.dumps(facts) and facts["total_seconds"] == 0
+
+
+def test_the_text_says_what_is_in_the_time_and_what_is_not(predict):
+    from ssfnas_cli.commands.sweep import _what_is_counted
+
+    told = _what_is_counted(predict(PLAN)[0])
+    assert told == (
+        "the time is that of the steps of 6 searches and 6 retrainings; not in it: 1 data set, 3 retrainings, "
+        "9 corrections, 18 evaluations, and the start of 43 processes, some seconds each"
+    )

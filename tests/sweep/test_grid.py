@@ -235,6 +235,9 @@ def test_only_takes_what_a_cell_needs_and_its_evaluation(cells_of):
         ("[data]\npath = 'x'\nmu = 0.1\n[search]", "[data]: path is a data set that is there, and 'mu'"),
         ("[search]\nloss.gama = 2\nloss.name = 'focal'", "[search]: setting 'loss.gama': 'focal' has no option 'gama'"),
         ("[data]\nsource.nonsense = 2\n[search]", "[data]: "),
+        ("[search.arms]\n" + 300 * "a" + " = {}", "aaa…' has 300 characters, and a name at most 200: give a shorter"),
+        ('[search]\n[retrain]\n[evaluate]\nsplits = ["val"]', "[evaluate]: unknown setting 'splits'. Did you mean"),
+        ("threads = 1\n[search]", "key 'threads'. It is a setting of [search], [retrain], [adjust], [evaluate]: write"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_the_file_and_the_key(cells_of, text, message):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 1 << 16
 
 
-@SOURCES.register("digits", facts=SourceFacts(root="", imbalanced=False))
+@SOURCES.register("digits", facts=SourceFacts(root="", imbalanced=False, splits=("train",)))
 def open_digits(options: Options, settings: MakeDatasetSettings) -> Source:
     """scikit-learn's 1,797 handwritten digits, 8x8 and grey, without a test split."""
     from sklearn.datasets import load_digits
@@ -46,7 +46,9 @@ class DownloadOptions(Options):
     limit: float = Field(1800.0, gt=0, description="seconds after which a download is given up, however it goes")
 
 
-CIFAR_FACTS = SourceFacts(root="the folder of its files, or one to download them to", imbalanced=False)
+CIFAR_FACTS = SourceFacts(
+    root="the folder of its files, or one to download them to", imbalanced=False, splits=("train", "test")
+)
 
 
 @SOURCES.register("cifar10", options=DownloadOptions, facts=CIFAR_FACTS)

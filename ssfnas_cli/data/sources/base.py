@@ -150,18 +150,30 @@ def open_source(settings: MakeDatasetSettings) -> Source:
         InputError: the root is missing or does not have the layout that the source expects.
         PluginError: the source is unknown, does not take an option, or returns invalid splits.
     """
-    name, root = settings.source.name, settings.root
-    plugin = SOURCES.get(name)
-    if root and plugin.facts.root == "":
-        raise UsageError(f"--root: the source {name} reads none: leave it out, or name another with --source")
-    if plugin.facts.root and not root:
-        raise UsageError(f"--root: source '{name}' needs {plugin.facts.root}")
-    if root and not Path(root).exists():
-        raise InputError(f"--root: {root} does not exist")
+    check_root(settings)
+    plugin = SOURCES.get(settings.source.name)
     source = plugin.factory(plugin.parse_options(settings.source.options()), settings)
     _check_source(plugin, source)
     _check_names(source.class_names, where(settings))
     return source
+
+
+def check_root(settings: MakeDatasetSettings) -> None:
+    """Check that a root is given if the source needs one, and that it is there; what lies in it is not read.
+
+    Raises:
+        UsageError: --root is missing although the source needs it, or given although it needs none.
+        InputError: the root is missing.
+        PluginError: the source is unknown.
+    """
+    name, root = settings.source.name, settings.root
+    wanted = SOURCES.get(name).facts.root
+    if root and wanted == "":
+        raise UsageError(f"--root: the source {name} reads none: leave it out, or name another with --source")
+    if wanted and not root:
+        raise UsageError(f"--root: source '{name}' needs {wanted}")
+    if root and not Path(root).exists():
+        raise InputError(f"--root: {root} does not exist")
 
 
 def where(settings: MakeDatasetSettings) -> str:

@@ -14,6 +14,7 @@ from ssfnas_cli.console import is_stream, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.plots.figure import FORMATS, to_bytes
 from ssfnas_cli.plots.tradeoff import COSTS
+from ssfnas_cli.results.splits import choose_splits, refuse_unknown_splits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +56,13 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="FILE.svg, .png or .pdf; - for SVG on stdout.", show_default="KIND.svg"),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of the evaluations: val, test or test_longtail.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the evaluations: val, test or test_longtail.",
+            show_default="test, or else the first that was evaluated",
+        ),
+    ] = None,
     lines: Annotated[bool, typer.Option("--lines", help="Of alphas: lines in place of heat maps.")] = False,
     run_kind: Annotated[
         str | None,
@@ -88,6 +95,9 @@ def command(
         raise UsageError(f"{kind}: is no kind of picture: name one of {', '.join(KINDS)}")
     if lines and kind != "alphas":
         raise UsageError(f"--lines: is of alphas, not of {kind}: leave it out")
+    if split is not None and kind not in EVALUATED:
+        raise UsageError(f"--split: is of {', '.join(EVALUATED)}, not of {kind}: leave it out")
+    refuse_unknown_splits([] if split is None else [split])
     if run_kind is not None and (kind != "curves" or run_kind not in RUN_KINDS):
         raise UsageError(f"--kind {run_kind}: is of curves: {' or '.join(RUN_KINDS)}")
     if against is not None and kind != "tradeoff":
@@ -110,10 +120,12 @@ def command(
         log.info("%s", output)
 
 
-def _groups_drawer(kind: str, groups: Sequence[Group], split: str, against: str) -> Callable[[], Figure]:
-    """A function that draws a picture of groups of runs."""
+def _groups_drawer(kind: str, groups: Sequence[Group], asked: str | None, against: str) -> Callable[[], Figure]:
+    """A function that draws a picture of groups of runs, on the split that is asked for or on the usual one."""
     from ssfnas_cli.plots import calibration, classes, confusion, curves, health, tradeoff
 
+    runs = [run for group in groups for run in group.runs]
+    split = choose_splits(runs, [asked] if asked else [])[0] if kind in EVALUATED else ""
     if kind == "curves" and not curves.is_tracked(groups):
         log.info("no test split was tracked; '--set track_test=true' in search or retrain tracks them")
     elif kind == "curves":

@@ -19,6 +19,7 @@ from ssfnas_cli.results.splits import choose_splits, refuse_unknown_splits
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ssfnas_cli.artifacts.dataset import DataSet
     from ssfnas_cli.artifacts.run import RunFolder
     from ssfnas_cli.plots.distribution import Distribution
     from ssfnas_cli.results.grouping import Group
@@ -184,17 +185,16 @@ def _distributions(paths: Sequence[Path], sweep: Path | None) -> list[Distributi
     from ssfnas_cli.artifacts.run_list import find_runs
     from ssfnas_cli.plots.distribution import Distribution
 
-    folders: list[Path] = []
+    found: list[DataSet] = []
     for path in paths:
         if not path.is_dir() or (path / "manifest.json").exists() or (path / "config.json").exists():
-            folders.append(_data_of(RunFolder.open(path)) if (path / "config.json").exists() else path)
+            found.append(_data_of(RunFolder.open(path)) if (path / "config.json").exists() else DataSet.open(path))
             continue
-        inside = [one for one in sorted(path.iterdir()) if (one / "manifest.json").is_file()]
+        inside = [DataSet.open(one) for one in sorted(path.iterdir()) if (one / "manifest.json").is_file()]
         inside += [_data_of(run) for run in find_runs(path) if isinstance(run, RunFolder)]
         if not inside:
             raise InputError(f"{path}: is a folder without a data set or a run in it")
-        folders += inside
-    found = [DataSet.open(folder) for folder in folders]
+        found += inside
     unique = {data.sha256: data for data in reversed(found)}
     named = [(data.path.name, data) for data in reversed(unique.values())]
     if sweep is not None:
@@ -206,5 +206,19 @@ def _distributions(paths: Sequence[Path], sweep: Path | None) -> list[Distributi
     return [Distribution(title, data.class_names, data.counts("train")) for title, data in named]
 
 
-def _data_of(run: RunFolder) -> Path:
-    return Path(run.config["data"]["path"])
+def _data_of(run: RunFolder) -> DataSet:
+    """The data set that a run was made with.
+
+    Raises:
+        InputError: it is not where it was. To make one under its name would make another one.
+    """
+    from ssfnas_cli.artifacts.dataset import DataSet
+
+    recorded = run.config["data"]
+    folder, mend = Path(recorded["path"]), "name the folder where it is now in place of the run"
+    if not folder.exists():
+        raise InputError(f"{run.path}: its data set {folder} is not there any more: {mend}")
+    data = DataSet.open(folder)
+    if data.sha256 != recorded["sha256"]:
+        raise InputError(f"{run.path}: in the place of its data set, {folder}, there is another one now: {mend}")
+    return data

@@ -71,8 +71,8 @@ def _is_folder(path: str) -> bool:
 def read_paths(stream: BinaryIO) -> Iterator[str]:
     """Yield the paths of a stream, which are separated by zero bytes if its first bytes hold one, else by line breaks.
 
-    A name may contain a line break, but no name a zero byte. The first bytes are what can be read at once when the first
-    of both marks has come, up to CHUNK_BYTES: a list that is still being written is not waited for.
+    A name may contain a line break, but no name a zero byte. The first bytes are what is there when the first of both
+    marks has come, up to CHUNK_BYTES: a list that is still being written is not waited for.
 
     Raises:
         InputError: what comes are no paths, or none at all.

@@ -2,7 +2,7 @@
 
 import copy
 import io
-import pickle
+import pickle  # noqa: TID251  # as multiprocessing does
 import shutil
 import subprocess
 import sys
@@ -79,7 +79,7 @@ def test_a_model_is_shown_in_a_line(model):
     assert repr(model) == "<Model: 3 classes (ant, bee, cat), images of 16 pixels, on cpu>"
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301
 def test_a_model_that_has_predicted_can_be_copied_and_sent_to_other_processes(model, files, copied):
     before = model.predict(files)
     assert copied(model).predict(files) == before == model.predict(files)

@@ -104,6 +104,7 @@ def test_watch_draws_until_ctrl_c_and_leaves_the_cursor(ssfnas, runs):
         (3, ["all/search: has no alphas yet"], ["plot", "alphas", "all/search"]),
         (3, ["--split val: no run is evaluated on it"], ["plot", "confusion", "all/ce-0", "--split", "val"]),
         (3, ["empty: is a folder without a data set or a run"], ["plot", "distribution", "empty"]),
+        (3, ["all/ce-0: its data set", "is not there any more: name the folder"], ["plot", "distribution", "all/ce-0"]),
         (3, ["nowhere: no such data set folder"], ["plot", "distribution", "nowhere"]),
     ],
 )

@@ -235,7 +235,7 @@ def random_images(folder: Path, num_train: int, side: int, num_classes: int = 10
         arrays[f"{split}_images"] = rng.integers(0, 256, (num, side, side, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = (np.arange(num) % num_classes)[:, None].astype(np.uint8)
     np.savez(folder / "noise.npz", **arrays)
-    settings = MakeDatasetSettings(source="npz", root=str(folder / "noise.npz"), dist="balance", mu=1.0)
+    settings = MakeDatasetSettings(source="npz", root=str(folder / "noise.npz"), dist="balance")
     return build_dataset(settings, folder / "data", lambda line: None)
 
 

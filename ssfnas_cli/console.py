@@ -278,14 +278,21 @@ def format_duration(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
-def next_step(kind: str, path: Path | str, state: str, command: str = "") -> str:
-    """What to do with a run, as a command that can be typed where there is one.
+def mend_divergence(kind: str) -> str:
+    """What to do about a run of a kind that has diverged: to go on with it would most likely end in the same."""
+    rates = "'--set lr=' or '--set alpha_lr='" if kind == "search" else "'--set lr='"
+    return f"try a lower {rates}, with --force or another -o"
+
+
+def next_step(kind: str, path: Path | str, state: str, command: str = "", is_evaluated: bool = False) -> str:
+    """What to do with a run, as a command that can be typed where there is one; empty if nothing is left to do.
 
     Args:
         kind: `search` or `retrain`.
         path: the run folder.
         state: of the run; `interrupted` where it should be running and nobody does, `given up` where it collapsed.
         command: the command that began it, if it is known.
+        is_evaluated: whether a retraining has the figures that come next.
     """
     if state in ("stopped", "interrupted"):
         return command or "run the same command again: it goes on"
@@ -294,5 +301,7 @@ def next_step(kind: str, path: Path | str, state: str, command: str = "") -> str
     if state == "running":
         return "wait"
     if state == "diverged":
-        return "lower lr or alpha_lr, and --force"
+        return mend_divergence(kind)
+    if is_evaluated:
+        return ""
     return shlex.join(["ssfnas", "derive" if kind == "search" else "evaluate", str(path)])

@@ -57,7 +57,8 @@ def test_the_command_line_can_be_typed_again(monkeypatch):
         ("search", "stopped", "ssfnas search -o r", "ssfnas search -o r"),
         ("search", "interrupted", "", "run the same command again: it goes on"),
         ("search", "running", "", "wait"),
-        ("search", "diverged", "", "lower lr or alpha_lr, and --force"),
+        ("search", "diverged", "", "try a lower '--set lr=' or '--set alpha_lr=', with --force or another -o"),
+        ("retrain", "diverged", "", "try a lower '--set lr=', with --force or another -o"),
     ],
 )
 def test_the_next_step(kind, state, command, expected):

@@ -161,6 +161,10 @@ class RunFolder:
         state = self.status()["state"]
         if state == "done":
             return
+        if state == "diverged":
+            from ssfnas_cli.console import mend_divergence
+
+            raise InputError(f"{self.path}: has diverged: {mend_divergence(self.kind)}")
         command = self.config.get("command")
         mend = f"run its command again to go on{f': {command}' if isinstance(command, str) else ''}"
         raise InputError(f"{self.path}: is {state}, not done: {mend}")

@@ -11,6 +11,7 @@ import typer
 from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import is_stream, log, set_verbosity, stdout
 from ssfnas_cli.errors import UsageError
+from ssfnas_cli.results.splits import refuse_unknown_splits
 
 if TYPE_CHECKING:
     from ssfnas_cli.results.selection import Selection
@@ -32,7 +33,9 @@ def command(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(help="val, test or test_longtail; repeatable.", show_default="test"),
+        typer.Option(
+            help="val, test or test_longtail; repeatable.", show_default="test, or else the first that was evaluated"
+        ),
     ] = None,
     kind: Annotated[
         str | None,
@@ -75,6 +78,7 @@ def command(
     chosen = _format(format_name, output, json)
     if kind is not None and kind not in KINDS:
         raise UsageError(f"--kind {kind}: should be one of {', '.join(KINDS)}")
+    refuse_unknown_splits(split or [])
     outputs.refuse_existing(output, force)
     from ssfnas_cli.commands import compare_table
     from ssfnas_cli.results.comparison import compare

@@ -82,6 +82,11 @@ def network_names(incomplete: str = "") -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
+def genotype_names(incomplete: str = "") -> list[str]:
+    """The names of genotypes that begin with `incomplete`, for completion in a shell."""
+    return [name for name in (*published_names(), "random-0") if name.startswith(incomplete)]
+
+
 def read_network_or_run(argument: str) -> tuple[Genotype | None, str | None, RunFolder | None]:
     """Interpret an argument like `read_network`, or as a run, by its folder or by its output on stdin.
 
@@ -99,14 +104,20 @@ def read_network_or_run(argument: str) -> tuple[Genotype | None, str | None, Run
 
 
 def read_genotype_or_run(argument: str) -> tuple[Genotype, RunFolder | None]:
-    """Read a genotype from a file or stdin, or from a run, by its folder or by its output on stdin.
+    """Read a genotype from a file or stdin, by its name, or from a run, by its folder or by its output on stdin.
 
     Returns:
         The genotype, and the run that it comes from or None.
 
     Raises:
-        InputError: the argument is neither, or a run that has no genotype.
+        InputError: the argument is none of these, or a run that has no genotype.
+        UsageError: nothing has that name, or a plain network, which has no genotype.
     """
+    if not is_stream(argument) and not Path(argument).exists():
+        named, network = read_network(argument)
+        if named is None:
+            raise UsageError(f"{network}: is a plain network, which has no genotype: name one, such as DARTS_V2")
+        return named, None
     parsed, run = _genotype_or_run(argument)
     if parsed is None:
         assert run is not None

@@ -14,10 +14,12 @@ from ssfnas_cli.console import is_stream, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.plots.figure import FORMATS, to_bytes
 from ssfnas_cli.plots.tradeoff import COSTS
+from ssfnas_cli.results.splits import choose_splits, refuse_unknown_splits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ssfnas_cli.artifacts.dataset import DataSet
     from ssfnas_cli.artifacts.run import RunFolder
     from ssfnas_cli.plots.distribution import Distribution
     from ssfnas_cli.results.grouping import Group
@@ -55,7 +57,13 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="FILE.svg, .png or .pdf; - for SVG on stdout.", show_default="KIND.svg"),
     ] = None,
-    split: Annotated[str, typer.Option(help="Of the evaluations: val, test or test_longtail.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the evaluations: val, test or test_longtail.",
+            show_default="test, or else the first that was evaluated",
+        ),
+    ] = None,
     lines: Annotated[bool, typer.Option("--lines", help="Of alphas: lines in place of heat maps.")] = False,
     run_kind: Annotated[
         str | None,
@@ -88,6 +96,9 @@ def command(
         raise UsageError(f"{kind}: is no kind of picture: name one of {', '.join(KINDS)}")
     if lines and kind != "alphas":
         raise UsageError(f"--lines: is of alphas, not of {kind}: leave it out")
+    if split is not None and kind not in EVALUATED:
+        raise UsageError(f"--split: is of {', '.join(EVALUATED)}, not of {kind}: leave it out")
+    refuse_unknown_splits([] if split is None else [split])
     if run_kind is not None and (kind != "curves" or run_kind not in RUN_KINDS):
         raise UsageError(f"--kind {run_kind}: is of curves: {' or '.join(RUN_KINDS)}")
     if against is not None and kind != "tradeoff":
@@ -110,10 +121,12 @@ def command(
         log.info("%s", output)
 
 
-def _groups_drawer(kind: str, groups: Sequence[Group], split: str, against: str) -> Callable[[], Figure]:
-    """A function that draws a picture of groups of runs."""
+def _groups_drawer(kind: str, groups: Sequence[Group], asked: str | None, against: str) -> Callable[[], Figure]:
+    """A function that draws a picture of groups of runs, on the split that is asked for or on the usual one."""
     from ssfnas_cli.plots import calibration, classes, confusion, curves, health, tradeoff
 
+    runs = [run for group in groups for run in group.runs]
+    split = choose_splits(runs, [asked] if asked else [])[0] if kind in EVALUATED else ""
     if kind == "curves" and not curves.is_tracked(groups):
         log.info("no test split was tracked; '--set track_test=true' in search or retrain tracks them")
     elif kind == "curves":
@@ -172,17 +185,16 @@ def _distributions(paths: Sequence[Path], sweep: Path | None) -> list[Distributi
     from ssfnas_cli.artifacts.run_list import find_runs
     from ssfnas_cli.plots.distribution import Distribution
 
-    folders: list[Path] = []
+    found: list[DataSet] = []
     for path in paths:
         if not path.is_dir() or (path / "manifest.json").exists() or (path / "config.json").exists():
-            folders.append(_data_of(RunFolder.open(path)) if (path / "config.json").exists() else path)
+            found.append(_data_of(RunFolder.open(path)) if (path / "config.json").exists() else DataSet.open(path))
             continue
-        inside = [one for one in sorted(path.iterdir()) if (one / "manifest.json").is_file()]
+        inside = [DataSet.open(one) for one in sorted(path.iterdir()) if (one / "manifest.json").is_file()]
         inside += [_data_of(run) for run in find_runs(path) if isinstance(run, RunFolder)]
         if not inside:
             raise InputError(f"{path}: is a folder without a data set or a run in it")
-        folders += inside
-    found = [DataSet.open(folder) for folder in folders]
+        found += inside
     unique = {data.sha256: data for data in reversed(found)}
     named = [(data.path.name, data) for data in reversed(unique.values())]
     if sweep is not None:
@@ -194,5 +206,19 @@ def _distributions(paths: Sequence[Path], sweep: Path | None) -> list[Distributi
     return [Distribution(title, data.class_names, data.counts("train")) for title, data in named]
 
 
-def _data_of(run: RunFolder) -> Path:
-    return Path(run.config["data"]["path"])
+def _data_of(run: RunFolder) -> DataSet:
+    """The data set that a run was made with.
+
+    Raises:
+        InputError: it is not where it was. To make one under its name would make another one.
+    """
+    from ssfnas_cli.artifacts.dataset import DataSet
+
+    recorded = run.config["data"]
+    folder, mend = Path(recorded["path"]), "name the folder where it is now in place of the run"
+    if not folder.exists():
+        raise InputError(f"{run.path}: its data set {folder} is not there any more: {mend}")
+    data = DataSet.open(folder)
+    if data.sha256 != recorded["sha256"]:
+        raise InputError(f"{run.path}: in the place of its data set, {folder}, there is another one now: {mend}")
+    return data

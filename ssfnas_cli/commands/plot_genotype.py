@@ -15,7 +15,13 @@ CELLS = {"normal": ("normal",), "reduce": ("reduce",), "both": ("normal", "reduc
 
 
 def command(
-    genotype: Annotated[str, typer.Argument(help="Genotype file or run folder, or - for a pipe that brings either.")],
+    genotype: Annotated[
+        str,
+        typer.Argument(
+            help="Genotype file, run folder, - for a pipe that brings either, or a name: DARTS_V2, random-3, …",
+            autocompletion=inputs.genotype_names,
+        ),
+    ],
     cell: Annotated[str, typer.Option(help="normal, reduce or both.")] = "both",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="FILE.svg, .png, .pdf or .dot; - for SVG on stdout.")

@@ -15,6 +15,7 @@ from ssfnas_cli.commands import common, inputs, outputs
 from ssfnas_cli.console import box_style, emit, is_stream, log, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.plots.figure import FORMATS, to_bytes
+from ssfnas_cli.results.splits import refuse_unknown_splits
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,6 +68,7 @@ def command(
     The supernet's accuracy is that on the alpha half, with a genotype's ops alone.
     """
     set_verbosity(quiet, verbose)
+    refuse_unknown_splits([split])
     if figure not in FIGURES:
         raise UsageError(f"--figure {figure}: should be one of {', '.join(FIGURES)}")
     suffix = "" if output is None else outputs.picture_format(output, FORMATS)

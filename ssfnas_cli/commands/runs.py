@@ -15,6 +15,7 @@ from ssfnas_cli.commands import common
 from ssfnas_cli.commands.watch import watch_runs
 from ssfnas_cli.console import emit, next_step, printable, set_verbosity, stdout
 from ssfnas_cli.errors import InputError, UsageError
+from ssfnas_cli.results.splits import main_split
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -67,7 +68,8 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
     except InputError as error:
         return entry | {"state": "damaged", "next": str(error)}
     state = shown_state(run, status)
-    following = next_step(run.kind, run.path, state, entry.get("command", ""))
+    tested = _tested(run)
+    following = next_step(run.kind, run.path, state, entry.get("command", ""), is_evaluated=bool(tested))
     if derivation is not None and state == "done":
         following = shlex.join(["ssfnas", "retrain", str(run.path / "genotype.json")])
     last = status.get("last", {})
@@ -77,10 +79,22 @@ def _entry(run: RunFolder | DamagedRun) -> dict[str, Any]:
         "phase": status.get("phase"),
         "epoch": status.get("epoch", 0),
         "epochs": status.get("epochs"),
-        "figures": figures,
+        "figures": figures | tested,
         **({"reason": str(status["reason"])} if "reason" in status else {}),
         "next": following,
     }
+
+
+def _tested(run: RunFolder) -> dict[str, float]:
+    """The balanced accuracy that `evaluate` measured, on the split that `compare` takes, too; empty without it."""
+    try:
+        splits = (run.evaluation() or {}).get("splits") if run.kind == "retrain" else None
+        if not isinstance(splits, dict) or not splits:
+            return {}
+        split = main_split(list(splits))
+        return {f"{split}_balanced_accuracy": float(splits[split]["balanced_accuracy"])}
+    except (InputError, KeyError, TypeError, ValueError):  # to evaluate it again mends the file
+        return {}
 
 
 def _show(console: Console, entries: Sequence[dict[str, Any]], damaged: Sequence[str]) -> None:
@@ -102,7 +116,8 @@ def _show(console: Console, entries: Sequence[dict[str, Any]], damaged: Sequence
             console.print(Padding(figures, (0, 0, 0, 4)))
         if "reason" in entry:
             console.print(Padding(printable(entry["reason"]), (0, 0, 0, 4)))
-        console.print(printable(f"    next: {entry['next']}"), soft_wrap=True)
+        if entry["next"]:
+            console.print(printable(f"    next: {entry['next']}"), soft_wrap=True)
     whole = len(entries) - sum(entry["state"] == "damaged" for entry in entries)
     said = f"{whole} run{'' if whole == 1 else 's'}"
     console.print(f"{said}, {len(damaged)} damaged" if damaged else said)

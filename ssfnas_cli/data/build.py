@@ -17,7 +17,7 @@ from ssfnas_cli.artifacts.dataset import MANIFEST, DataSet, Manifest, ShortClass
 from ssfnas_cli.artifacts.files import atomic_folder, set_aside, write_json
 from ssfnas_cli.artifacts.shards import ShardWriter
 from ssfnas_cli.console import printable
-from ssfnas_cli.data.duplicates import Contents, describe_duplicates
+from ssfnas_cli.data.duplicates import Contents, describe_alike_names, describe_duplicates
 from ssfnas_cli.data.holdout import check_val, cut_test, val_counts
 from ssfnas_cli.data.images import BadImage
 from ssfnas_cli.data.longtail import (
@@ -42,7 +42,9 @@ CHUNK_BYTES = 8 * 2**20
 def build_dataset(
     settings: MakeDatasetSettings, output: Path, report: Callable[[str], None], force: bool = False
 ) -> DataSet:
-    """Make the data set that `settings` describe.
+    """Make the data set that `settings` describe, or find that it is there already.
+
+    What is there is compared with what would be made, which is made for that and deleted: images may have changed.
 
     Args:
         settings: unresolved settings.
@@ -53,39 +55,69 @@ def build_dataset(
     Raises:
         UsageError: the settings do not fit the source.
         InputError: the source is missing, damaged or too small.
-        OutputExistsError: `output` exists.
+        OutputExistsError: `output` exists and is not that data set.
         DiskError: `output` cannot be written.
     """
     settings = settings.resolve_plugins()
-    if not force and os.path.lexists(output):
-        raise OutputExistsError(f"{output}: exists: give another folder with -o, or --force")
+    before = None if force or not os.path.lexists(output) else _open_like(settings, output)
     source = open_source(settings)
     unreadable = _UnreadableImages(settings, report)
     unreadable.remove_from(source)
     check_val(source, settings.val_share, where(settings))
-    cut = cut_test(source, settings.test_share, settings.seed, where(settings))
+    is_asked = "test_share" in settings.model_fields_set
+    cut = cut_test(source, settings.test_share, settings.seed, where(settings), is_asked)
     plan = _plan_classes(settings, source, bool(unreadable.count))
-    for note in [*source.notes, *cut]:  # after the checks, so that an error is the only line
+    notes = [*source.notes, *cut, *describe_alike_names(source.class_names)]
+    for note in notes:  # after the checks, so that an error is the only line
         report(note)
-    with _report_concurrent_build(output), atomic_folder(output) as folder:
+    with contextlib.suppress(_IsThere), _report_concurrent_build(output, before), atomic_folder(output) as folder:
         builder = _Builder(settings, source, folder, unreadable, report)
         splits = builder.write_train(plan)
         splits |= {name: builder.write_whole(name) for name in ("val", "test") if name in source.splits}
         splits["test_longtail"] = builder.write_longtail_test(splits["train"].counts, splits["test"])
         builder.report_counts(plan, splits)
         write_json(folder / MANIFEST, builder.manifest(plan, splits).to_value())
+        if before is not None and DataSet.open(folder).sha256 != before.sha256:
+            raise _exists(output)
+        if before is not None:
+            report(f"{output}: is there already, with the same contents")
+            raise _IsThere
         if force and os.path.lexists(output):
             report(f"warning: --force: what was {output} is now {set_aside(output)}")
     return DataSet.open(output)
 
 
+class _IsThere(Exception):
+    """Ends a build whose result is there already, so that its temporary folder is deleted."""
+
+
+def _exists(output: Path) -> OutputExistsError:
+    return OutputExistsError(f"{output}: exists: give another folder with -o, or --force")
+
+
+def _open_like(settings: MakeDatasetSettings, output: Path) -> DataSet:
+    """The data set that is there, if it may be the one that `settings` describe.
+
+    Raises:
+        OutputExistsError: it is something else. That is told at once where the manifest says so.
+    """
+    try:
+        data = DataSet.open(output)
+    except InputError:
+        raise _exists(output) from None
+    found = data.manifest
+    if (found.dist, found.seed) != (settings.dist, settings.seed) or found.mu not in (None, settings.mu):
+        raise _exists(output)
+    return data
+
+
 @contextlib.contextmanager
-def _report_concurrent_build(output: Path) -> Iterator[None]:
-    """Convert the error if another process has created `output` in the meantime, which is left unchanged."""
+def _report_concurrent_build(output: Path, before: DataSet | None) -> Iterator[None]:
+    """Convert the error if another process has created `output`, where nothing was before. It is left unchanged."""
     try:
         yield
     except DiskError as error:
-        if not output.exists():
+        if before is not None or not output.exists():
             raise
         raise OutputExistsError(f"{output}: another process has just made it") from error
 
@@ -101,6 +133,12 @@ class _Plan:
 
 def _plan_classes(settings: MakeDatasetSettings, source: Source, some_are_bad: bool) -> _Plan:
     """Compute the number of images of each class. Check it before anything is written."""
+    if len(source.class_names) == 1:
+        only = f"has a single class, '{printable(source.class_names[0])}', and there is nothing to tell it from"
+        mend = "give a source of several"
+        if settings.source.name == "folder":
+            mend = "--root should be the folder of the class folders, and may be one level too high or too deep"
+        raise InputError(f"{where(settings)}: {only}: {mend}")
     present = {
         split: np.bincount(source.splits[split].labels, minlength=len(source.class_names))
         for split in ("train", "test")

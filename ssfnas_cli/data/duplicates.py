@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -115,3 +115,15 @@ def _describe_repeats(train: Contents, origin: SourceSplit) -> list[str]:
             f"for example {names[0]} and {names[1]}: leave each in one class"
         )
     return lines
+
+
+def describe_alike_names(class_names: Sequence[str]) -> list[str]:
+    """A warning for the user if names of classes differ by case alone, as copies from several systems do."""
+    spellings: dict[str, list[str]] = {}
+    for name in class_names:
+        spellings.setdefault(name.casefold(), []).append(f"'{printable(name)}'")
+    alike = [" and ".join(names) for names in spellings.values() if len(names) > 1]
+    if not alike:
+        return []
+    more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+    return [f"warning: classes {alike[0]} differ by case alone{more}: if they are one class, give it one name"]

@@ -13,7 +13,7 @@ from ssfnas_cli.data.sources.base import PartOfSplit, Source
 from ssfnas_cli.errors import InputError, UsageError
 
 
-def cut_test(source: Source, share: float, seed: int, place: str) -> list[str]:
+def cut_test(source: Source, share: float, seed: int, place: str, is_asked: bool = False) -> list[str]:
     """Divide `train` into `train` and `test` if the source has no test split. Return lines for the user.
 
     `test` gets a random `share` of the images of each class, rounded down, but at least 1.
@@ -23,11 +23,14 @@ def cut_test(source: Source, share: float, seed: int, place: str) -> list[str]:
         share: between 0 and 1.
         seed: seed of the selection.
         place: the source's name in messages.
+        is_asked: whether the user has given the share, and so expects it to be cut.
 
     Raises:
-        UsageError: the share is 0.
+        UsageError: the share is 0, or is asked for although the source has a test split.
         InputError: a class has only 1 image.
     """
+    if "test" in source.splits and is_asked:
+        raise UsageError(f"--test-share: {place} has a test split of its own: leave the flag out")
     if "test" in source.splits:
         return []
     if not share:

@@ -18,6 +18,7 @@ from torch import Tensor
 from registry import PluginError
 from ssfnas_cli.artifacts.model import ModelCard, load_model
 from ssfnas_cli.artifacts.run import RunFolder
+from ssfnas_cli.console import printable
 from ssfnas_cli.data.augment import Normalise, to_float
 from ssfnas_cli.data.images import BadImage
 from ssfnas_cli.deploy.prepare import AnyImage, is_file_content, prepare
@@ -50,7 +51,13 @@ class Prediction:
     probabilities: dict[str, float]
 
     def top(self, num: int) -> list[tuple[str, float]]:
-        """The `num` most probable classes and their probabilities, the most probable one first."""
+        """The `num` most probable classes and their probabilities, the most probable one first.
+
+        Raises:
+            UsageError: the number is negative.
+        """
+        if num < 0:
+            raise UsageError(f"top: should be given how many classes, 0 or more, not {num}")
         return sorted(self.probabilities.items(), key=lambda pair: -pair[1])[:num]
 
 
@@ -79,6 +86,17 @@ class Model:
         self.normalise = Normalise(tuple(card.mean), tuple(card.std))
         self._reduced = reduced
         self._ready: tuple[object, Evaluated] | None = None
+
+    def __repr__(self) -> str:
+        """What it is, in a line: the modules of the network would fill a screen, and are in `module`."""
+        first = ", ".join(map(printable, self.class_names[:3]))
+        more = ", …" if len(self.class_names) > 3 else ""
+        of = f"{len(self.class_names)} classes ({first}{more})"
+        return f"<Model: {of}, images of {self.card.image_size} pixels, on {self.device}>"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles hold; what is prepared for this processor cannot be copied, and is made again."""
+        return self.__dict__ | {"_ready": None}
 
     def transform(self, image: AnyImage) -> Tensor:
         """A standardised image [C, S, S] in float32, to be stacked into a batch for `module`.
@@ -199,8 +217,10 @@ def load(run: str | os.PathLike[str], device: str = "cpu", precision: str = "fp3
 
     Raises:
         InputError: there is none, it is unfinished, or it is damaged.
-        UsageError: the device or precision does not exist.
+        UsageError: `run` is no path, or the device or precision does not exist.
     """
+    if not isinstance(run, str | os.PathLike):
+        raise UsageError(f"load: should be given the path of a run folder or of its model.safetensors, not {run!r:.80}")
     path, place = Path(run), Device.for_evaluation(device, 0, precision)
     if path.is_file():
         tensors, card = load_model(path)

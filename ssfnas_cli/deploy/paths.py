@@ -69,17 +69,29 @@ def _is_folder(path: str) -> bool:
 
 
 def read_paths(stream: BinaryIO) -> Iterator[str]:
-    """Yield the paths of a stream, which are separated by zero bytes if there is one before the first line break.
+    """Yield the paths of a stream, which are separated by zero bytes if its first bytes hold one, else by line breaks.
+
+    A name may contain a line break, but no name a zero byte. The first bytes are what is there when the first of both
+    marks has come, up to CHUNK_BYTES: a list that is still being written is not waited for.
 
     Raises:
-        InputError: what comes are no paths.
+        InputError: what comes are no paths, or none at all.
     """
+    found = False
+    for path in _split_paths(stream):
+        found = True
+        yield path
+    if not found:
+        raise InputError("standard input: nothing came, expected paths of images: the stage before it found none")
+
+
+def _split_paths(stream: BinaryIO) -> Iterator[str]:
     rest, separator = b"", b""
     while chunk := stream.read1(CHUNK_BYTES):  # type: ignore[attr-defined]
         if not separator and not rest and IMAGE_START.match(chunk):
             raise InputError("standard input: an image came, and a list of paths is expected: save it as a file")
         rest += chunk
-        separator = separator or min((mark for mark in (b"\0", b"\n") if mark in rest), key=rest.index, default=b"")
+        separator = separator or next((mark for mark in (b"\0", b"\n") if mark in rest), b"")
         *whole, rest = rest.split(separator) if separator else [rest]
         if len(rest) > MAX_PATH_BYTES:
             raise InputError("standard input: a list of paths is expected, one in a line")

@@ -82,4 +82,6 @@ def to_pil(array: NDArray) -> Image.Image:
         plain = np.rint(plain * 255).astype(np.uint8)
     if plain.dtype == np.uint8 or (plain.dtype == np.uint16 and not coloured):
         return Image.fromarray(np.ascontiguousarray(plain))
+    if plain.dtype == np.uint16:
+        raise BadImage("the array", "holds uint16 in colour, which is for grey ones: give uint8 or floats from 0 to 1")
     raise BadImage("the array", f"holds {plain.dtype}: {WANTED}")

@@ -16,7 +16,7 @@ from registry.strategies.candidates import mixing_of
 from ssfnas_cli.artifacts.files import sha256_bytes
 from ssfnas_cli.artifacts.genotype import Genotype, Provenance, read_genotype
 from ssfnas_cli.artifacts.run import ALPHAS, RunFolder
-from ssfnas_cli.console import log
+from ssfnas_cli.console import log, mend_divergence
 from ssfnas_cli.engine.fit import Limits, fit
 from ssfnas_cli.engine.judged import Judged
 from ssfnas_cli.engine.rules import RULES, derive
@@ -54,7 +54,8 @@ def derive_run(
         return _of_derivation(run, rule, threshold, epoch, given)
     status = run.status()
     if status["state"] == "diverged":
-        raise InputError(f"{run.path}: the search diverged ({status.get('reason')}): nothing is derived from it")
+        why = f"the search diverged ({status.get('reason')}), and nothing is derived from it"
+        raise InputError(f"{run.path}: {why}: {mend_divergence(run.kind)}")
     settings = run.settings(SearchSettings)
     strategy = build_strategy(settings)
     record = run.alphas()

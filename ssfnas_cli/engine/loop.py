@@ -27,7 +27,7 @@ from registry.optimizers import Optimizer
 from ssfnas_cli import stop, world
 from ssfnas_cli.artifacts.checkpoint import Checkpoint, list_checkpoints, load_newest, save_checkpoint
 from ssfnas_cli.artifacts.run import RunFolder
-from ssfnas_cli.console import log
+from ssfnas_cli.console import log, mend_divergence
 from ssfnas_cli.engine.event_files import EventFile
 from ssfnas_cli.engine.progress import Progress
 from ssfnas_cli.engine.ranks import check_equal, checkpoint_of_first
@@ -325,7 +325,7 @@ class Loop:
         self._status("diverged", phase, reason=what)
         raise Diverged(
             f"{self.run.path}: {what} at {self._position()}: training has diverged. The last good checkpoint is kept; "
-            "try a lower '--set lr=' or '--set alpha_lr=', with --force or another -o"
+            f"{mend_divergence(self.run.kind)}"
         )
 
     def _status(self, state: str, phase: Phase, **facts: Any) -> None:

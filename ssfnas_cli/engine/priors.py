@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,9 @@ def read_prior(given: str, card: ModelCard, flag: str) -> Floats:
         return class_priors(card.train_counts)
     if given == "uniform":
         return np.full(len(names), 1 / len(names))
-    value = parse_json(read_bytes(Path(given)), given)
+    if not os.path.lexists(given):
+        raise InputError(f"{flag} {given}: there is no such file: say train, uniform, or name a JSON file of counts")
+    value = parse_json(read_bytes(Path(given)), f"{flag} {given}")
     if isinstance(value, dict) and set(value) == set(names):
         value = [value[name] for name in names]
     sound = isinstance(value, list) and all(type(one) in (int, float) and one > 0 for one in value)

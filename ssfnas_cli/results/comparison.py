@@ -13,6 +13,7 @@ from ssfnas_cli.results.facts import RunFacts
 from ssfnas_cli.results.figures import Figure, chosen_figures, cost_figures, evaluation_figures, present, search_figures
 from ssfnas_cli.results.grouping import Group, group_runs
 from ssfnas_cli.results.selection import LeftOut, Selection
+from ssfnas_cli.results.splits import choose_splits
 from ssfnas_cli.results.statistics import Spread, spread
 from ssfnas_cli.results.time_spent import core_hours
 
@@ -68,7 +69,7 @@ def compare(
     if kind == "search":
         figures, chosen = search_figures(), []
     else:
-        chosen = _splits(runs, splits)
+        chosen = choose_splits(runs, splits)
         figures = [figure for split in chosen for figure in evaluation_figures(split, len(chosen) > 1)]
     groups = group_runs(runs)
     counted = [run for group in groups for run in group.runs]
@@ -94,17 +95,6 @@ def refuse_other_classes(runs: Sequence[RunFacts]) -> None:
             f"{first.path} has {one} classes, and {second.path} {other}: their accuracies do not mean the same; "
             "name runs of one data set"
         )
-
-
-def _splits(runs: Sequence[RunFacts], asked: Sequence[str]) -> list[str]:
-    evaluated = list(dict.fromkeys(split for run in runs for split in (run.evaluation or {})["splits"]))
-    for split in asked:
-        if split not in evaluated:
-            raise InputError(
-                f"--split {split}: no run is evaluated on it (evaluated: {', '.join(evaluated)}): "
-                f"ssfnas evaluate {runs[0].path} --split {split}"
-            )
-    return list(asked) or ["test" if "test" in evaluated else evaluated[0]]
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

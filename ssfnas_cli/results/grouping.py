@@ -192,7 +192,8 @@ def _changed(run: RunFacts) -> frozenset[str]:
 
 
 def _labels(firsts: Sequence[RunFacts], differing: Sequence[str]) -> list[str]:
-    both = {key.removeprefix(SEARCH) for key in differing if key.startswith(SEARCH)} & set(differing)
+    of_search = [key.removeprefix(SEARCH) for key in differing if key.startswith(SEARCH)]
+    both = {short for short in of_search if short in differing or _is_of_retraining_too(short, firsts)}
     labels = _labels_of_arms(firsts) or [_label(run, differing, both) for run in firsts]
     repeated: Counter[str] = Counter()
     for number, label in enumerate(labels):
@@ -200,6 +201,15 @@ def _labels(firsts: Sequence[RunFacts], differing: Sequence[str]) -> list[str]:
         if repeated[label] > 1:
             labels[number] = f"{label} ({repeated[label]})"
     return labels
+
+
+def _is_of_retraining_too(key: str, firsts: Sequence[RunFacts]) -> bool:
+    """Whether a setting of the search could be taken for one of the retraining, such as an option of its loss.
+
+    The name of a loss could, too. But a label begins with what a network was searched by, so it speaks for itself.
+    """
+    owner = f"{key.rpartition('.')[0]}.name"
+    return key != owner and any(key in run.settings or owner in run.settings for run in firsts)
 
 
 def _labels_of_arms(firsts: Sequence[RunFacts]) -> list[str]:
@@ -212,7 +222,7 @@ def _labels_of_arms(firsts: Sequence[RunFacts]) -> list[str]:
 
 
 def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
-    """The words of a group; `both` are settings that differ in the search and in the retraining."""
+    """The words of a group; `both` are settings of the search that need saying that they are the search's."""
     words = []
     for key in differing:
         value = _value(run, key)
@@ -225,7 +235,7 @@ def _label(run: RunFacts, differing: Sequence[str], both: set[str]) -> str:
         is_bare = short.removesuffix(".name") in BARE and short not in both
         if value == "none" and is_bare:
             if short == "network.name" and not any(one in differing for one in ORIGINS):
-                words += _origin(run)
+                words += _origin(run, differing)
             continue
         words.append(_text(value) if is_bare or key == "data" else f"{name}={_text(value)}")
     return ", ".join(words) or _own_label(run)
@@ -239,18 +249,31 @@ def _is_default(run: RunFacts, key: str) -> bool:
 
 
 def _own_label(run: RunFacts) -> str:
-    """The label of a group that has no other beside it."""
-    values = [run.settings.get(key, "none") for key in ("network.name", "loss.name")]
-    network, loss = ([_text(value)] if value != "none" else [] for value in values)
-    return ", ".join([*network, *_origin(run), *loss])
+    """The label of a group that has no other beside it.
+
+    A network that was searched is called by its search, and by the loss that trained it only if that is another one.
+    """
+    network, loss = (run.settings.get(key, "none") for key in ("network.name", "loss.name"))
+    searched_by = run.settings.get(f"{SEARCH}loss.name", "none")
+    words = [] if network == "none" else [_text(network)]
+    words += _origin(run)
+    if loss not in ("none", searched_by):
+        words.append(_text(loss) if searched_by == "none" else f"retrained by {_text(loss)}")
+    return ", ".join(words)
 
 
-def _origin(run: RunFacts) -> list[str]:
-    """What a network that is not plain comes from: its genotype, or its search; that of a search is its own."""
+def _origin(run: RunFacts, differing: Sequence[str] = ()) -> list[str]:
+    """What a network that is not plain comes from: its genotype, or its search; that of a search is its own.
+
+    Args:
+        run: the network's.
+        differing: settings that the label says anyway.
+    """
     telling = ["genotype"]
     for stage in (SEARCH, ""):  # a strategy without alphas tells itself, another one by its relaxation
         telling.append(f"{stage}relax.name" if f"{stage}relax.name" in run.settings else f"{stage}strategy.name")
-    values = [run.settings.get(key, "none") for key in telling]
+    telling.append(f"{SEARCH}loss.name")
+    values = [run.settings.get(key, "none") for key in telling if key not in differing]
     return [_text(value) for value in values if value != "none"]
 
 

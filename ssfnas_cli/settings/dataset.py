@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from registry import SOURCES
+from ssfnas_cli.errors import UsageError
 from ssfnas_cli.settings.base import PluginSection, Section, Settings
+
+_WITHOUT_MU = ("natural", "balance")  # the distributions that no imbalance factor shapes
 
 
 class MakeDatasetSettings(Settings):
@@ -49,10 +52,30 @@ class MakeDatasetSettings(Settings):
             raise ValueError("is not named in UTF-8: rename it, or give a link to it")
         return root
 
+    @field_validator("mu")
+    @classmethod
+    def _has_a_use(cls, mu: float, info: ValidationInfo) -> float:
+        if (dist := info.data.get("dist")) in _WITHOUT_MU:  # this is not asked of a default
+            raise ValueError(f"is for --dist exp and step, not for {dist}: leave it out")
+        return mu
+
+    def refused(self) -> frozenset[str]:
+        """As for every command; the imbalance factor where no class is made smaller by it."""
+        return super().refused() | ({"mu"} if self.dist in _WITHOUT_MU else set())
+
     def resolve_plugins(self) -> MakeDatasetSettings:
-        """As for every command; and the distribution that the source stands for."""
+        """As for every command; and the distribution that the source stands for.
+
+        Raises:
+            UsageError: `mu` is given, and that distribution has no use for it.
+        """
         settings = super().resolve_plugins()
         if settings.dist != "auto":
             return settings
-        imbalanced = SOURCES.get(self.source.name).facts.imbalanced
-        return settings.model_copy(update={"dist": "natural" if imbalanced else "exp"})
+        dist = "natural" if SOURCES.get(self.source.name).facts.imbalanced else "exp"
+        if dist in _WITHOUT_MU and "mu" in self.model_fields_set:
+            raise UsageError(
+                f"--mu: is for --dist exp and step, and the source '{self.source.name}' is taken as it is ({dist}): "
+                "name the distribution, too, or leave --mu out"
+            )
+        return settings.model_copy(update={"dist": dist})

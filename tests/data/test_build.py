@@ -28,7 +28,7 @@ def plan_of(root="", **settings):
 
 def but(plan, **changes):
     """The same settings with some changed."""
-    return MakeDatasetSettings(**plan.model_dump() | changes)
+    return MakeDatasetSettings(**plan.model_dump(exclude_unset=True) | changes)
 
 
 def contents(folder):
@@ -105,8 +105,9 @@ def test_mean_and_std_are_those_of_the_training_pixels(folder_plan, tmp_path, li
 def test_a_constant_channel_can_be_normalised(tmp_path, lines):
     root = tmp_path / "flat"
     for split in ("train", "test"):
-        (root / split / "a").mkdir(parents=True)
-        Image.new("L", (9, 9), 51).save(root / split / "a" / "0.png")
+        for name in ("a", "b"):
+            (root / split / name).mkdir(parents=True)
+            Image.new("L", (9, 9), 51).save(root / split / name / "0.png")
     data = build_dataset(plan_of(source="folder", root=root), tmp_path / "out", lines.append)
     assert (data.mean, data.std) == ([0.2], [1.0])
 
@@ -127,7 +128,7 @@ def test_digits_need_no_root_and_hold_no_image_twice(tmp_path, lines):
 
 
 def test_max_per_class_limits_training_images_only(folder_plan, tmp_path, lines):
-    plan = but(folder_plan, dist="balance", max_per_class=4)
+    plan = plan_of(folder_plan.root, source="folder", dist="balance", max_per_class=4)
     data = build_dataset(plan, tmp_path / "out", lines.append)
     assert data.counts("train") == [4, 4, 4] and data.counts("test") == [5, 5, 5]
     assert data.manifest.mu is None and data.manifest.n_max == 4
@@ -148,12 +149,12 @@ def test_a_split_far_larger_than_a_shard_is_streamed(monkeypatch, tmp_path, line
         def read(self, index):
             return np.full((64, 64, 3), index % 256, np.uint8)
 
-    splits = {"train": Endless(np.zeros(4000, np.int64)), "test": Endless(np.zeros(500, np.int64))}
-    source = Source("folder", ["a"], 3, 64, True, splits)
+    splits = {"train": Endless(np.arange(4000) % 2), "test": Endless(np.arange(500) % 2)}
+    source = Source("folder", ["a", "b"], 3, 64, True, splits)
     monkeypatch.setattr(build, "open_source", lambda *_: source)
     monkeypatch.setattr(build, "CHUNK_BYTES", 2**20)
     tracemalloc.start()
-    data = build_dataset(plan_of(shard_mb=1), tmp_path / "out", lines.append)
+    data = build_dataset(plan_of(shard_mb=1, mu=1.0), tmp_path / "out", lines.append)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     total = sum(shard.bytes for shard in data.manifest.splits["train"].shards)
@@ -225,6 +226,29 @@ def test_an_output_that_exists_is_left_alone(folder_plan, tmp_path, lines):
     with pytest.raises(OutputExistsError, match="out: exists"):
         build_dataset(folder_plan, tmp_path / "out", lines.append)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_factor_beside_a_source_that_is_taken_as_it_is_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"--mu: .*the source 'folder' is taken as it is \(natural\).*leave --mu out"):
+        plan_of(tmp_path, source="folder", mu=0.1).resolve_plugins()
+    plain = plan_of(tmp_path, source="folder").resolve_plugins()
+    assert plain.refused() == {"mu"}, "--show-settings would print what --config refuses"
+
+
+def test_the_same_data_set_that_is_there_is_no_error_and_another_one_is(folder_plan, tmp_path, lines):
+    out = tmp_path / "out"
+    first, before = build_dataset(folder_plan, out, lines.append), contents(out)
+    again = build_dataset(folder_plan, out, lines.append)
+    assert again.sha256 == first.sha256 and contents(out) == before
+    assert lines[-1] == f"{out}: is there already, with the same contents"
+    for change in ({"seed": 1}, {"mu": 0.5}, {"max_per_class": 8}, {"dist": "step"}):
+        with pytest.raises(OutputExistsError, match="out: exists: give another folder with -o, or --force"):
+            build_dataset(but(folder_plan, **change), out, lines.append)
+    Image.new("RGB", (9, 9)).save(Path(folder_plan.root) / "test" / "a" / "0000.png")
+    with pytest.raises(OutputExistsError, match="out: exists"):
+        build_dataset(folder_plan, out, lines.append)
+    assert contents(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
 
 
 def test_an_output_that_appears_meanwhile_is_left_alone(folder_plan, tmp_path, monkeypatch):
@@ -334,6 +358,8 @@ def test_the_images_of_a_folder_are_held_one_by_one(make_folder, monkeypatch, tm
         ({"seed": -1}, "--seed"),
         ({"seed": 2**40}, "--seed"),
         ({"mu": 0.0}, "--mu"),
+        ({"mu": 0.1, "dist": "natural"}, "--mu: is for --dist exp and step, not for natural: leave it out"),
+        ({"mu": 0.1, "dist": "balance"}, "--mu: is for --dist exp and step, not for balance: leave it out"),
         ({"dist": "zipf"}, "--dist.*'natural'"),
         ({"max_per_class": -1}, "--max-per-class"),
         ({"image_size": 4}, "--image-size"),

@@ -51,16 +51,16 @@ def test_leakage_is_counted_as_a_comparison_of_all_pairs_counts_it(make_folder, 
 
 
 def test_one_shared_image_is_named_in_both_splits(make_folder, tmp_path, lines):
-    root = make_folder({"a": 5}, {"a": 3})
+    root = make_folder({"a": 5, "b": 2}, {"a": 3, "b": 1})
     (root / "test" / "a" / "0001.png").write_bytes((root / "train" / "a" / "0004.png").read_bytes())
     (line,) = build(root, tmp_path / "out", lines)
-    assert "1 of 3 images in test" in line
+    assert "1 of 4 images in test" in line
     assert "for example test/a/0001.png in test, train/a/0004.png in train" in line
 
 
 def test_only_what_is_written_counts(make_folder, tmp_path):
     """The training image that test repeats is left out by the distribution under one seed, and kept under another."""
-    root = make_folder({"a": 5}, {"a": 3})
+    root = make_folder({"a": 5, "b": 2}, {"a": 3, "b": 1})
     (root / "test" / "a" / "0001.png").write_bytes((root / "train" / "a" / "0004.png").read_bytes())
     outcomes = set()
     for seed in range(8):

@@ -66,8 +66,23 @@ def test_another_share_and_a_train_folder_without_a_test_folder(photos, make_fol
 
 
 def test_a_test_split_of_its_own_is_not_touched(make_folder, tmp_path, lines):
-    data = build(make_folder({"a": 10}, {"a": 3}), tmp_path / "out", lines, test_share=0.5)
-    assert (data.counts("train"), data.counts("test")) == ([10], [3])
+    root = make_folder({"a": 10, "b": 4}, {"a": 3, "b": 2})
+    data = build(root, tmp_path / "out", lines)
+    assert (data.counts("train"), data.counts("test")) == ([10, 4], [3, 2])
+    with pytest.raises(UsageError, match=r"--test-share: --root .* has a test split of its own: leave the flag out"):
+        build(root, tmp_path / "other", lines, test_share=0.2)
+
+
+def test_a_single_class_is_refused_with_the_likely_cause(photos, tmp_path, lines):
+    with pytest.raises(InputError, match=r"a single class, 'photos'.* --root should be .* too high or too deep"):
+        build(photos.parent, tmp_path / "out", lines)
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_differ_by_case_alone_are_a_warning(make_folder, tmp_path, lines):
+    build(make_folder(dict.fromkeys(["Cat", "cat", "dog"], 3), {}), tmp_path / "out", lines)
+    (warning,) = [line for line in lines if line.startswith("warning: classes")]
+    assert "classes 'Cat' and 'cat' differ by case alone: if they are one class" in warning
 
 
 def test_a_share_of_zero_and_a_class_of_one_image_cannot_be_divided(photos, tmp_path, lines):

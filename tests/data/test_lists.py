@@ -162,7 +162,9 @@ def test_a_list_keeps_its_classes_and_lacking_splits_are_cut(root, tmp_path, lin
 
 
 def test_paths_in_two_lists_are_counted_with_one_of_them(root, tmp_path, lines):
-    write(root, train="0.png 0\n1.png 0\n2.png 0\n", val="3.png 0\n1.png 0\n", test="./2.png 0\n4.png 0\n1.png 0\n")
+    train, test = many(root, 2)
+    write(root, train=f"0.png 0\n1.png 0\n2.png 0\n{train} 1\n", val="3.png 0\n1.png 0\n")
+    write(root, test=f"./2.png 0\n{test} 1\n1.png 0\n")
     build(root, tmp_path / "out", lines)
     said = [line for line in lines if "paths are in" in line]
     assert len(said) == 3 and said[0].startswith(f"warning: {root / 'val.txt'}: 1 of its 2 paths are in")
@@ -216,20 +218,24 @@ def test_a_list_that_is_wrong_names_the_line(root, text, words):
 
 
 def test_a_missing_image_is_named_or_left_out(root, tmp_path, lines):
-    write(root, train="0.png 0\n1.png 0\n\ngone/x.png 0\n2.png 0\n", test="3.png 0\n")
+    train, test = many(root, 2)
+    write(root, train=f"0.png 0\n1.png 0\n\ngone/x.png 0\n2.png 0\n{train} 1\n", test=f"3.png 0\n{test} 1\n")
     with pytest.raises(InputError, match=r"gone/x.png: is missing \(line 4 of .*train.txt\): mend .*on_bad=skip"):
         build(root, tmp_path / "out", lines)
     data = build(root, tmp_path / "out", lines, "on_bad=skip")
-    assert data.counts("train") == [3] and data.manifest.skipped.files == ["gone/x.png"]
+    assert data.counts("train") == [3, 1] and data.manifest.skipped.files == ["gone/x.png"]
 
 
 def test_a_class_without_training_images_and_an_empty_list(root, tmp_path, lines):
     write(root, train="0.png 0\n1.png 0\n", test="3.png 0\n4.png 1\n")
     with pytest.raises(InputError, match="class '1' has no train images"):
         build(root, tmp_path / "out", lines)
-    write(root, test="# none yet\n")
+    more = "".join(f"{name} 1\n" for name in many(root, 2))
+    write(root, train=f"0.png 0\n1.png 0\n{more}", test="# none yet\n")
     data = build(root, tmp_path / "out", lines)
-    assert data.counts("test") == [1] and any("lists no images: the split test is left out" in line for line in lines)
+    assert data.counts("test") == [1, 1] and any(
+        "lists no images: the split test is left out" in line for line in lines
+    )
 
 
 def test_a_root_that_holds_no_lists_says_what_is_wanted(root):

@@ -1,6 +1,8 @@
 """A trained network in other people's Python."""
 
+import copy
 import io
+import pickle  # noqa: TID251  # as multiprocessing does
 import shutil
 import subprocess
 import sys
@@ -54,6 +56,33 @@ def test_three_lines(run, files):
     assert sum(prediction.probabilities.values()) == pytest.approx(1)
     assert prediction.top(2)[0] == (prediction.class_name, prediction.probability)
     assert [probability for _, probability in prediction.top(3)] == sorted(prediction.probabilities.values())[::-1]
+
+
+def test_mistakes_in_python_are_one_clear_error(model, files, run):
+    with pytest.raises(ValueError, match=r"load: should be given the path of a run folder .*, not 3$"):
+        load(3)
+    with pytest.raises(ValueError, match="precision fp8: should be fp32 or bf16"):
+        load(run.path, precision="fp8")
+    with pytest.raises(ValueError, match="top: should be given how many classes, 0 or more, not -1"):
+        model.predict(files[0]).top(-1)
+
+
+def test_the_precision_is_that_which_is_asked_for(run, monkeypatch):
+    asked = []
+    plain = Device.for_evaluation
+    monkeypatch.setattr(Device, "for_evaluation", lambda *given: asked.append(given) or plain(given[0], 0, "fp32"))
+    load(run.path, precision="bf16")
+    assert asked == [("cpu", 0, "bf16")]
+
+
+def test_a_model_is_shown_in_a_line(model):
+    assert repr(model) == "<Model: 3 classes (ant, bee, cat), images of 16 pixels, on cpu>"
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301
+def test_a_model_that_has_predicted_can_be_copied_and_sent_to_other_processes(model, files, copied):
+    before = model.predict(files)
+    assert copied(model).predict(files) == before == model.predict(files)
 
 
 def test_probabilities_are_those_of_the_network_on_the_data_sets_own_pixels(model, run, photo_data):

@@ -95,6 +95,8 @@ def test_paths_on_stdin(tmp_path):
     ]
     zeros = b"one\ntwo.png\0three.png\0"
     assert [one.path for one in below(tmp_path, "-", stdin=b"x\0" + zeros)] == ["x", "one\ntwo.png", "three.png"]
+    inside = b"first\nname.png\0second.png\0"
+    assert list(read_paths(io.BytesIO(inside))) == ["first\nname.png", "second.png"], "no name has a zero byte"
     assert [os.fsencode(path) for path in read_paths(io.BytesIO(b"\xff.png\n"))] == [b"\xff.png"]
 
 
@@ -113,6 +115,12 @@ def test_a_list_is_read_as_it_is_needed():
     paths = list(itertools.islice(find_images(["-"], endless), 3))
     assert [one.path for one in paths] == ["0.png", "12.png", "34.png"]
     assert next(endless.numbers) < 10
+
+
+@pytest.mark.parametrize("blank", [b"", b"\n", b"\r\n\n", b"\0"])
+def test_a_list_without_a_path_is_refused(blank):
+    with pytest.raises(InputError, match="standard input: nothing came, expected paths of images"):
+        list(find_images(["-"], io.BytesIO(blank)))
 
 
 def test_what_is_no_list_of_paths_is_refused():

@@ -92,7 +92,7 @@ def test_arrays_are_images(channels):
         (pixels(0, 3, 8, 8), r"shape \(3, 8, 8\)"),
         (np.zeros((0, 4), np.uint8), r"shape \(0, 4\)"),
         (np.zeros((4, 4), np.int64), "int64"),
-        (np.zeros((4, 4, 3), np.uint16), "uint16"),
+        (np.zeros((4, 4, 3), np.uint16), "holds uint16 in colour, which is for grey ones: give uint8 or floats"),
         (np.full((4, 4), 200.0), "floats from 200 to 200"),
         (np.full((4, 4), -0.1), "floats from -0.1"),
         (np.full((4, 4), np.nan), "floats from nan"),

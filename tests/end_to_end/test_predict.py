@@ -159,6 +159,7 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(ssfnas, world, copied, t
         (3, ["standard input", "paths of images"], [run, "-"]),
         (3, ["search", "is a search run"], [world / "search", image]),
         (3, ["is stopped, not done"], [copied(state="stopped"), image]),
+        (3, ["--prior foo: there is no such file", "train, uniform"], [run, image, "--prior", "foo"]),
         (3, ["--prior two.json", "10 positive counts"], [run, image, "--prior", "two.json"]),
         (2, ["not known", "--from-prior train"], [copied(prior="unknown"), image, "--prior", "uniform"]),
     ):

@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "results"))
-from results_support import lines_of, make_run
+from results_support import lines_of, make_run, split_of
 
 HEAVY = {"torch", "torchvision", "sklearn", "matplotlib"}
 
@@ -89,6 +90,9 @@ def test_watch_draws_until_ctrl_c_and_leaves_the_cursor(ssfnas, runs):
         (3, ["empty: is a folder without a run"], ["compare", "empty"]),
         (3, ["all/search: is a search", "all/ce-0 a retraining"], ["compare", "all/search", "all/ce-0"]),
         (3, ["--split val", "evaluate all/ce-0 --split val"], ["compare", "all", "--split", "val"]),
+        (2, ["--split foo: is no split", "train, val, test, test_longtail"], ["compare", "all", "--split", "foo"]),
+        (2, ["--split foo: is no split", "train, val, test"], ["plot", "classes", "all", "--split", "foo"]),
+        (2, ["--split: is of classes", "not of curves"], ["plot", "curves", "all", "--split", "test"]),
         (3, ["all/stopped: is stopped at epoch 1 of 3", "ssfnas retrain"], ["compare", "all/stopped"]),
         (2, ["pie: is no kind", "distribution, curves"], ["plot", "pie", "all"]),
         (2, ["--output x.jpg", ".svg, .png, .pdf"], ["plot", "curves", "all", "-o", "x.jpg"]),
@@ -98,8 +102,9 @@ def test_watch_draws_until_ctrl_c_and_leaves_the_cursor(ssfnas, runs):
         (3, ["is a search run, not a retrain run"], ["plot", "classes", "all/search"]),
         (3, ["all/ce-0: is a retrain run, not a search run"], ["plot", "health", "all/ce-0"]),
         (3, ["all/search: has no alphas yet"], ["plot", "alphas", "all/search"]),
-        (3, ["--split val", "is not evaluated on it"], ["plot", "confusion", "all/ce-0", "--split", "val"]),
+        (3, ["--split val: no run is evaluated on it"], ["plot", "confusion", "all/ce-0", "--split", "val"]),
         (3, ["empty: is a folder without a data set or a run"], ["plot", "distribution", "empty"]),
+        (3, ["all/ce-0: its data set", "is not there any more: name the folder"], ["plot", "distribution", "all/ce-0"]),
         (3, ["nowhere: no such data set folder"], ["plot", "distribution", "nowhere"]),
     ],
 )
@@ -113,6 +118,24 @@ def test_pictures_go_to_files_and_pipes_and_are_not_overwritten(ssfnas, runs, tm
     ssfnas.ok("plot", "curves", runs / "all" / "search", "-q", cwd=tmp_path)
     assert (tmp_path / "curves.svg").read_bytes() == result.out
     ssfnas.refuses(4, ["--output curves.svg", "--force"], "plot", "curves", runs / "all" / "search", cwd=tmp_path)
+
+
+def test_what_only_val_is_evaluated_of_is_drawn_on_it_as_it_is_compared_on_it(ssfnas, runs, tmp_path):
+    net = make_run(tmp_path / "nets" / "a", splits={"val": split_of(60.0)}).path
+    assert ssfnas.ok("compare", net, cwd=tmp_path).json["splits"] == ["val"]
+    for kind in ("classes", "confusion", "calibration", "tradeoff"):
+        ssfnas.ok("plot", kind, net, "-q", cwd=tmp_path)
+    assert "weights, val" in "".join(ElementTree.parse(tmp_path / "tradeoff.svg").getroot().itertext())
+
+
+def test_runs_shows_what_an_evaluation_found_and_asks_for_none_again(ssfnas, tmp_path):
+    for name, splits in (("a", None), ("b", {"val": split_of(60.0), "test": split_of(50.0)}), ("c", None)):
+        make_run(tmp_path / "nets" / name, splits=splits, top1=None if name == "c" else 50.0)
+    tested, _, plain = listed = ssfnas.ok("runs", "nets", cwd=tmp_path).json["runs"]
+    assert [one["figures"].get("test_balanced_accuracy") for one in listed] == [50.0, 50.0, None]
+    assert (tested["next"], plain["next"]) == ("", "ssfnas evaluate nets/c")
+    result, said = ssfnas.on_terminal("runs", "nets", cwd=tmp_path, columns=110)
+    assert result.code == 0 and "test_balanced_accuracy 50" in said and said.count("next: ") == 1
 
 
 def test_real_runs_are_compared_and_drawn(ssfnas, world, tmp_path):

@@ -34,6 +34,7 @@ def test_what_is_not_finite_stops_a_search(zygote, place, what, words):
     assert not (run / "genotype.json").exists()
     derived = zygote.run(["derive", "run"], place)
     assert derived.code == 3 and "diverged" in derived.err and derived.out == ""
+    assert "try a lower '--set lr=' or '--set alpha_lr=', with --force" in derived.err
 
 
 @pytest.mark.parametrize("what", ["weight"])
@@ -42,6 +43,9 @@ def test_what_is_not_finite_stops_a_retraining(zygote, place, what):
     assert result.code == 3 and "training has diverged" in result.err.splitlines()[-1]
     evaluated = zygote.run(["evaluate", "run"], place)
     assert evaluated.code == 3 and "diverged" in evaluated.err
+    (entry,) = zygote.run(["runs", "run"], place).json["runs"]
+    remedy = "try a lower '--set lr=', with --force or another -o"
+    assert entry["next"] == remedy and remedy in evaluated.err and "go on" not in evaluated.err
 
 
 def test_a_diverged_run_goes_on_from_the_last_good_checkpoint_if_asked(zygote, world, place):

@@ -57,7 +57,7 @@ def test_beside_a_plain_network_a_searched_one_is_called_by_its_search(tmp_path)
     runs = [make_run(tmp_path / f"net-{epochs}", epochs=epochs, provenance=origin) for epochs in (2, 3)]
     plain = make_run(tmp_path / "plain", "retrain", epochs=2)
     (own,) = [label for label in grouped(plain, runs[0]) if "resnet20" not in label]
-    assert own == "softmax"
+    assert own == "softmax, ce"
     both = [label for label in grouped(plain, *runs) if "resnet20" not in label]
     assert len(both) == 2 and all("softmax" in label for label in both)
 
@@ -102,6 +102,30 @@ def test_searches_without_alphas_are_called_by_their_strategy_and_have_no_relaxa
     found = {runs[0]: label for label, runs in grouped(*nets).items()}
     assert found["net-softmax"] == "gradient, softmax" and found["net-random"].startswith("random")
     assert not any("rule" in label for label in found.values())
+
+
+def test_a_searched_network_is_called_by_its_search_and_says_by_what_else_it_was_retrained(tmp_path):
+    search = make_run(tmp_path / "search", "search", "relax=sigmoid", "loss=barlow", epochs=4)
+    balanced = make_run(tmp_path / "other", "search", "relax=sigmoid", "loss=barlow", "loss.scale=0.05", epochs=4)
+    same = make_run(tmp_path / "same", "search", "relax=sigmoid", epochs=4)
+    origins = {run: {"run": str(run.path), "seed": 0, "rule": "fairdarts", "epoch": 4} for run in (search, balanced)}
+    plain, scaled = (make_run(tmp_path / f"net-{run.path.name}", provenance=one) for run, one in origins.items())
+    assert list(grouped(plain)) == ["sigmoid, barlow, retrained by ce"], "sigmoid, ce is FairDARTS"
+    assert list(grouped(plain, scaled)) == ["sigmoid, barlow, retrained by ce", "search.loss.scale=0.05"]
+    by_ce = make_run(tmp_path / "net", provenance=next(iter(origins.values())) | {"run": str(same.path)})
+    assert list(grouped(by_ce)) == ["sigmoid, ce"]
+    assert list(grouped(plain, by_ce)) == ["barlow", "ce"]
+    resnet = make_run(tmp_path / "resnet")
+    assert list(grouped(resnet, plain, by_ce)) == ["resnet20", "barlow, sigmoid", "ce, sigmoid"]
+
+
+def test_a_setting_of_the_search_that_the_retraining_has_too_is_said_to_be_of_the_search(tmp_path):
+    searches = [make_run(tmp_path / f"search-{epochs}", "search", epochs=epochs) for epochs in (4, 5)]
+    nets = [
+        make_run(tmp_path / f"net-{n}", provenance={"run": str(run.path), "seed": 0, "rule": "darts", "epoch": "last"})
+        for n, run in enumerate(searches)
+    ]
+    assert list(grouped(*nets)) == ["search.epochs=4", "search.epochs=5"]
 
 
 def test_a_rule_that_does_not_go_with_the_relaxation_is_named(tmp_path):

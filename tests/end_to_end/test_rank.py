@@ -99,5 +99,7 @@ def test_what_cannot_be_ranked_is_one_line(ssfnas, world, nets, tmp_path, code, 
 def test_a_search_without_a_checkpoint_or_that_is_none_is_refused(ssfnas, world, nets, tmp_path):
     shutil.copytree(world / "search", tmp_path / "bare")
     shutil.rmtree(tmp_path / "bare" / "checkpoints")
-    ssfnas.refuses(3, ["bare: has no checkpoint", "search again, with --force"], "rank", "bare", nets / "nets", cwd=tmp_path)
+    ssfnas.refuses(
+        3, ["bare: has no checkpoint", "search again, with --force"], "rank", "bare", nets / "nets", cwd=tmp_path
+    )
     ssfnas.refuses(3, ["is a retrain run"], "rank", world / "retrain", nets / "nets", cwd=tmp_path)

@@ -191,7 +191,8 @@ def _what_is_counted(facts: dict[str, Any]) -> str:
         ]
         for key in ("counted", "not_counted")
     )
-    starts = f"the start of {facts['starts']} processes, some seconds each"
+    processes = f"{facts['starts']} process{'es' if facts['starts'] != 1 else ''}"
+    starts = f"the start of {processes} ({facts['start_seconds']:.1f} s each)"
     beside = f"{', '.join(others)}, and {starts}" if others else starts
     return f"the time is that of the steps of {' and '.join(counted) or 'no run'}; not in it: {beside}"
 

@@ -5,7 +5,7 @@ is not found yet; a data set that is not made yet is made in a temporary folder.
 own, one at a time: the peak memory of a process is that of its one run, and others beside it would falsify the time.
 
 Time is that of the steps of searches and retrainings. What else the sweep runs is counted by number, not by time:
-cells of the other stages, and the start of every process, which imports torch.
+cells of the other stages, and the start of every process, which imports torch, and of which one is measured.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from ssfnas_cli.sweep.runner import PROGRAM, last_error
 from ssfnas_cli.sweep.state import is_done, parse_words
 
 STAND_IN = "random-0"  # for other random genotypes, and those that are not there yet
+START = (sys.executable, "-P", "-c", "import ssfnas_cli.engine.evaluate")  # what each process imports at least
 FIGURES = ("total_seconds", "disk_bytes", "peak_memory_bytes")
 
 
@@ -42,7 +45,8 @@ def predict(cells: Sequence[Cell], jobs: int, threads: int) -> dict[str, Any]:
     Returns:
         The output of `sweep --dry-run`: seconds and bytes of every cell, and their sums. A cell whose dry run fails has
         an `error` instead and is not counted. `counted` and `not_counted` are the numbers of cells of each stage whose
-        time is in the sums, and is not; `starts` is the number of processes, whose start is not in them either.
+        time is in the sums, and is not; `starts` is the number of processes, whose starts, of `start_seconds` each,
+        are not in them either.
 
     Raises:
         Stopped: a signal has arrived.
@@ -65,8 +69,16 @@ def predict(cells: Sequence[Cell], jobs: int, threads: int) -> dict[str, Any]:
         data_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.parent != folder)
     counted = Counter(entry["stage"] for entry in entries if "error" not in entry)
     not_counted = Counter(cell.stage for cell in cells) - counted
-    told = {"counted": dict(counted), "not_counted": dict(not_counted), "starts": len(cells)}
+    told: dict[str, Any] = {"counted": dict(counted), "not_counted": dict(not_counted)}
+    told |= {"starts": len(cells), "start_seconds": _start_seconds() if cells else 0.0}
     return _sum(entries, data_bytes, jobs) | told
+
+
+def _start_seconds() -> float:
+    """How long a process takes before its own work begins, measured once."""
+    began = time.monotonic()
+    subprocess.run(START, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return round(time.monotonic() - began, 1)
 
 
 def _stand_in(cell: Cell, data: Mapping[Path, Path], threads: int) -> list[str]:

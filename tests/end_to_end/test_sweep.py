@@ -149,6 +149,8 @@ def test_a_dry_run_adds_up_what_is_missing_and_writes_nothing(ssfnas, tmp_path):
     assert facts["total_seconds"] == pytest.approx(2 * one["total_seconds"])
     assert facts["disk_bytes"] == 2 * one["disk_bytes"] + facts["data_bytes"] and facts["data_bytes"] > 0
     assert facts["elapsed_seconds"] == pytest.approx(one["total_seconds"], abs=0.1)
+    assert facts["counted"] == {"retrain": 2} and facts["not_counted"] == {"data": 1, "evaluate": 2}
+    assert facts["starts"] == 5 and facts["start_seconds"] > 0
 
 
 @pytest.mark.parametrize(

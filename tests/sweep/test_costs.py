@@ -39,6 +39,7 @@ def predict(cells_of, tmp_path, monkeypatch):
     """`predict(text, jobs, threads)`, and the words of the commands that were run for it."""
     (tmp_path / "stub.sh").write_text(STUB)
     monkeypatch.setattr(costs, "PROGRAM", ("bash", "stub.sh"))
+    monkeypatch.setattr(costs, "START", ("sleep", "0.3"))
 
     def run(text, jobs=1, threads=0):
         facts = costs.predict(missing(cells_of(text)), jobs, threads)
@@ -95,8 +96,10 @@ def test_what_prints_no_prediction_is_an_error(predict, monkeypatch):
 def test_the_text_says_what_is_in_the_time_and_what_is_not(predict):
     from ssfnas_cli.commands.sweep import _what_is_counted
 
-    told = _what_is_counted(predict(PLAN)[0])
+    facts = predict(PLAN)[0]
+    assert 0.3 <= facts["start_seconds"] < 30
+    told = _what_is_counted(facts | {"start_seconds": 2.0})
     assert told == (
         "the time is that of the steps of 6 searches and 6 retrainings; not in it: 1 data set, 3 retrainings, "
-        "9 corrections, 18 evaluations, and the start of 43 processes, some seconds each"
+        "9 corrections, 18 evaluations, and the start of 43 processes (2.0 s each)"
     )

@@ -64,8 +64,8 @@ def build_dataset(
     unreadable = _UnreadableImages(settings, report)
     unreadable.remove_from(source)
     check_val(source, settings.val_share, where(settings))
-    is_asked = "test_share" in settings.model_fields_set
-    cut = cut_test(source, settings.test_share, settings.seed, where(settings), is_asked)
+    is_usual = settings.test_share == type(settings).model_fields["test_share"].default
+    cut = cut_test(source, settings.test_share, settings.seed, where(settings), not is_usual)
     plan = _plan_classes(settings, source, bool(unreadable.count))
     notes = [*source.notes, *cut, *describe_alike_names(source.class_names)]
     for note in notes:  # after the checks, so that an error is the only line

@@ -23,10 +23,11 @@ def cut_test(source: Source, share: float, seed: int, place: str, is_asked: bool
         share: between 0 and 1.
         seed: seed of the selection.
         place: the source's name in messages.
-        is_asked: whether the user has given the share, and so expects it to be cut.
+        is_asked: whether the share is another than usual, so that it is expected to be cut. --show-settings prints the
+            usual one for a source with a test split, too.
 
     Raises:
-        UsageError: the share is 0, or is asked for although the source has a test split.
+        UsageError: the share is 0, or asked for although the source has a test split.
         InputError: a class has only 1 image.
     """
     if "test" in source.splits and is_asked:

@@ -70,7 +70,8 @@ def test_a_test_split_of_its_own_is_not_touched(make_folder, tmp_path, lines):
     data = build(root, tmp_path / "out", lines)
     assert (data.counts("train"), data.counts("test")) == ([10, 4], [3, 2])
     with pytest.raises(UsageError, match=r"--test-share: --root .* has a test split of its own: leave the flag out"):
-        build(root, tmp_path / "other", lines, test_share=0.2)
+        build(root, tmp_path / "other", lines, test_share=0.3)
+    build(root, tmp_path / "usual", lines, test_share=0.2)  # as --show-settings prints it
 
 
 def test_a_single_class_is_refused_with_the_likely_cause(photos, tmp_path, lines):

@@ -187,7 +187,10 @@ def test_a_plan_says_what_its_author_may_not_have_meant_and_refuses_what_is_not_
     assert "warning: sweep.toml: seeds = 3 is the one seed 3" in planned.err
     assert "warning: search-a-seed3 and search-b-seed3 have the same settings: both are made" in planned.err
     (tmp_path / "sweep.toml").write_text('[data]\nsource = "folder"\nroot = "nope"\n[search]')
-    ssfnas.refuses(3, ["sweep.toml: [data] root: nope does not exist"], "sweep", "sweep.toml", "--run", cwd=tmp_path)
+    for flag in ("--run", "--dry-run"):
+        ssfnas.refuses(3, ["sweep.toml: [data] root: nope does not exist"], "sweep", "sweep.toml", flag, cwd=tmp_path)
+    printed = ssfnas.ok("sweep", "sweep.toml", cwd=tmp_path)  # it may be for another machine
+    assert "warning: sweep.toml: [data] root: nope does not exist" in printed.err and b"--root nope" in printed.out
 
 
 def test_printing_needs_no_torch(ssfnas, tmp_path):

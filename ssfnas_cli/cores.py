@@ -1,9 +1,9 @@
 """The processor cores of each rank, if several ranks share a machine.
 
-Ranks wait for each other at every message. Where the system moves one to another's core, both take turns there while a
-core is idle, and all ranks wait for them: with global statistics, whose messages come every few milliseconds, two ranks
-on two cores took 1.1 to 1.25 times as long as with a core each (`benchmarks/ranks.py`). So ranks that may use the same
-cores divide these. What started them may have done so already (`srun --cpu-bind`, `numactl`), and is not corrected.
+Ranks wait for each other at every message. If the system moves one of them to another's core, both take turns there
+while a core is idle, and all ranks wait for them. With global statistics, whose messages come every few milliseconds,
+this takes up to a quarter of a step (docs/performance.md, Several ranks). So ranks that may use the same cores divide
+these. What started them may have done so already (`srun --cpu-bind`, `numactl`), and is not corrected.
 """
 
 from __future__ import annotations

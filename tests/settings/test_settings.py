@@ -266,7 +266,7 @@ def test_a_config_that_cannot_be_read_is_told(tmp_path, toml):
     assert "is not TOML" in refused(config=toml("epochs = = 3"), error=InputError)
     (tmp_path / "bytes.toml").write_bytes(b"\xff\x00")
     assert "cannot be read" in refused(config=tmp_path / "bytes.toml", error=InputError)
-    assert "cannot be read" in refused(config=tmp_path, error=InputError)
+    assert "is a folder: name a TOML file" in refused(config=tmp_path, error=InputError)
 
 
 # Values

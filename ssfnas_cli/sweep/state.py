@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssfnas_cli.artifacts.checkpoint import list_checkpoints
 from ssfnas_cli.artifacts.dataset import MANIFEST
 from ssfnas_cli.artifacts.files import sha256_file
 from ssfnas_cli.artifacts.genotype import Provenance, read_genotype
@@ -63,8 +64,11 @@ def _run_is_done(cell: Cell) -> bool:
     (_, *made_of), made_with = parse_words(command[1:], (*EXECUTION, *PLACES))
     (_, *asked_of), asked_with = parse_words(cell.argv, (*EXECUTION, *PLACES))
     same = made_with == asked_with and (cell.source is not None or made_of == asked_of)
-    if run.status().get("result") is None or not same:
+    status = run.status()
+    if status.get("result") is None or not same:
         return False
+    if run.lost_file(status) is not None and list_checkpoints(run.checkpoints):
+        return False  # its command writes the file again
     return all(run.config["identity"].get(key) == value for key, value in _inputs(cell).items())
 
 

@@ -9,6 +9,7 @@ from results_support import make_run, split_of
 
 from ssfnas_cli.artifacts.files import sha256_file, write_sealed_json
 from ssfnas_cli.artifacts.named import random_genotype
+from ssfnas_cli.artifacts.run import RunFolder
 from ssfnas_cli.sweep.cells import Cell
 from ssfnas_cli.sweep.state import is_done, missing
 
@@ -82,6 +83,19 @@ def test_an_unfinished_run_is_not_done(place):
 )
 def test_a_run_of_another_command_or_other_inputs_is_not_done(place, made):
     trained(**made)
+    assert not is_done(cell())
+
+
+def test_a_run_that_has_lost_its_network_is_not_done_if_it_can_be_written_again(place):
+    trained()
+    run = RunFolder.open(Path("run"))
+    Path("run/model.safetensors").write_bytes(b"weights")
+    status = run.status()
+    run.write_done(status.pop("result"), **{key: value for key, value in status.items() if key in ("epoch", "epochs")})
+    assert is_done(cell())
+    Path("run/model.safetensors").unlink()
+    assert is_done(cell()), "nothing is left to write it from, and it may be kept without its weights"
+    Path("run/checkpoints/0000000001").mkdir(parents=True)
     assert not is_done(cell())
 
 

@@ -63,7 +63,7 @@ def shown_figures(groups: Sequence[Group]) -> list[tuple[str, str]]:
     tracked = [(name, title) for name, title in shown if name.rpartition("accuracy_")[2] in SPLITS]
     if not shown:
         raise InputError(f"{groups[0].runs[0].path}: has no accuracy of an epoch yet, so there is no curve to draw")
-    return tracked or shown[:1]
+    return tracked or shown
 
 
 def is_tracked(groups: Sequence[Group]) -> bool:

@@ -294,6 +294,14 @@ def test_curves_without_a_tracked_split_say_what_they_are(searches):
     assert "Supernet, alpha half (no test split was tracked)" in said
 
 
+def test_searches_that_are_judged_by_a_probe_have_a_panel_beside_the_others(tmp_path):
+    ce = make_run(tmp_path / "ce", "search", lines=lines_of("search", 3, accuracy_alpha_half=50.0))
+    probed = lines_of("search", 3, probe_accuracy_alpha_half=40.0)
+    barlow = make_run(tmp_path / "barlow", "search", "loss=barlow", lines=probed)
+    shown = [name for name, _ in curves.shown_figures(groups_of(ce, barlow))]
+    assert shown == ["accuracy_alpha_half", "probe_accuracy_alpha_half"]
+
+
 def test_no_text_of_a_confusion_matrix_is_cut_off_by_long_names(tmp_path):
     """Labels and titles of two matrices lie within the picture, and the titles beside each other."""
     names = [f"{name} {80 * 'm'}" for name in NAMES]

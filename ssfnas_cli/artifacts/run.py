@@ -24,7 +24,7 @@ from ssfnas_cli.artifacts.files import (
 )
 from ssfnas_cli.artifacts.lock import FolderLock, is_held
 from ssfnas_cli.artifacts.metrics import EVALUATED, epochs_csv, table_path, write_metrics_file
-from ssfnas_cli.console import log
+from ssfnas_cli.console import log, mend_divergence
 from ssfnas_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -162,8 +162,6 @@ class RunFolder:
         if state == "done":
             return
         if state == "diverged":
-            from ssfnas_cli.console import mend_divergence
-
             raise InputError(f"{self.path}: has diverged: {mend_divergence(self.kind)}")
         command = self.config.get("command")
         mend = f"run its command again to go on{f': {command}' if isinstance(command, str) else ''}"

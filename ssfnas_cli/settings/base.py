@@ -106,7 +106,8 @@ class Settings(BaseModel):
             try:
                 options = plugin.parse_options(section.options())
             except PluginError as error:
-                raise PluginError(f"setting '{field}.{error.option}': {error}", error.option) from None
+                named = f"{field}.{error.option}" if error.option else field  # it may be of several options together
+                raise PluginError(f"setting '{named}': {error}", error.option) from None
             changes[field] = PluginSection(name=section.name, **options.model_dump(by_alias=True, mode="json"))
         return self.model_copy(update=changes)
 

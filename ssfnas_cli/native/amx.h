@@ -6,17 +6,14 @@
 // factor has two blocks' lanes of a pixel as its row.
 #pragma once
 
-#if defined(BF16_MAPS) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#include "bf16_factors.h"
+
+#if USE_BF16_FACTORS && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__linux__)
 #define USE_AMX 1
-#else
-#define USE_AMX 0
-#endif
-
-#include "vectors.h"
-
-#if USE_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
+#else
+#define USE_AMX 0
 #endif
 
 namespace {
@@ -78,19 +75,6 @@ inline void pack_tiles(const Vec<float> *matrix, int channels, int blocks, Vec<f
 // Two vectors in a row of bf16: the first one's values, then the second one's.
 inline __m512i joined(Vec<float> first, Vec<float> second) {
     return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
-}
-
-// Two vectors in a row of bf16: a value of the first, one of the second, and so on.
-inline __m512i alternating(Vec<float> first, Vec<float> second) {
-    const auto widened = [](Vec<float> values) { return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)values)); };
-    return _mm512_or_si512(widened(first), _mm512_slli_epi32(widened(second), 16));
-}
-
-// Memory of one thread for tiles of factors, kept from call to call.
-inline __m512i *room_for(long rows) {
-    static thread_local Arena factors;
-    factors.reset(rows * VECTOR_BYTES);
-    return reinterpret_cast<__m512i *>(factors.take<float>(rows));
 }
 
 // The sums of M tiles of pixels by N of output channels, over `depth` tiles of input channels, to `out`.
@@ -173,22 +157,14 @@ inline void transpose(__m512i *rows) {  // 16 rows of 16 pairs
     }
 }
 
-// Tiles of pairs of pixels of a block: a row for each pair, and beyond the pixels zeros.
-inline void pair_pixels(const Vec<float> *values, long pixels, int num, __m512i *tiles) {
-    for (int pair = 0; pair < num * SIDE; ++pair) {
-        const long p = 2 * pair;
-        tiles[pair] = p >= pixels ? __m512i{} : alternating(values[p], p + 1 < pixels ? values[p + 1] : Vec<float>{});
-    }
-}
-
 // dm[k][o-block] += sum over pixels of t[k][p] * dy[o-block][p]; dm has the rows of whole blocks of k.
 inline void weights_tiles(const Vec<float> *t, long t_block, int channels, const Vec<float> *dy, long dy_block, int blocks, long pixels, Vec<float> *dm) {
     const int num = int((pixels + 2 * SIDE - 1) / (2 * SIDE)), in_blocks = (channels + SIDE - 1) / SIDE;
     const long each = long(num) * SIDE, line = long(blocks) * VECTOR_BYTES;
     __m512i *const gradients = room_for((blocks + 1) * each), *const inputs = gradients + blocks * each;
-    for (int o = 0; o < blocks; ++o) pair_pixels(dy + o * dy_block, pixels, num, gradients + o * each);
+    for (int o = 0; o < blocks; ++o) pair_pixels(dy + o * dy_block, pixels, each, gradients + o * each);
     for (int k = 0; k < in_blocks; ++k) {
-        pair_pixels(t + k * t_block, pixels, num, inputs);
+        pair_pixels(t + k * t_block, pixels, each, inputs);
         for (int tile = 0; tile < num; ++tile) transpose(inputs + tile * SIDE);
         for (int o = 0; o < blocks; ++o) {
             Vec<float> *sums = dm + long(k) * SIDE * blocks + o;
@@ -203,13 +179,6 @@ inline void weights_tiles(const Vec<float> *t, long t_block, int channels, const
     }
 }
 
-#else
-template <class... Given>
-void pack_tiles(Given...) {}
-template <class... Given>
-void pointwise_tiles(Given...) {}
-template <class... Given>
-void weights_tiles(Given...) {}
 #endif
 
 }  // namespace

@@ -23,7 +23,7 @@
 // not depend on how many threads there are, nor on which of them was faster.
 //
 // The library is compiled for one type, REAL: a search in float32 does not wait until the kernels for float64 are there. With
-// BF16_MAPS, maps in memory are bf16 (structures.h), which halves a step's memory, and AMX multiplies (amx.h).
+// BF16_MAPS, maps in memory are bf16 (structures.h), which halves a step's memory, and products are of bf16 (bf16_products.h).
 
 #include "cells.h"
 

@@ -5,10 +5,10 @@
 //   - DEPTH input channels at a time, whose weights stay in the first-level cache.
 //   - Widths of 36 or 24 channels do not fill the last vector. Where at most half of it is filled, the free lanes take
 //     further input channels (`pointwise_rest`), and the weight gradient makes vectors of the input channels.
-//   - With maps of bf16, and where the processor and the system allow it, amx.h does all of it.
+//   - With maps of bf16, where the processor multiplies them, bf16_products.h does all of it.
 #pragma once
 
-#include "amx.h"
+#include "bf16_products.h"
 #include "vectors.h"
 
 namespace {
@@ -22,7 +22,7 @@ constexpr int ROWS = LANES<T> < 4 ? LANES<T> : 4;    // input channels whose wei
 template <class T>
 int rest_lanes(int channels) {
     const int used = channels % LANES<T>;
-    if (VECTOR_BYTES < 64 || sizeof(T) != 4 || used == 0 || used > 8 || Tiles::usable()) return 0;
+    if (VECTOR_BYTES < 64 || sizeof(T) != 4 || used == 0 || used > 8 || BF16_PRODUCTS) return 0;
     return used > 4 ? 8 : 4;
 }
 
@@ -119,11 +119,11 @@ void pointwise_rest([[maybe_unused]] int lanes, [[maybe_unused]] const Vec<T> *i
 #endif
 }
 
-// After the rows of a matrix [channels][blocks] follow the weights of `pointwise_rest`, in its order, or those of amx.h.
+// After the rows of a matrix [channels][blocks] follow the weights of `pointwise_rest`, in its order, or what bf16_products.h packs.
 template <class T>
 void pack_rest(Vec<T> *matrix, int channels, int out_channels) {
-    if (Tiles::usable()) return pack_tiles(matrix, channels, num_blocks<T>(out_channels), matrix + long(channels) * num_blocks<T>(out_channels));
     const int lanes = rest_lanes<T>(out_channels), blocks = num_blocks<T>(out_channels);
+    if (BF16_PRODUCTS) return pack_factors(matrix, channels, blocks, matrix + long(channels) * blocks);
     if (lanes == 0) return;
     const int step = LANES<T> / lanes;
     T *rest = reinterpret_cast<T *>(matrix + long(channels) * blocks);
@@ -136,7 +136,7 @@ void pack_rest(Vec<T> *matrix, int channels, int out_channels) {
 template <class T>
 long matrix_size(int channels, int out_channels) {
     const long blocks = num_blocks<T>(out_channels);
-    return channels * blocks + (Tiles::usable() ? (channels / (2 * SIDE) + 1) * SIDE * blocks : channels);
+    return channels * blocks + (BF16_PRODUCTS ? factors_size(channels, int(blocks)) : channels);
 }
 
 // How many of `left` blocks to take at once: never 3 of 4, which would leave one alone.
@@ -147,8 +147,8 @@ inline int columns(int left) { return left == 4 ? 2 : std::min(left, COLUMNS); }
 template <class T>
 void pointwise(const Vec<T> *in, long in_block, const Vec<T> *matrix, int channels, int out_channels, long pixels, Vec<T> *out, long out_block) {
     const int blocks = num_blocks<T>(out_channels), rest = rest_lanes<T>(out_channels), whole = blocks - (rest != 0);
-    if (Tiles::usable())
-        return pointwise_tiles(in, in_block, matrix + long(channels) * blocks, channels, blocks, pixels, out, out_block);
+    if (BF16_PRODUCTS)
+        return pointwise_bf16(in, in_block, matrix + long(channels) * blocks, channels, blocks, pixels, out, out_block);
     for (int o = 0, n; o < whole; o += n) {
         n = columns(whole - o);
         const auto run = n == 1 ? pointwise_columns<T, 1> : n == 2 ? pointwise_columns<T, 2> : pointwise_columns<T, COLUMNS>;
@@ -200,12 +200,12 @@ struct WeightGradient {
     int blocks() const { return num_blocks<T>(out_channels); }
     int whole() const { return blocks() - (rest_lanes<T>(out_channels) != 0); }
     int in_blocks() const { return num_blocks<T>(channels); }
-    long rows() const { return long(round_up(channels, Tiles::usable() ? LANES<T> : ROWS<T>)) * blocks(); }
+    long rows() const { return long(round_up(channels, BF16_PRODUCTS ? LANES<T> : ROWS<T>)) * blocks(); }
     long size() const { return rows() + long(rest_lanes<T>(out_channels)) * in_blocks(); }  // in vectors
 
     // Add the products of some pixels.
     void add(const Vec<T> *t, long t_block, const Vec<T> *dy, long dy_block, long pixels, Vec<T> *sums) const {
-        if (Tiles::usable()) return weights_tiles(t, t_block, channels, dy, dy_block, blocks(), pixels, sums);
+        if (BF16_PRODUCTS) return weights_bf16(t, t_block, channels, dy, dy_block, blocks(), pixels, sums);
         pointwise_weights_rows<T>(t, t_block, channels, dy, dy_block, whole(), blocks(), pixels, sums);
         const int rest = out_channels - whole() * LANES<T>;
         if (rest > 0 && whole() < blocks())

@@ -1,10 +1,11 @@
 """The compiled kernels on maps of bf16: as near to the truth as torch's own operations in an autocast to bf16.
 
-The kernels round a map where they write it, and compute in float32, with AMX by factors of bf16. They
-run without AMX, too.
+The kernels round a map where they write it, and compute in float32; products of matrices by factors of bf16 where the
+processor multiplies them, by AMX or by AVX512-BF16. They run without either, too.
 """
 
 import copy
+import platform
 import statistics
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from registry import OPS
 from registry.norm import BatchNorm
 from registry.ops import FactorizedReduce, ReLUConvBN
-from ssfnas_cli.native import cells
+from ssfnas_cli.native import cells, library
 from ssfnas_cli.nets.compiled.fanout import split_ops
 from ssfnas_cli.nets.compiled.projection import Projection, with_kernels
 
@@ -23,8 +24,18 @@ pytestmark = pytest.mark.skipif(cells.load() is None, reason="no C++ compiler")
 OPS_OF_A_NODE = ["max_pool_3x3", "avg_pool_3x3", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"]
 
 
-def kernels():
-    return cells.load(reduced=True)
+WITHOUT = {  # flags by which the compiler does without instructions that this processor may have
+    "nothing": (),
+    "AMX": ("-mno-amx-tile",),
+    "AMX and AVX512-BF16": ("-mno-amx-tile", "-mno-avx512bf16"),
+}
+
+
+def kernels(without="nothing"):
+    if without != "nothing" and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("no such processor")
+    maps_of_weights, of_bf16 = cells.libraries_for(torch.float32, reduced=True)
+    return cells.CellKernels(library.load(*maps_of_weights), torch.float32, library.load(*of_bf16, *WITHOUT[without]))
 
 
 def build(name, channels, stride):
@@ -46,10 +57,10 @@ def gradients(total, push, inputs):
 
 
 def sum_of_ops(ops, x, scale, push, stride, by_kernels):
-    """A node's sum, and the gradients with respect to x, the mixing weights and the ops' weights."""
+    """A node's sum, and the gradients with respect to x, the mixing weights and the ops' weights; by kernels or None."""
     x, scale = x.detach().clone().requires_grad_(), scale.detach().clone().requires_grad_()
     if by_kernels:
-        fan, known = split_ops(kernels(), [(op, 2) for op in ops], stride, affine=False)
+        fan, known = split_ops(by_kernels, [(op, 2) for op in ops], stride, affine=False)
         assert known == list(range(len(ops))) and fan.can_run(x)
         sums = {}
         fan.add_to(sums, x, scale[:, None])
@@ -69,30 +80,43 @@ def in_bf16(run, *arguments):
 @pytest.mark.parametrize("channels", [4, 16, 36])
 @pytest.mark.parametrize("names", [*([name] for name in OPS_OF_A_NODE), OPS_OF_A_NODE], ids=lambda n: "+".join(n)[:12])
 def test_the_ops_of_a_node_are_no_further_from_the_truth_than_torchs_own_distance(names, channels, stride):
+    check_ops_of_a_node(names, channels, stride, kernels())
+
+
+@pytest.mark.parametrize("channels", [4, 36, 72])
+@pytest.mark.parametrize("without", list(WITHOUT)[1:])
+def test_so_they_are_without_instructions_that_multiply_bf16(channels, without):
+    check_ops_of_a_node(["sep_conv_5x5", "dil_conv_3x3"], channels, 1, kernels(without))
+
+
+def check_ops_of_a_node(names, channels, stride, by):
     """On the mean: which values are rounded across zero before a ReLU, and change the gradient much, is luck."""
-    errors = {True: [], False: []}
+    errors = {by: [], None: []}
     for seed in range(5):
         torch.manual_seed(seed)
         ops = [build(name, channels, stride) for name in names]
         x, scale = draw(6, channels, 9, 9, seed=seed).bfloat16(), draw(len(names), seed=seed + 20)
         push = draw(6, channels, -(-9 // stride), -(-9 // stride), seed=seed + 40)
-        truth = sum_of_ops([copy.deepcopy(op).double() for op in ops], x.double(), scale, push, stride, False)
+        truth = sum_of_ops([copy.deepcopy(op).double() for op in ops], x.double(), scale, push, stride, None)
         for by_kernels in errors:
             given = copy.deepcopy(ops), x, scale.float(), push.float(), stride, by_kernels
             found = in_bf16(sum_of_ops, *given)
             errors[by_kernels].append([distance(part, true) for part, true in zip(found, truth, strict=True)])
     ratios = [
         (ours + 0.001) / (theirs + 0.001)
-        for draws in zip(errors[True], errors[False], strict=True)
+        for draws in zip(errors[by], errors[None], strict=True)
         for part, (ours, theirs) in enumerate(zip(*draws, strict=True))
         if part != 2 or len(names) > 1  # of a single number luck decides
     ]
     assert statistics.geometric_mean(ratios) <= 1.5, (errors, ratios)
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 7, 3), (40, 16, 9, 4), (64, 36, 8, 6)])  # in, out, side, batch
+@pytest.mark.parametrize(
+    "shape", [(3, 5, 7, 3), (40, 16, 9, 4), (64, 36, 8, 6), (200, 72, 5, 4)]
+)  # in, out, side, batch
 @pytest.mark.parametrize("kind", [ReLUConvBN, FactorizedReduce])
-def test_a_projection_is_no_further_from_the_truth_than_torchs_own_distance(kind, shape):
+@pytest.mark.parametrize("without", WITHOUT)
+def test_a_projection_is_no_further_from_the_truth_than_torchs_own_distance(kind, shape, without):
     in_channels, channels, side, num = shape
     torch.manual_seed(3)
     module = kind(in_channels, channels, True)
@@ -101,12 +125,12 @@ def test_a_projection_is_no_further_from_the_truth_than_torchs_own_distance(kind
 
     def results(module, x, push, by_kernels):
         x = x.clone().requires_grad_()
-        run = with_kernels(module, kernels()) if by_kernels else module
-        assert isinstance(run, Projection) is by_kernels
+        run = with_kernels(module, by_kernels) if by_kernels else module
+        assert isinstance(run, Projection) is bool(by_kernels)
         return gradients(run(x), push, [x, *module.parameters()])
 
-    truth = results(copy.deepcopy(module).double(), x.double(), push, False)
-    ours, theirs = (in_bf16(results, copy.deepcopy(module), x, push.float(), kind) for kind in (True, False))
+    truth = results(copy.deepcopy(module).double(), x.double(), push, None)
+    ours, theirs = (in_bf16(results, copy.deepcopy(module), x, push.float(), by) for by in (kernels(without), None))
     for mine, own, true in zip(ours, theirs, truth, strict=True):
         assert distance(mine, true) <= 2 * distance(own, true) + 0.002
 
@@ -115,8 +139,8 @@ def test_statistics_are_added_up_in_float32():
     op, x = build("avg_pool_3x3", 16, 1), draw(8, 16, 9, 9, seed=1).float()
     other = copy.deepcopy(op)
     scale, push = torch.ones(1), draw(8, 16, 9, 9, seed=2).float()
-    in_bf16(sum_of_ops, [op], x.bfloat16().float(), scale, push, 1, True)
-    sum_of_ops([other], x.bfloat16().float(), scale, push, 1, False)
+    in_bf16(sum_of_ops, [op], x.bfloat16().float(), scale, push, 1, kernels())
+    sum_of_ops([other], x.bfloat16().float(), scale, push, 1, None)
     for got, expected in zip(op.buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 

@@ -57,7 +57,7 @@ def gradients(total, push, inputs):
 
 
 def sum_of_ops(ops, x, scale, push, stride, by_kernels):
-    """A node's sum, and the gradients with respect to x, the mixing weights and the ops' weights; by kernels or None."""
+    """A node's sum, and the gradients with respect to x, the mixing weights and ops' weights; by kernels if given."""
     x, scale = x.detach().clone().requires_grad_(), scale.detach().clone().requires_grad_()
     if by_kernels:
         fan, known = split_ops(by_kernels, [(op, 2) for op in ops], stride, affine=False)

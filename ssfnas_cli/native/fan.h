@@ -272,6 +272,7 @@ void write_gradient(Workspace<T> &w, const Group &group, int n, int y, int end, 
     for (int block = 0; group.sum != nullptr && block < l.blocks; ++block)
         add_products<T>(w.gradient + block * l.pixels() + begin,
                         Pixels<T>(group.x, l.channels, l.pixels(), n, begin, block),
+                        Pixels<T>(group.x, l.channels, l.pixels(), n, begin + count, block),
                         channel_vector<T>(group.centre, block, l.channels), count, 1.0, sum + block * LANES<T>,
                         dot + block * LANES<T>);
     write_tile<T>(w.gradient + begin, l.pixels(), l, group.dx, l.pixels(), n, begin, count);

@@ -49,9 +49,10 @@ void batch_statistics(const T *means, const T *squares, const Layout<T> &l, long
 }
 
 // Add to sum and dot the sums of factor * g and of factor * g * (y - centre) over some pixels of one block. Runs of
-// pixels are summed in T, the runs in double.
+// pixels are summed in T, the runs in double. `next` is what will be read next.
 template <class T, class Gradient>
-void add_products(const Gradient &g, const Pixels<T> &y, Vec<T> centre, long pixels, double factor, double *sum, double *dot) {
+void add_products(const Gradient &g, const Pixels<T> &y, const Pixels<T> &next, Vec<T> centre, long pixels, double factor, double *sum,
+                  double *dot) {
     constexpr long RUN = 32;
     using Wide = typename WideOf<T>::type;
     Wide total = {}, product = {};
@@ -63,6 +64,7 @@ void add_products(const Gradient &g, const Pixels<T> &y, Vec<T> centre, long pix
 #pragma GCC unroll 4
             for (int k = 0; k < 4; ++k) {
                 const Vec<T> value = g[p + k];
+                next.fetch(p + k);
                 sums[k] += value;
                 dots[k] += value * (y[p + k] - centre);
             }

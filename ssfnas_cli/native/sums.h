@@ -17,7 +17,11 @@ void sum_of_terms(const Layout<T> &l, int num_terms, const Term *terms, int targ
         const Vec<T> centre = channel_vector<T>(term.centre, block, l.channels);
         const Vec<T> shift = channel_vector<T>(term.shift, block, l.channels) * sample;
         const Pixels<T> y(term.y, l.channels, l.pixels(), n, begin, block);
-        for (long p = 0; p < count; ++p) total[p] += scale * (y[p] - centre) + shift;
+        const Pixels<T> next(terms[k + 1 < num_terms ? k + 1 : k].y, l.channels, l.pixels(), n, begin, block);
+        for (long p = 0; p < count; ++p) {
+            next.fetch(p);
+            total[p] += scale * (y[p] - centre) + shift;
+        }
     }
 }
 
@@ -57,9 +61,12 @@ void term_sums(const Shape &shape, int num_terms, const Term *terms, const void 
                     const T sample = term.sample == nullptr ? T(1) : static_cast<const T *>(term.sample)[n];
                     if (sample == T(0)) continue;
                     double *part = parts.data() + 2 * k * per_term + long(n) * l.padded();
+                    const bool last = k + 1 == num_terms;
+                    const void *next = terms[last ? 0 : k + 1].y;
                     for (int block = 0; block < l.blocks; ++block)
                         add_products<T>(Pixels<T>(gs[term.target], l.channels, size, n, begin, block),
                                         Pixels<T>(term.y, l.channels, size, n, begin, block),
+                                        Pixels<T>(next, l.channels, size, n, begin + (last ? TILE : 0), block),
                                         channel_vector<T>(term.centre, block, l.channels), count, sample,
                                         part + block * LANES<T>, part + per_term + block * LANES<T>);
                 }

@@ -25,7 +25,10 @@ void upstream_gradient(const Layout<T> &l, const Item &item, const Upstream *ups
                 const Vec<T> centre = channel_vector<T>(item.centre, block, l.channels);
                 const Vec<T> slope = channel_vector<T>(item.slope, block, l.channels);
                 const Vec<T> offset = channel_vector<T>(item.offset, block, l.channels);
-                for (long p = 0; p < count; ++p) result[p] = scale * g[p] + (slope * (y[p] - centre) + offset);
+                for (long p = 0; p < count; ++p) {
+                    g.fetch(p + count), y.fetch(p + count);
+                    result[p] = scale * g[p] + (slope * (y[p] - centre) + offset);
+                }
             }
         }
 }

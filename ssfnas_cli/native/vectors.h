@@ -193,6 +193,7 @@ public:
           channels_(channels), lanes_(std::min(channels - block * LANES<T>, LANES<T>)) {}
     Vec<T> operator[](long p) const { return load<T>(first_ + p * channels_, lanes_); }
     void set(long p, Vec<T> value) const { store<T>(first_ + p * channels_, value, lanes_); }
+    void fetch(long p) const { __builtin_prefetch(first_ + p * channels_); }  // into the caches; also beyond the map
 
 private:
     Stored<T> *first_;

@@ -121,7 +121,10 @@ struct Workspace {
             for (int y = rows_read_; y < end; ++y) {
                 const Pixels<T> from(group_->x, l.channels, l.pixels(), image_, long(y) * l.width, block);
                 Vec<T> *to = input + block * padded_pixels + long(y + pad) * pitch + pad;
-                for (int x = 0; x < l.width; ++x) to[x] = positive<T>(from[x] * scale + shift);
+                for (int x = 0; x < l.width; ++x) {
+                    from.fetch(x + TILE);
+                    to[x] = positive<T>(from[x] * scale + shift);
+                }
             }
         }
         rows_read_ = end;

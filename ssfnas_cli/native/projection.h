@@ -63,8 +63,9 @@ struct Grids {
         each_pixel(begin, end, [&](int tap, long p, long at) {
             Vec<T> *to = tile + tap * in_blocks * PITCH + p;
             each_block([&](int block, int lanes) {
-                to[block * PITCH] =
-                    at < 0 ? Vec<T>{} : positive<T>(load<T>(image + at * job.in_channels + block * LANES<T>, lanes));
+                const auto *from = image + at * job.in_channels + block * LANES<T>;
+                __builtin_prefetch(from + long(TILE) * job.in_channels);
+                to[block * PITCH] = at < 0 ? Vec<T>{} : positive<T>(load<T>(from, lanes));
             });
         });
     }

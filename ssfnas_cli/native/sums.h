@@ -6,18 +6,18 @@
 
 namespace {
 
-// The sum of a target's terms over some pixels of one block of image `n`.
+// The sum of the terms [first, last) over some pixels of one block of image `n`.
 template <class T>
-void sum_of_terms(const Layout<T> &l, int num_terms, const Term *terms, int target, int n, long begin, long count, int block, Vec<T> *total) {
-    for (int k = 0; k < num_terms; ++k) {
-        const Term &term = terms[k];
-        const T sample = term.sample == nullptr ? T(1) : static_cast<const T *>(term.sample)[n];
-        if (term.target != target || sample == T(0)) continue;
-        const Vec<T> scale = channel_vector<T>(term.scale, block, l.channels) * sample;
-        const Vec<T> centre = channel_vector<T>(term.centre, block, l.channels);
-        const Vec<T> shift = channel_vector<T>(term.shift, block, l.channels) * sample;
-        const Pixels<T> y(term.y, l.channels, l.pixels(), n, begin, block);
-        const Pixels<T> next(terms[k + 1 < num_terms ? k + 1 : k].y, l.channels, l.pixels(), n, begin, block);
+void sum_of_terms(const Layout<T> &l, const Term *first, const Term *last, int n, long begin, long count, int block, Vec<T> *total) {
+    for (const Term *term = first; term != last; ++term) {
+        const T sample = term->sample == nullptr ? T(1) : static_cast<const T *>(term->sample)[n];
+        if (sample == T(0)) continue;
+        const Vec<T> scale = channel_vector<T>(term->scale, block, l.channels) * sample;
+        const Vec<T> centre = channel_vector<T>(term->centre, block, l.channels);
+        const Vec<T> shift = channel_vector<T>(term->shift, block, l.channels) * sample;
+        const Pixels<T> y(term->y, l.channels, l.pixels(), n, begin, block);
+        const bool wraps = term + 1 == last;
+        const Pixels<T> next((wraps ? first : term + 1)->y, l.channels, l.pixels(), n, begin + (wraps ? TILE : 0), block);
         for (long p = 0; p < count; ++p) {
             next.fetch(p);
             total[p] += scale * (y[p] - centre) + shift;
@@ -25,10 +25,14 @@ void sum_of_terms(const Layout<T> &l, int num_terms, const Term *terms, int targ
     }
 }
 
-// Add every term to its target's output. The shape is the outputs'. If add[target] is 0, the output starts at zero.
+// Add every term to its target's output. Terms of one target follow one another. The shape is the outputs'. If add[target]
+// is 0, the output starts at zero.
 template <class T>
 void add_terms(const Shape &shape, int num_terms, const Term *terms, int num_targets, void *const *outs, const int *add) {
     const Layout<T> l(shape);
+    std::vector<const Term *> first(num_targets + 1, terms + num_terms);  // of each target
+    for (const Term *term = terms + num_terms; term-- != terms;) first[term->target] = term;
+    for (int target = num_targets; target-- > 0;) first[target] = std::min(first[target], first[target + 1]);
     for_each_chunk(l.chunks(), shape.threads, [&](int chunk) {
         Arena &arena = Arena::mine();
         arena.reset((l.blocks * PITCH + 8) * VECTOR_BYTES);
@@ -40,7 +44,7 @@ void add_terms(const Shape &shape, int num_terms, const Term *terms, int num_tar
                         const Pixels<T> out(outs[target], l.channels, l.pixels(), n, begin, block);
                         Vec<T> *total = totals + block * PITCH;
                         for (long p = 0; p < count; ++p) total[p] = add[target] ? out[p] : Vec<T>{};
-                        sum_of_terms<T>(l, num_terms, terms, target, n, begin, count, block, total);
+                        sum_of_terms<T>(l, first[target], first[target + 1], n, begin, count, block, total);
                     }
                     write_tile<T>(totals, PITCH, l, outs[target], l.pixels(), n, begin, count);
                 });

@@ -203,7 +203,7 @@ private:
 
 // A map of more bytes than this is written past the caches: it will have left them before it is read again, and a line
 // that is written whole need not be read first.
-constexpr long STREAMED_BYTES = 4 << 20;
+constexpr long STREAMED_BYTES = 1 << 20;
 
 // Copy a multiple of a vector's bytes to `to`, which is aligned to a vector, past the caches.
 inline void stream(const char *from, char *to, long bytes) {

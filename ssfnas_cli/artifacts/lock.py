@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import stat
 import threading
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ssfnas_cli.artifacts.files import open_plain, reason
+from ssfnas_cli.artifacts.files import open_plain, reason, temporary_target
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
 NAME = "lock.json"
@@ -178,6 +179,24 @@ class FolderLock:
             with contextlib.suppress(OSError):
                 if _read(self.path).get("token") == self.token:
                     os.utime(self.path)  # this uses the clock of the file system
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; see `FolderLock.acquire` for what it raises."""
+    lock = FolderLock(folder)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def delete_dead_builds(folder: Path) -> None:
+    """Delete temporary folders in `folder` that were locked by processes which have ended without deleting them."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if temporary_target(path) is not None and (path / NAME).is_file() and not is_held(path):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def delete_lock_temporaries(folder: Path) -> None:

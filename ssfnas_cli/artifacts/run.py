@@ -96,7 +96,7 @@ class RunFolder:
             mend = (
                 f"derive a genotype with 'ssfnas derive {path}' and retrain it"
                 if run.kind == "search"
-                else "its genotype came from a search run; name that"
+                else "if its genotype came from a search run, name that"
             )
             raise InputError(f"{path}: is a {run.kind} run, not a {kind} run: {mend}")
         return run

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssfnas_cli import stop
 from ssfnas_cli.commands import closing, common
 from ssfnas_cli.console import box_style, emit, log, printable, set_verbosity
 from ssfnas_cli.errors import UsageError
@@ -78,6 +79,7 @@ def command(
     json: common.Json = False,
 ) -> None:
     """Make a long-tailed data set. The same seed and source give the same folder, byte for byte."""
+    stop.install_handlers()
     set_verbosity(quiet, verbose)
     flags = common.flags_of(MakeDatasetSettings, locals()) | {
         "root": None if root is None else str(root),
@@ -93,7 +95,8 @@ def command(
     if any("\ud800" <= character <= "\udfff" for character in str(path)):  # the printed JSON could not hold it
         raise UsageError(f"-o: the folder '{printable(str(path))}' is not named in UTF-8: give another name with -o")
 
-    data = build_dataset(settings, path, _report, force)
+    with stop.interruptible("before the end; nothing is left behind"):
+        data = build_dataset(settings, path, _report, force)
     emit(describe(data), json, show_counts(data))
     closing.say_next("search", "--data", str(data.path))
     log.info("      add --preset quick for a trial of a few minutes")

@@ -258,7 +258,7 @@ def stratified_halves(labels: np.ndarray, class_names: Sequence[str], seed: int)
         listed = ", ".join(repr(name) for name in small)
         raise InputError(
             f"training split: too few images of {listed} for both halves of the search (2 needed): "
-            "raise --mu or --max-per-class in make-dataset"
+            "make a data set with more of them ('ssfnas make-dataset' says how), or without such classes"
         )
     for c in range(len(class_names)):
         members = np.flatnonzero(labels == c)

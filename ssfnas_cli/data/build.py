@@ -15,6 +15,7 @@ import numpy as np
 from registry import SOURCES
 from ssfnas_cli.artifacts.dataset import MANIFEST, DataSet, Manifest, ShortClass, Skipped, Split, SplitInfo
 from ssfnas_cli.artifacts.files import atomic_folder, set_aside, write_json
+from ssfnas_cli.artifacts.lock import delete_dead_builds, held
 from ssfnas_cli.artifacts.shards import ShardWriter
 from ssfnas_cli.console import printable
 from ssfnas_cli.data.duplicates import Contents, describe_alike_names, describe_duplicates
@@ -29,13 +30,13 @@ from ssfnas_cli.data.longtail import (
     longtail_test_counts,
     sample_class,
 )
-from ssfnas_cli.data.sources.base import PartOfSplit, Source, SourceSplit, open_source, where
+from ssfnas_cli.data.sources.base import Source, SourceSplit, open_source, refuse_output_in_source, where
+from ssfnas_cli.data.unreadable import UnreadableImages
 from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
 
 if TYPE_CHECKING:
     from ssfnas_cli.settings import MakeDatasetSettings
 
-MAX_NAMED = 20  # unreadable images that are named in the manifest and in warnings
 CHUNK_BYTES = 8 * 2**20
 
 
@@ -59,9 +60,11 @@ def build_dataset(
         DiskError: `output` cannot be written.
     """
     settings = settings.resolve_plugins()
+    refuse_output_in_source(settings, output)
+    delete_dead_builds(output.parent)
     before = None if force or not os.path.lexists(output) else _open_like(settings, output)
     source = open_source(settings)
-    unreadable = _UnreadableImages(settings, report)
+    unreadable = UnreadableImages(settings, report)
     unreadable.remove_from(source)
     check_val(source, settings.val_share, where(settings))
     is_usual = settings.test_share == type(settings).model_fields["test_share"].default
@@ -72,9 +75,8 @@ def build_dataset(
         report(note)
     with contextlib.suppress(_IsThere), _report_concurrent_build(output, before), atomic_folder(output) as folder:
         builder = _Builder(settings, source, folder, unreadable, report)
-        splits = builder.write_train(plan)
-        splits |= {name: builder.write_whole(name) for name in ("val", "test") if name in source.splits}
-        splits["test_longtail"] = builder.write_longtail_test(splits["train"].counts, splits["test"])
+        with held(folder):  # so that a later command knows whether it is still being made
+            splits = builder.write_splits(plan)
         builder.report_counts(plan, splits)
         write_json(folder / MANIFEST, builder.manifest(plan, splits).to_value())
         if before is not None and DataSet.open(folder).sha256 != before.sha256:
@@ -151,49 +153,14 @@ def _plan_classes(settings: MakeDatasetSettings, source: Source, some_are_bad: b
     available = present["train"].tolist()
     order = largest_first(available) if SOURCES.get(settings.source.name).facts.imbalanced else None
     profile = (settings.dist, settings.mu, available, settings.max_per_class, order)
-    return _Plan(available, class_shares(*profile), class_counts(*profile))
-
-
-class _UnreadableImages:
-    """Handles unreadable images: raises an error for them or skips and counts them, as `on_bad` says."""
-
-    def __init__(self, settings: MakeDatasetSettings, report: Callable[[str], None]):
-        self.settings, self.report = settings, report
-        self.count = 0
-        self.names: list[str] = []
-
-    def add(self, bad: BadImage) -> None:
-        """Raise an error for an unreadable image, or count it."""
-        if self.settings.on_bad == "fail":
-            raise InputError(
-                f"{where(self.settings)}: {bad}: mend or remove it, or leave such out with --set on_bad=skip"
-            ) from bad
-        self.count += 1
-        if self.count <= MAX_NAMED:
-            self.names.append(bad.name)
-            self.report(f"warning: left out {bad}")
-
-    def remove_from(self, source: Source) -> None:
-        """Remove unreadable images from the splits of a source.
-
-        With `on_bad=skip`, every image is read, because the class sizes of the distribution count readable images only.
-        """
-        for bad in source.bad:
-            self.add(bad)
-        if self.settings.on_bad == "skip":
-            for name, split in source.splits.items():
-                readable = [index for index in range(len(split)) if self._can_be_read(split, index)]
-                split.release()
-                if len(readable) < len(split):
-                    source.splits[name] = PartOfSplit(split, np.array(readable, np.int64))
-
-    def _can_be_read(self, split: SourceSplit, index: int) -> bool:
-        try:
-            split.read(index)
-        except BadImage as bad:
-            self.add(bad)
-            return False
-        return True
+    shares = class_shares(*profile)
+    if min(shares) < 1:
+        empty = printable(source.class_names[shares.index(min(shares))])
+        raise InputError(
+            f"{where(settings)}: class '{empty}' would get no images of {max(shares)} in the largest class "
+            f"({_flags(settings)}): raise {_ways_to_grow(settings)}"
+        )
+    return _Plan(available, shares, class_counts(*profile))
 
 
 @dataclass
@@ -203,7 +170,7 @@ class _Builder:
     settings: MakeDatasetSettings
     source: Source
     folder: Path
-    unreadable: _UnreadableImages
+    unreadable: UnreadableImages
     report: Callable[[str], None]
 
     def __post_init__(self) -> None:
@@ -213,6 +180,12 @@ class _Builder:
 
     def _writer(self, split: str) -> ShardWriter:
         return ShardWriter(self.folder, split, self.image_shape, int(self.settings.shard_mb * 2**20))
+
+    def write_splits(self, plan: _Plan) -> dict[str, SplitInfo]:
+        """Write all splits."""
+        splits = self.write_train(plan)
+        splits |= {name: self.write_whole(name) for name in ("val", "test") if name in self.source.splits}
+        return splits | {"test_longtail": self.write_longtail_test(splits["train"].counts, splits["test"])}
 
     def write_train(self, plan: _Plan) -> dict[str, SplitInfo]:
         """Write train, and val if it is cut from train, class by class in a random order that depends on the seed."""
@@ -300,7 +273,7 @@ class _Builder:
                 if count == 1 and (has > 1) == can_grow
             ]
             if classes:
-                mend = "raise --mu or --max-per-class" if can_grow else "add images, or take the class away"
+                mend = f"raise {_ways_to_grow(self.settings)}" if can_grow else "add images, or take the class away"
                 self.report(
                     f"warning: 1 training image in class {_list_first(classes)}: a search divides the training images "
                     f"of each class and needs 2: {mend}"
@@ -347,6 +320,11 @@ def _flags(settings: MakeDatasetSettings) -> str:
     if settings.max_per_class:
         flags.append(f"--max-per-class {settings.max_per_class}")
     return ", ".join(flags)
+
+
+def _ways_to_grow(settings: MakeDatasetSettings) -> str:
+    """The flags that give a class more of the images that it has."""
+    return "--mu or --max-per-class" if settings.dist in ("step", "exp") else "--max-per-class"
 
 
 def _list_first(names: list[str], most: int = 5) -> str:

@@ -6,6 +6,8 @@ may set aside a part of the training split, which corrections of the finished ne
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
 from ssfnas_cli.data.longtail import class_order
@@ -45,7 +47,7 @@ def cut_test(source: Source, share: float, seed: int, place: str, is_asked: bool
                 f"{place}: class '{name}' has 1 image, and one to train on and one to test on are needed: "
                 "add images, or take the class away"
             )
-        in_test[order[: max(1, int(len(order) * share))]] = True
+        in_test[order[: max(1, _part(len(order), share))]] = True
     for name, places in (("train", ~in_test), ("test", in_test)):
         source.splits[name] = PartOfSplit(whole, np.flatnonzero(places))
     return [f"test: {in_test.sum()} of {len(whole)} images, drawn from each class by the seed (--test-share {share:g})"]
@@ -69,7 +71,12 @@ def val_counts(counts: list[int], share: float) -> list[int]:
     """
     if not share:
         return [0] * len(counts)
-    return [min(max(1, int(count * share)), count - 2) if count > 2 else 0 for count in counts]
+    return [min(max(1, _part(count, share)), count - 2) if count > 2 else 0 for count in counts]
+
+
+def _part(count: int, share: float) -> int:
+    """The share of a number, rounded down. In floating point 0.29 of 100 is 28.999…"""
+    return int(count * Fraction(str(share)))
 
 
 def split_holdout(labels: np.ndarray, num_classes: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -236,4 +236,9 @@ def test_every_class_too_small_for_both_halves_is_named():
     with pytest.raises(InputError) as error:
         stratified_halves(labels, ["ant", "bee", "cat", "dog"], 0)
     text = str(error.value)
-    assert "'bee', 'cat'" in text and "'ant'" not in text and "'dog'" not in text and "--mu" in text
+    assert (
+        "'bee', 'cat'" in text
+        and "'ant'" not in text
+        and "'dog'" not in text
+        and "a data set with more of them" in text
+    )

@@ -12,6 +12,7 @@ from PIL import Image
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data import build
 from ssfnas_cli.data.build import build_dataset
+from ssfnas_cli.data.holdout import val_counts
 from ssfnas_cli.data.sources.base import Source, SourceSplit, open_source
 from ssfnas_cli.data.sources.files import FileSplit
 from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
@@ -251,6 +252,40 @@ def test_the_same_data_set_that_is_there_is_no_error_and_another_one_is(folder_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
 
 
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("place", ["", "a", "..", "a/../../train"])
+def test_an_output_that_is_the_source_or_a_part_of_it_is_refused(make_folder, lines, place, force):
+    root = make_folder({"a": 4, "b": 4}, {}) / "train"
+    before = sorted(root.rglob("*"))
+    with pytest.raises(UsageError, match=r"-o: .* --root .*: give another folder with -o"):
+        build_dataset(plan_of(root, source="folder"), root / place, lines.append, force)
+    assert sorted(root.rglob("*")) == before and lines == []
+
+
+def test_a_data_set_that_was_made_beside_the_classes_is_none_of_them(make_folder, lines):
+    root = make_folder({"a": 4, "b": 4}, {}) / "train"
+    plan = plan_of(root, source="folder")
+    first = build_dataset(plan, root / "data-natural-seed0", lines.append)
+    again = build_dataset(plan, root / "data-natural-seed0", lines.append)
+    assert again.sha256 == first.sha256 and again.class_names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "expected"), [(100, 0.29, 29), (50, 0.58, 29), (100, 0.2, 20), (99, 0.5, 49)]
+)
+def test_a_share_is_rounded_down_from_the_number_that_was_typed(make_folder, tmp_path, lines, count, share, expected):
+    root = make_folder({"a": count, "b": count}, {}) / "train"
+    data = build_dataset(plan_of(root, source="folder", test_share=share), tmp_path / "test", lines.append)
+    assert data.split("test").counts == [expected, expected]
+    assert val_counts([count], share) == [expected]
+
+
+def test_a_class_that_would_get_no_images_is_named(make_folder, tmp_path, lines):
+    root = make_folder({"cat": 20, "dog": 5, "eel": 4}, dict.fromkeys(("cat", "dog", "eel"), 2))
+    with pytest.raises(InputError, match=r"class 'eel' would get no images of 20 .*mu 0.01\): raise --mu or"):
+        build_dataset(plan_of(root, source="folder", dist="exp", mu=0.01), tmp_path / "out", lines.append)
+
+
 def test_an_output_that_appears_meanwhile_is_left_alone(folder_plan, tmp_path, monkeypatch):
     output = tmp_path / "out"
 
@@ -322,6 +357,9 @@ def test_a_class_of_one_training_image_is_said_with_advice_that_fits(make_folder
     assert "raise --mu" not in "".join(lines), "class c has no more images to give"
     lines.clear()
     two = make_folder({"a": 20, "b": 10}, dict.fromkeys("ab", 2), name="two")
+    build_dataset(plan_of(two, source="folder", max_per_class=2), tmp_path / "limited", lines.append)
+    assert any("class 'b':" in line and line.endswith("needs 2: raise --max-per-class") for line in lines)
+    lines.clear()
     build_dataset(plan_of(two, source="folder", dist="exp", mu=0.05), tmp_path / "out", lines.append)
     assert any("class 'b':" in line and "raise --mu or --max-per-class" in line for line in lines)
 

@@ -263,7 +263,7 @@ def test_a_full_disk(ssfnas, world, tmp_path):
 
 def test_a_class_too_small_for_both_halves(ssfnas, tmp_path):
     ssfnas.ok("make-dataset", "--max-per-class", "3", "--mu", "0.5", "-o", "small", cwd=tmp_path)
-    words = ["'9'", "both halves", "--mu or --max-per-class"]
+    words = ["'9'", "both halves", "make a data set with more of them"]
     ssfnas.refuses(3, words, "search", "--data", "small", *ssfnas.tiny, "-o", "run", cwd=tmp_path)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry import SOURCES, Plugin, PluginError
+from ssfnas_cli.artifacts.dataset import MANIFEST
 from ssfnas_cli.console import printable
 from ssfnas_cli.data.images import BadImage, PixelRange, fit_array
 from ssfnas_cli.errors import InputError, UsageError
@@ -195,6 +196,23 @@ def _check_source(plugin: Plugin[Source], source: Source) -> None:
         fault = f"it has labels outside 0 to {len(source.class_names) - 1}, its classes"
     if fault:
         raise PluginError(f"source '{plugin.name}' of {plugin.origin} cannot be used: {fault}")
+
+
+def refuse_output_in_source(settings: MakeDatasetSettings, output: Path) -> None:
+    """Check that an output is neither the source itself nor around it nor one of its class folders.
+
+    It could not be made there without moving images away, and later reads would take the data set for a class.
+
+    Raises:
+        UsageError: it is.
+    """
+    if not settings.root:
+        return
+    root, path = Path(settings.root).resolve(), output.resolve()
+    if path == root or path in root.parents:
+        raise UsageError(f"-o: {output} is or holds the images of --root {settings.root}: give another folder with -o")
+    if root in path.parents and path.is_dir() and not (path / MANIFEST).is_file():
+        raise UsageError(f"-o: {output} is a part of --root {settings.root}: give another folder with -o")
 
 
 def _check_names(class_names: list[str], place: str) -> None:

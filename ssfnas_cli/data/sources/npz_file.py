@@ -110,6 +110,8 @@ class NpzFile:
         if dtype != np.uint8:
             raise InputError(f"{self.path}: '{key}' holds {dtype}, not uint8: scale the images to 0 to 255")
         whole = shape if len(shape) == 4 else (*shape, 1)
+        if len(shape) == 4 and shape[3] == 4 and min(shape[1:3]) > 4:
+            raise InputError(f"{self.path}: '{key}' holds images of 4 channels: leave out the alpha, [N, H, W, 3]")
         if len(shape) == 5 or (len(whole) == 4 and min(whole) > 3):
             sides = "x".join(map(str, shape[1:4]))
             raise InputError(
@@ -134,7 +136,7 @@ class NpzFile:
         if len(shape) == 2 and shape[1] > 1:
             raise InputError(
                 f"{self.path}: '{key}' has {shape[1]} labels an image: multi-label data is not supported, because "
-                "every loss and figure here takes one class an image"
+                "every loss and figure here takes one class an image; of one-hot labels give the argmax"
             )
         if shape not in ((num_images,), (num_images, 1)):
             raise InputError(f"{self.path}: '{key}' has shape {shape}, for {num_images} images")

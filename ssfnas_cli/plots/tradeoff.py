@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.plots.figure import add_legend, new_figure, series_looks, shown_name
+from ssfnas_cli.plots.figure import COLOURS, add_legend, new_figure, series_looks, shown_name
 from ssfnas_cli.results.statistics import spread
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def draw(groups: Sequence[Group], split: str, against: str) -> Figure:
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     means = []
-    for number, group in enumerate(groups):
+    for group, looks in zip(groups, _looks(groups), strict=True):
         figures = [split_facts(run, split)["balanced_accuracy"] for run in group.runs]
         costs = [run.cost.get(cost.key) for run in group.runs]
         known = [value for value in costs if value is not None]
@@ -64,7 +64,7 @@ def draw(groups: Sequence[Group], split: str, against: str) -> Figure:
         x, y = spread(known).mean, spread(figures).mean
         assert x is not None and y is not None
         means.append(x)
-        looks = series_looks(number) | {"linestyle": "none", "markersize": 7.0}
+        looks |= {"linestyle": "none", "markersize": 7.0}
         axes.plot([x], [y], label=shown_name(group.label, 70), zorder=3, **looks)
         axes.vlines([x], min(figures), max(figures), color=looks["color"], linewidth=1.0)
         axes.hlines([y], min(known), max(known), color=looks["color"], linewidth=1.0)
@@ -78,6 +78,23 @@ def draw(groups: Sequence[Group], split: str, against: str) -> Figure:
     note = "points: mean of the seeds; bars: from the least to the most of them" if several else ""
     add_legend(figure, axes.get_legend_handles_labels()[0], note)
     return figure
+
+
+def _looks(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The colour and marker of each group.
+
+    If the arms of a sweep cross two choices, as those of networks and trainings, the colour tells the first and the
+    marker the second.
+    """
+    plain = [series_looks(number) for number in range(len(groups))]
+    if len({len(group.arm) for group in groups}) != 1:
+        return plain
+    names = [list(dict.fromkeys(words)) for words in zip(*(group.arm for group in groups), strict=True)]
+    chosen = [place for place, of_place in enumerate(names) if len(of_place) > 1]
+    if len(chosen) != 2 or len(names[chosen[0]]) > len(COLOURS):
+        return plain
+    numbers = [[names[place].index(group.arm[place]) for place in chosen] for group in groups]
+    return [series_looks(first) | {"marker": series_looks(second)["marker"]} for first, second in numbers]
 
 
 def _scale(axes: Axes, costs: Sequence[float]) -> None:

@@ -17,6 +17,8 @@ from ssfnas_cli.sweep.plan_file import read_plan
 
 STAGES = {"search": ("search",), "retrain": ("retrain", "adjust")}  # which make the runs of a kind
 
+MOST_NAMED = 4  # runs that a line names
+
 
 def read_arms(file: Path) -> list[Cell]:
     """The cells of a sweep's file that have an arm: data sets and runs.
@@ -91,12 +93,14 @@ def _split_seed(name: str) -> tuple[str, str]:
 
 
 def _shortened(names: Iterable[str]) -> str:
-    """`darts-ce (seeds 0, 1), darts-barlow (seed 1)`: names of runs, those that differ in their seeds once."""
+    """`darts-ce (seeds 0, 1), darts-barlow (seed 1)`: the first names of runs, those that differ in their seeds once."""
     seeds: dict[str, list[str]] = defaultdict(list)
     for arm, seed in map(_split_seed, names):
         seeds[arm] += [seed] if seed else []
     words = {0: "", 1: " (seed {})"}
-    return ", ".join(arm + words.get(len(them), " (seeds {})").format(", ".join(them)) for arm, them in seeds.items())
+    told = [arm + words.get(len(them), " (seeds {})").format(", ".join(them)) for arm, them in seeds.items()]
+    more = [f"and {len(told) - MOST_NAMED} more"] if len(told) > MOST_NAMED else []
+    return ", ".join([*told[:MOST_NAMED], *more])
 
 
 def data_names(file: Path) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -137,6 +138,19 @@ def test_a_point_of_the_tradeoff_is_the_mean_of_the_seeds_between_their_least_an
     assert point.get_xdata()[0] == 6.0 and point.get_ydata()[0] == pytest.approx(55.0)
     bar = axes.collections[0].get_segments()[0]
     assert [y for _, y in bar] == pytest.approx([50.0, 60.0])
+
+
+def test_of_crossed_arms_the_colour_tells_the_first_and_the_marker_the_second(tmp_path):
+    splits = {"test": split_of(60.0, [90.0, 60.0, 30.0])}
+    groups = []
+    for number, arm in enumerate(itertools.product(("darts", "random"), ("all",), ("ce", "ldam", "focal"))):
+        (group,) = groups_of(make_run(tmp_path / str(number), seed=number, lines=lines_of("retrain", 3), splits=splits))
+        groups.append(replace(group, runs=[replace(run, arm=arm) for run in group.runs]))
+    (axes,) = to_figure(lambda: tradeoff.draw(groups, "test", "time")).axes
+    looks = [(line.get_color(), line.get_marker()) for line in axes.lines]
+    assert len(set(looks)) == 6
+    assert len({colour for colour, _ in looks[:3]}) == 1 and looks[0][0] != looks[3][0]
+    assert [marker for _, marker in looks[:3]] == [marker for _, marker in looks[3:]]
 
 
 def test_a_cost_that_no_run_has_recorded_is_refused(nets):

@@ -1,9 +1,9 @@
 """How far the kernels of a retraining are from the arithmetic: python benchmarks/kernel_floor.py (--quick to try it).
 
-Everything runs on one thread and in turn, and the time is that of the processor. The floor is what torch's matrix
-product would take for the multiply-adds, and a copy for the maps that must go through memory at least once in each pass
-over the batch. The maps are those of a derived network (C=36, 20 cells): 36 channels of 32x32 pixels, 72 of 16x16, 144
-of 8x8. A second table compares widths that fill vectors with some that do not.
+Everything runs on one thread and in turn, with the memory settings of a training, and the time is that of the
+processor. The floor is what torch's matrix product would take for the multiply-adds, and a copy for the maps that must
+go through memory at least once in each pass over the batch. The maps are those of a derived network (C=36, 20 cells): 36
+channels of 32x32 pixels, 72 of 16x16, 144 of 8x8. A second table compares widths that fill vectors with some that do not.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from registry import OPS
 from registry.ops import ReLUConvBN
+from ssfnas_cli.engine.device import Device
 from ssfnas_cli.native import cells
 from ssfnas_cli.nets.compiled.fanout import split_ops
 from ssfnas_cli.nets.compiled.projection import with_kernels
@@ -139,7 +140,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     if cells.load() is None:
         raise SystemExit("the compiled kernels are not here: a C++ compiler is needed")
-    torch.set_num_threads(1)
+    Device("cpu", threads=1)  # memory as in a training: without it, every map's pages are asked of the system anew
     batch, maps, side = (2, [(4, 8)], 4) if quick else (BATCH, MAPS, 32)
     makers = {"edge": edge, "projection": projection}
     parts = {(name, *of_map): make(*of_map, batch) for of_map in maps for name, make in makers.items()}

@@ -2,8 +2,9 @@
 
 Everything runs on one thread and in turn, with the memory settings of a training, and the time is that of the
 processor. The floor is what torch's matrix product would take for the multiply-adds, and a copy for the maps that must
-go through memory at least once in each pass over the batch. The maps are those of a derived network (C=36, 20 cells): 36
-channels of 32x32 pixels, 72 of 16x16, 144 of 8x8. A second table compares widths that fill vectors with some that do not.
+go through memory at least once in each pass over the batch. The maps are those of a derived network (C=36, 20 cells):
+36 channels of 32x32 pixels, 72 of 16x16, 144 of 8x8. A second table compares widths that fill vectors with some that do
+not.
 """
 
 from __future__ import annotations

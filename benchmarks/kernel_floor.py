@@ -103,6 +103,7 @@ def measure(parts: dict[tuple[str, int, int], Part], quick: bool) -> tuple[tuple
     for number in range(rounds + 1):
         speeds.append(rates(quick))
         for key, part in parts.items():
+            part.run()  # what ran before has left its own memory in the caches
             seconds = part.run()
             if number > 0:  # the first round allocates memory
                 found[key].append(seconds)

@@ -93,7 +93,7 @@ def _split_seed(name: str) -> tuple[str, str]:
 
 
 def _shortened(names: Iterable[str]) -> str:
-    """`darts-ce (seeds 0, 1), darts-barlow (seed 1)`: the first names of runs, those that differ in their seeds once."""
+    """`darts-ce (seeds 0, 1), darts-barlow (seed 1)`: the first runs, those that differ in their seeds once."""
     seeds: dict[str, list[str]] = defaultdict(list)
     for arm, seed in map(_split_seed, names):
         seeds[arm] += [seed] if seed else []

@@ -19,6 +19,7 @@ from ssfnas_cli.artifacts.files import (
     open_plain,
     parse_json,
     read_bytes,
+    read_json,
     read_schema,
     sha256_bytes,
     sha256_file,
@@ -300,6 +301,15 @@ def _refuse_non_dataset(path: Path) -> None:
 def _first_bytes(path: Path) -> bytes:
     with errors_as_input_error(path), open_plain(path) as stream:
         return stream.read(4096)
+
+
+def is_data_set(folder: Path) -> bool:
+    """Whether a folder holds the manifest of a data set, of this or another version of ssfnas."""
+    try:
+        value = read_json(folder / MANIFEST)
+    except InputError:
+        return False
+    return isinstance(value, dict) and str(value.get("schema")).startswith(SCHEMA.partition("/")[0])
 
 
 def _parse_manifest(data: bytes, where: str) -> Manifest:

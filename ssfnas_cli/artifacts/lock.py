@@ -183,9 +183,10 @@ class FolderLock:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; see `FolderLock.acquire` for what it raises."""
+    """Hold the lock of a new folder, if there is room for one: what is written next says better where it failed."""
     lock = FolderLock(folder)
-    lock.acquire()
+    with contextlib.suppress(DiskError):
+        lock.acquire()
     try:
         yield
     finally:
@@ -194,9 +195,11 @@ def held(folder: Path) -> Iterator[None]:
 
 def delete_dead_builds(folder: Path) -> None:
     """Delete temporary folders in `folder` that were locked by processes which have ended without deleting them."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if temporary_target(path) is not None and (path / NAME).is_file() and not is_held(path):
-            shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            with contextlib.suppress(OSError):  # another user's
+                if temporary_target(path) is not None and (path / NAME).is_file() and not is_held(path):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def delete_lock_temporaries(folder: Path) -> None:

@@ -262,6 +262,13 @@ def test_an_output_that_is_the_source_or_a_part_of_it_is_refused(make_folder, li
     assert sorted(root.rglob("*")) == before and lines == []
 
 
+def test_a_class_folder_with_a_manifest_of_somebody_else_is_a_class(make_folder, tmp_path, lines):
+    root = make_folder({"a": 4, "b": 4}, {}) / "train"
+    (root / "a" / "manifest.json").write_text('{"name": "a", "files": 4}')
+    (root / "b" / "manifest.json").write_text("[")
+    assert build_dataset(plan_of(root, source="folder"), tmp_path / "out", lines.append).class_names == ["a", "b"]
+
+
 def test_a_data_set_that_was_made_beside_the_classes_is_none_of_them(make_folder, lines):
     root = make_folder({"a": 4, "b": 4}, {}) / "train"
     plan = plan_of(root, source="folder")

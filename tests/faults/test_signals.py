@@ -70,8 +70,8 @@ def test_a_command_that_only_reads_says_that_it_was_interrupted(zygote, world, p
 
 
 def making_a_data_set(place, name="d"):
-    """A process that makes a data set, and has begun to write."""
-    command = [SSFNAS, "make-dataset", "--image-size", "512", "--set", "shard_mb=1", "-o", name]
+    """A process that makes a data set of gigabytes, and has begun to write."""
+    command = [SSFNAS, "make-dataset", "--image-size", "2048", "--set", "shard_mb=16", "-o", name]
     child = subprocess.Popen(command, env=ENVIRON, cwd=place, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: list(place.glob(f".{name}.ssfnas-*.tmp/*.safetensors*")) or child.poll() is not None)
     assert child.poll() is None, "it had ended already"
@@ -89,14 +89,18 @@ def test_a_data_set_that_is_being_made_is_left_without_a_trace(place, name):
 
 
 def test_what_a_killed_command_left_of_a_data_set_is_deleted_by_the_next_one(place):
-    child, alive = making_a_data_set(place), making_a_data_set(place, "e")
+    child = making_a_data_set(place)
     child.kill()
     child.communicate(timeout=60)
-    assert len(list(place.glob(".[de].ssfnas-*.tmp"))) == 2
+    assert len(list(place.glob(".d.ssfnas-*.tmp"))) == 1
+    alive = making_a_data_set(place, "e")
+    alive.send_signal(signal.SIGSTOP)
+    assert not list(place.glob(".d.*"))
     subprocess.run(
         [SSFNAS, "make-dataset", "-q", "-o", "other"], env=ENVIRON, cwd=place, check=True, capture_output=True
     )
     assert [path.name[:3] for path in place.glob(".*")] == [".e."] and alive.poll() is None, "that one is being made"
+    alive.send_signal(signal.SIGCONT)
     alive.terminate()
     alive.communicate(timeout=60)
     assert not list(place.glob(".*")) and (place / "other").is_dir()

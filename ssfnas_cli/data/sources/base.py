@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from registry import SOURCES, Plugin, PluginError
-from ssfnas_cli.artifacts.dataset import MANIFEST
+from ssfnas_cli.artifacts.dataset import is_data_set
 from ssfnas_cli.console import printable
 from ssfnas_cli.data.images import BadImage, PixelRange, fit_array
 from ssfnas_cli.errors import InputError, UsageError
@@ -211,7 +211,7 @@ def refuse_output_in_source(settings: MakeDatasetSettings, output: Path) -> None
     root, path = Path(settings.root).resolve(), output.resolve()
     if path == root or path in root.parents:
         raise UsageError(f"-o: {output} is or holds the images of --root {settings.root}: give another folder with -o")
-    if root in path.parents and path.is_dir() and not (path / MANIFEST).is_file():
+    if root in path.parents and path.is_dir() and not is_data_set(path):
         raise UsageError(f"-o: {output} is a part of --root {settings.root}: give another folder with -o")
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssfnas_cli.artifacts.dataset import MANIFEST
+from ssfnas_cli.artifacts.dataset import is_data_set
 from ssfnas_cli.artifacts.files import reason
 from ssfnas_cli.console import printable
 from ssfnas_cli.errors import InputError
@@ -186,7 +186,7 @@ def _listing(folder: Path, ignored: IgnoredFiles | None = None) -> tuple[list[st
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                ours = entry.is_dir() and Path(entry, MANIFEST).is_file()  # a data set that was made here
+                ours = entry.is_dir() and is_data_set(Path(entry))  # which was made here
                 if entry.name.startswith(".") or entry.name.lower() in SIDE_FOLDERS or ours:
                     if ignored is not None:
                         ignored.add(entry.name)

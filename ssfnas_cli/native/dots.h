@@ -10,9 +10,9 @@ namespace {
 
 #if USE_BF16_FACTORS
 
-constexpr int DOT_ROWS = 8, DOT_COLUMNS = 3;  // pixels (or input channels) by blocks of output channels, held in registers
-constexpr int DOT_DEPTH = 64;                 // pairs at a time, whose weights stay in the first-level cache
-constexpr int PAIRS = 8;                      // pairs of channels in a block
+constexpr int DOT_ROWS = 8;    // pixels, or input channels of a weight gradient, whose sums are held in registers at once
+constexpr int DOT_DEPTH = 64;  // pairs at a time, whose weights stay in the first-level cache
+constexpr int PAIRS = 8;       // pairs of channels in a block
 
 inline int num_pairs(int channels) { return (channels + 1) / 2; }
 
@@ -75,8 +75,8 @@ inline void pointwise_dots(const Vec<float> *in, long in_block, const Vec<float>
     const auto *pairs = reinterpret_cast<const int32_t *>(rounded);
     const auto *matrix = reinterpret_cast<const __m512i *>(packed);
     for (int o = 0, wide; o < blocks; o += wide) {
-        wide = blocks - o == 4 ? 2 : std::min(blocks - o, DOT_COLUMNS);
-        const auto run = wide == 1 ? dot_columns<1> : wide == 2 ? dot_columns<2> : dot_columns<DOT_COLUMNS>;
+        wide = columns(blocks - o);
+        const auto run = wide == 1 ? dot_columns<1> : wide == 2 ? dot_columns<2> : dot_columns<COLUMNS>;
         run(pairs, pixels * PAIRS, matrix + o, blocks, num_pairs(channels), pixels, out + o * out_block, out_block);
     }
 }
@@ -108,8 +108,8 @@ inline void weights_dots(const Vec<float> *t, long t_block, int channels, const 
         if (k % (2 * PAIRS) == 0) pair_pixels(t + k / (2 * PAIRS) * t_block, pixels, num, inputs);
         const auto *of_rows = reinterpret_cast<const int32_t *>(inputs) + k % (2 * PAIRS);
         for (int o = 0, wide; o < blocks; o += wide) {
-            wide = blocks - o == 4 ? 2 : std::min(blocks - o, DOT_COLUMNS);
-            const auto run = wide == 1 ? weights_dots_tile<1> : wide == 2 ? weights_dots_tile<2> : weights_dots_tile<DOT_COLUMNS>;
+            wide = columns(blocks - o);
+            const auto run = wide == 1 ? weights_dots_tile<1> : wide == 2 ? weights_dots_tile<2> : weights_dots_tile<COLUMNS>;
             run(of_rows, gradients + o * num, num, blocks, dm + o);
         }
     }

@@ -13,7 +13,6 @@
 
 namespace {
 
-constexpr int COLUMNS = VECTOR_BYTES == 64 ? 3 : 2;  // blocks of output channels whose sums the registers hold
 constexpr int DEPTH = 96;                            // input channels at a time
 template <class T>
 constexpr int ROWS = LANES<T> < 4 ? LANES<T> : 4;    // input channels whose weight gradients the registers hold
@@ -138,9 +137,6 @@ long matrix_size(int channels, int out_channels) {
     const long blocks = num_blocks<T>(out_channels);
     return channels * blocks + (BF16_PRODUCTS ? factors_size(channels, int(blocks)) : channels);
 }
-
-// How many of `left` blocks to take at once: never 3 of 4, which would leave one alone.
-inline int columns(int left) { return left == 4 ? 2 : std::min(left, COLUMNS); }
 
 // out[o-block][p] = sum over k of in[k][p] * matrix[k][o-block]; the matrix has been through `pack_rest`. The lanes of `in`
 // beyond the channels are 0.

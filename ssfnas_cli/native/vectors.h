@@ -28,8 +28,12 @@ constexpr int VECTOR_BYTES = 16;
 #endif
 constexpr int NUM_CHUNKS = 16;
 constexpr int PIXELS = 8;  // pixels whose sums are held in registers at once
+constexpr int COLUMNS = VECTOR_BYTES == 64 ? 3 : 2;  // blocks of output channels whose sums are held in registers at once
 constexpr int TILE = 64;   // pixels of a tile: their channels fit into the first-level cache
 constexpr long PITCH = TILE + 1;  // vectors of a block of a tile: odd, so that blocks do not lie in the same lines of the cache
+
+// How many of `left` blocks to take at once: never 3 of 4, which would leave one alone.
+inline int columns(int left) { return left == 4 ? 2 : std::min(left, COLUMNS); }
 
 template <class T>
 struct VecOf {

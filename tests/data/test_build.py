@@ -12,7 +12,6 @@ from PIL import Image
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data import build
 from ssfnas_cli.data.build import build_dataset
-from ssfnas_cli.data.holdout import val_counts
 from ssfnas_cli.data.sources.base import Source, SourceSplit, open_source
 from ssfnas_cli.data.sources.files import FileSplit
 from ssfnas_cli.errors import InputError, OutputExistsError, UsageError
@@ -250,41 +249,6 @@ def test_the_same_data_set_that_is_there_is_no_error_and_another_one_is(folder_p
         build_dataset(folder_plan, out, lines.append)
     assert contents(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
-
-
-@pytest.mark.parametrize("force", [False, True])
-@pytest.mark.parametrize("place", ["", "a", "..", "a/../../train"])
-def test_an_output_that_is_the_source_or_a_part_of_it_is_refused(make_folder, lines, place, force):
-    root = make_folder({"a": 4, "b": 4}, {}) / "train"
-    before = sorted(root.rglob("*"))
-    with pytest.raises(UsageError, match=r"-o: .* --root .*: give another folder with -o"):
-        build_dataset(plan_of(root, source="folder"), root / place, lines.append, force)
-    assert sorted(root.rglob("*")) == before and lines == []
-
-
-def test_a_class_folder_with_a_manifest_of_somebody_else_is_a_class(make_folder, tmp_path, lines):
-    root = make_folder({"a": 4, "b": 4}, {}) / "train"
-    (root / "a" / "manifest.json").write_text('{"name": "a", "files": 4}')
-    (root / "b" / "manifest.json").write_text("[")
-    assert build_dataset(plan_of(root, source="folder"), tmp_path / "out", lines.append).class_names == ["a", "b"]
-
-
-def test_a_data_set_that_was_made_beside_the_classes_is_none_of_them(make_folder, lines):
-    root = make_folder({"a": 4, "b": 4}, {}) / "train"
-    plan = plan_of(root, source="folder")
-    first = build_dataset(plan, root / "data-natural-seed0", lines.append)
-    again = build_dataset(plan, root / "data-natural-seed0", lines.append)
-    assert again.sha256 == first.sha256 and again.class_names == ["a", "b"]
-
-
-@pytest.mark.parametrize(
-    ("count", "share", "expected"), [(100, 0.29, 29), (50, 0.58, 29), (100, 0.2, 20), (99, 0.5, 49)]
-)
-def test_a_share_is_rounded_down_from_the_number_that_was_typed(make_folder, tmp_path, lines, count, share, expected):
-    root = make_folder({"a": count, "b": count}, {}) / "train"
-    data = build_dataset(plan_of(root, source="folder", test_share=share), tmp_path / "test", lines.append)
-    assert data.split("test").counts == [expected, expected]
-    assert val_counts([count], share) == [expected]
 
 
 def test_a_class_that_would_get_no_images_is_named(make_folder, tmp_path, lines):

@@ -9,6 +9,7 @@ from sources_support import save
 from registry import SOURCES
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.build import build_dataset
+from ssfnas_cli.data.holdout import val_counts
 from ssfnas_cli.errors import UsageError
 from ssfnas_cli.settings import MakeDatasetSettings
 
@@ -93,3 +94,15 @@ def test_a_val_split_that_is_given_is_not_cut_again(tmp_path, source, monkeypatc
     assert build_dataset(plan, tmp_path / "out", lambda line: None).counts("val") == [2, 2, 2]
     with pytest.raises(UsageError, match=r"--val-share: .*has a val split of its own: leave the flag out"):
         build_dataset(plan.model_copy(update={"val_share": 0.1}), tmp_path / "cut", lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "expected"), [(100, 0.29, 29), (50, 0.58, 29), (100, 0.2, 20), (99, 0.5, 49)]
+)
+def test_a_share_is_rounded_down_from_the_number_that_was_typed(make_folder, tmp_path, lines, count, share, expected):
+    root = make_folder({"a": count, "b": count}, {}) / "train"
+    data = build_dataset(
+        MakeDatasetSettings(root=str(root), source="folder", test_share=share), tmp_path / "test", lines.append
+    )
+    assert data.split("test").counts == [expected, expected]
+    assert val_counts([count], share) == [expected]

@@ -214,9 +214,13 @@ def _gpu_of(local_rank: int) -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step. Fresh pages must be cleared, which takes a tenth of a step."""
-    trim_threshold, mmap_threshold = -1, -3
+    """Let glibc keep all freed memory for the next step, and take it from one heap, so that the second step has it.
+
+    Fresh pages must be cleared, which takes a tenth of a step. Maps that are mapped by themselves, as glibc does with
+    large ones, leave no room when they are freed, until the heap has grown to hold them, too.
+    """
+    trim_threshold, most_mappings = -1, -4
     with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 * 2**20)  # the largest value that glibc accepts
-        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(trim_threshold, -1)  # never
+        libc.mallopt(most_mappings, 0)

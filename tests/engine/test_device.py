@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -73,3 +77,15 @@ def test_bf16_without_a_processor_for_it_is_float32(monkeypatch, caplog, multipl
     assert ("does not multiply bf16" in caplog.text) is not multiplies
     with pytest.raises(UsageError, match="--precision half: should be fp32 or bf16"):
         Device.for_evaluation("cpu", 1, "half")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_large_maps_get_the_memory_of_those_before_them():
+    program = (
+        "import resource, torch; from ssfnas_cli.engine.device import Device; Device('cpu', 1)\n"
+        "again = lambda: [torch.ones(25_000_000).sum() for _ in range(4)]\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "again(); before = faults(); again(); print(faults() - before)"
+    )
+    asked = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(asked.stdout) < 1000  # 100 MB are 24,414 pages

@@ -258,6 +258,12 @@ def command_line() -> str:
     return shlex.join(["ssfnas", *sys.argv[1:]])
 
 
+def first_of(names: Sequence[str], most: int) -> str:
+    """The first names of a list and the number of the others, for a message: `cat, dog and 3 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def printable(text: str) -> str:
     r"""Escape what would control a terminal: control characters, ANSI sequences and marks of direction.
 

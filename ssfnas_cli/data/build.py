@@ -17,7 +17,7 @@ from ssfnas_cli.artifacts.dataset import MANIFEST, DataSet, Manifest, ShortClass
 from ssfnas_cli.artifacts.files import atomic_folder, set_aside, write_json
 from ssfnas_cli.artifacts.lock import delete_dead_builds, held
 from ssfnas_cli.artifacts.shards import ShardWriter
-from ssfnas_cli.console import printable
+from ssfnas_cli.console import first_of, printable
 from ssfnas_cli.data.duplicates import Contents, describe_alike_names, describe_duplicates
 from ssfnas_cli.data.holdout import check_val, cut_test, val_counts
 from ssfnas_cli.data.images import BadImage
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ssfnas_cli.settings import MakeDatasetSettings
 
 CHUNK_BYTES = 8 * 2**20
+MOST_NAMED = 5  # classes that a line names
 
 
 def build_dataset(
@@ -265,7 +266,9 @@ class _Builder:
             self.report(f"warning: left out {self.unreadable.count} images that could not be read")
         if short := self._short_classes(plan, splits):
             named = [f"'{printable(item.name)}' {item.kept} of {item.share}" for item in short]
-            self.report(f"classes with fewer images than their share keep what they have: {_list_first(named)}")
+            self.report(
+                f"classes with fewer images than their share keep what they have: {first_of(named, MOST_NAMED)}"
+            )
         for can_grow in (True, False):
             classes = [
                 f"'{printable(name)}'"
@@ -275,8 +278,8 @@ class _Builder:
             if classes:
                 mend = f"raise {_ways_to_grow(self.settings)}" if can_grow else "add images, or take the class away"
                 self.report(
-                    f"warning: 1 training image in class {_list_first(classes)}: a search divides the training images "
-                    f"of each class and needs 2: {mend}"
+                    f"warning: 1 training image in class {first_of(classes, MOST_NAMED)}: a search divides the "
+                    f"training images of each class and needs 2: {mend}"
                 )
 
     def _short_classes(self, plan: _Plan, splits: dict[str, SplitInfo]) -> list[ShortClass]:
@@ -325,12 +328,6 @@ def _flags(settings: MakeDatasetSettings) -> str:
 def _ways_to_grow(settings: MakeDatasetSettings) -> str:
     """The flags that give a class more of the images that it has."""
     return "--mu or --max-per-class" if settings.dist in ("step", "exp") else "--max-per-class"
-
-
-def _list_first(names: list[str], most: int = 5) -> str:
-    """The first names of a list and the number of the others."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _chunks(places: np.ndarray, image_shape: tuple[int, int, int]) -> Iterator[np.ndarray]:

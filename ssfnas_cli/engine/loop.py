@@ -27,7 +27,7 @@ from registry.optimizers import Optimizer
 from ssfnas_cli import stop, world
 from ssfnas_cli.artifacts.checkpoint import Checkpoint, list_checkpoints, load_newest, save_checkpoint
 from ssfnas_cli.artifacts.run import RunFolder
-from ssfnas_cli.console import log, mend_divergence
+from ssfnas_cli.console import first_of, log, mend_divergence
 from ssfnas_cli.engine.event_files import EventFile
 from ssfnas_cli.engine.progress import Progress
 from ssfnas_cli.engine.ranks import check_equal, checkpoint_of_first
@@ -184,7 +184,7 @@ class Loop:
                 "%s: its checkpoint is of an earlier ssfnas and lacks %s, which starts fresh: the run goes on, but its "
                 "result differs from that of an uninterrupted run",
                 self.run.path,
-                ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""),
+                first_of(lacking, 3),
             )
         try:
             phase.load({**initial, **saved})

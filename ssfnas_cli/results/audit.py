@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ssfnas_cli.artifacts.run import TRAINING_VERSION, RunFolder
+from ssfnas_cli.console import first_of
 from ssfnas_cli.results.baseline import Baseline
 from ssfnas_cli.results.facts import SEARCH, RunFacts, is_lost, search_of
 from ssfnas_cli.results.grouping import Group
@@ -163,7 +164,7 @@ def _code(groups: Sequence[Group]) -> Iterable[Remark]:
                     by_value[", then ".join(values)].append(str(run.path))
         if len(by_value) < 2:
             continue
-        told = "; ".join(f"{value}: {_first_of(paths)}" for value, paths in by_value.items())
+        told = "; ".join(f"{value}: {first_of(paths, 1)}" for value, paths in by_value.items())
         yield Remark(what, f"computed by {words}: {told}")
 
 
@@ -179,10 +180,6 @@ def _same_figures(groups: Sequence[Group]) -> Iterable[Remark]:
             yield Remark(
                 "same", f"the same figures to the last digit, so the settings mean the same: {'; '.join(labels)}"
             )
-
-
-def _first_of(paths: Sequence[str]) -> str:
-    return paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
 def _runs(groups: Sequence[Group], left_out: Sequence[LeftOut]) -> Iterable[Remark]:

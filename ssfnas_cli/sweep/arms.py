@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssfnas_cli.console import first_of
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.results.facts import SEARCH, RunFacts, is_lost, search_of
 from ssfnas_cli.results.selection import LeftOut, Selection
@@ -99,8 +100,7 @@ def _shortened(names: Iterable[str]) -> str:
         seeds[arm] += [seed] if seed else []
     words = {0: "", 1: " (seed {})"}
     told = [arm + words.get(len(them), " (seeds {})").format(", ".join(them)) for arm, them in seeds.items()]
-    more = [f"and {len(told) - MOST_NAMED} more"] if len(told) > MOST_NAMED else []
-    return ", ".join([*told[:MOST_NAMED], *more])
+    return first_of(told, MOST_NAMED)
 
 
 def data_names(file: Path) -> Mapping[str, str]:

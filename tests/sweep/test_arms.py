@@ -94,7 +94,7 @@ def test_runs_are_named_in_the_files_order_and_what_is_missing_is_said_in_one_li
     assert other == "plan.toml: 1 other runs are none of its cells (mine)"
     # 2 data sets, 3 seeds, 4 networks, 2 retrainings and 1 correction: 72, of which 15 are there
     assert missing.startswith("plan.toml: 57 of its 72 runs are not there yet (darts-two-flat-ce (seeds 0, 1, 2), ")
-    assert missing.endswith(", and 15 more): the same 'ssfnas sweep' makes them") and missing.count("(seeds") == 4
+    assert missing.endswith(" and 15 more): the same 'ssfnas sweep' makes them") and missing.count("(seeds") == 4
     groups = compare(selection, ["test"]).groups
     assert [group.label for group in groups] == [
         "darts, two, ce", "darts, two, ldam", "ssf, two, ce", "ssf, two, ldam", "resnet20, ce",

@@ -193,6 +193,9 @@ def _report_unexpected(error: Exception) -> int:
         )
     if isinstance(error, OSError):
         return _report(f"{error.filename or 'input/output'}: {error.strerror or error}", 5)
+    if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+        near = error.object[max(0, error.start - 20) : error.end + 20]
+        return _report(f"a name is not UTF-8 text, near '{near}': rename it", 3)
     with contextlib.suppress(OSError):
         traceback.print_exc()
     return _report("this is a bug in ssfnas, or in a plugin; the lines above say where", 1)

@@ -93,6 +93,11 @@ class Progressive(Gradient):
                 f"'progressive' has {len(given)} stages, and there is no epoch for each: take at least --epochs "
                 f"{len(given)}"
             )
+        if context.warmup_epochs >= (shortest := min(stage.epochs for stage in self.stages())):
+            raise PluginError(
+                f"setting 'warmup_epochs' is of every stage of 'progressive': {context.warmup_epochs} leave none of "
+                f"the {shortest} epochs of one for the alphas: take fewer, or more --epochs"
+            )
         self.kept = {kind: torch.ones(alphas.shape, dtype=torch.uint8) for kind, alphas in self.alphas.items()}
         self.history |= {KEPT[kind]: kept[None].float() for kind, kept in self.kept.items()}
         self.record_names = (*self.record_names, *KEPT.values())

@@ -26,7 +26,7 @@ from ssfnas_cli.artifacts.lock import FolderLock, delete_lock_temporaries, is_lo
 from ssfnas_cli.artifacts.log_file import logging_to
 from ssfnas_cli.artifacts.run import ADJUSTMENT, FILES, SCHEMA, RunFolder
 from ssfnas_cli.console import log
-from ssfnas_cli.errors import DiskError, InputError, OutputExistsError
+from ssfnas_cli.errors import DiskError, InputError, OutputExistsError, UsageError
 
 _MISSING = object()
 
@@ -95,7 +95,7 @@ def open_for_writing(
         OutputExistsError: the folder holds another run or something else, or another process is writing it.
         DiskError: the folder cannot be written.
     """
-    refuse_undecodable(path)
+    refuse_undecodable(path, UsageError, "choose another name with -o")
     _open_existing(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from ssfnas_cli.artifacts.cache import cache_folder as cache_folder
 from ssfnas_cli.artifacts.strict_json import parse_json as parse_json
-from ssfnas_cli.errors import DiskError, InputError, OutputExistsError, UsageError
+from ssfnas_cli.errors import DiskError, InputError, OutputExistsError, SsfnasError, UsageError
 
 MAX_JSON_BYTES = 64 * 2**20
 SPARSE_BYTES = 2**30  # smaller files are read quickly even if they are sparse
@@ -152,16 +152,16 @@ def _encode(text: str) -> bytes:
         raise InputError(f"a name is not UTF-8 text, near {near!r}: rename it") from None
 
 
-def refuse_undecodable(path: Path) -> None:
-    """Check that a path can be written to JSON.
+def refuse_undecodable(path: Path, error: type[SsfnasError], mend: str) -> None:
+    """Check that a path can be written to JSON, and be read by libraries that take text.
 
     Raises:
-        UsageError: it is not UTF-8 text.
+        error: it is not UTF-8 text; with the mend.
     """
     try:
         str(path.absolute()).encode()
     except UnicodeEncodeError:
-        raise UsageError(f"{path}: is not UTF-8 text: choose another name with -o") from None
+        raise error(f"{path.absolute()}: is not named in UTF-8: {mend}") from None
 
 
 def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:

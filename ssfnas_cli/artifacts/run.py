@@ -18,6 +18,7 @@ from ssfnas_cli.artifacts.files import (
     read_bytes,
     read_schema,
     read_sealed_json,
+    refuse_undecodable,
     validation_error,
     write_bytes,
     write_sealed_json,
@@ -88,6 +89,7 @@ class RunFolder:
         if not (path / "config.json").exists():
             what = "a data set, not a run" if (path / "manifest.json").exists() else "not a run folder"
             raise InputError(f"{path}: is {what}: it has no config.json")
+        refuse_undecodable(path, InputError, "rename it")
         config = read_sealed_json(path / "config.json")
         read_schema(config, str(path), SCHEMA)
         _check_config(path / "config.json", config)

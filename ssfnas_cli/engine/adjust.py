@@ -211,6 +211,7 @@ def _say(work: Work, outcome: Outcome) -> None:
     if choice is None:
         return
     curve, images = dict(choice.curve), work.held_out
+    present, known = len(np.unique(images.labels)), len(work.card.class_names)
     neutral = " and ".join(f"{curve[one]:.4g} at {one:g}" for one in (0.0, 1.0) if one in curve)
     log.info(
         "%s %.3g is chosen by %s on %s (%d images of %d of %d classes): %.4g; it is %s",
@@ -219,10 +220,19 @@ def _say(work: Work, outcome: Outcome) -> None:
         choice.criterion.replace("_", " "),
         images.name,
         len(images.rows),
-        len(np.unique(images.labels)),
-        len(work.card.class_names),
+        present,
+        known,
         curve[choice.value],
         neutral,
     )
+    if present < known:
+        log.warning(
+            "%s has images of %d of %d classes: what %s %.3g does to the others was not looked at",
+            images.name,
+            present,
+            known,
+            choice.setting,
+            choice.value,
+        )
     if choice.at_the_end:
         log.warning("%s %g is the last one that was tried: a better one may lie beyond", choice.setting, choice.value)

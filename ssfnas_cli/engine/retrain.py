@@ -63,7 +63,7 @@ def run_retrain(
             total = sum(plan.data.counts("train"))
             aside = total - sum(card.train_counts)
             log.info("holdout: %d of %d training images are set aside (seed %d, per class)", aside, total, card.seed)
-        warn_of_a_large_batch(plan.settings, sum(card.train_counts))
+        warn_of_a_large_batch(plan.settings, phases[-1].sampler)
         if genotype is not None and world.is_first():
             write_bytes(run.path / "genotype.json", genotype.to_json())
         for index, phase in enumerate(phases):

@@ -59,7 +59,8 @@ def run_search(settings: SearchSettings, output: Path | None, force: bool) -> di
             len(weight_half),
             len(alpha_half),
         )
-        warn_of_a_large_batch(phase.settings, max(len(weight_half), len(alpha_half)))
+        if isinstance(phase, SearchPhase):
+            warn_of_a_large_batch(phase.settings, phase.sampler)
         if isinstance(phase, FederatedSearch):
             log.info("%s", phase.description())
         if phase.cost is not None:

@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry.samplers import Sampler
 from ssfnas_cli import world
 from ssfnas_cli.artifacts.claim import finished_result, open_for_writing, set_run_aside
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.run import BESIDE_SETTINGS, TRAINING_VERSION, RunFolder
 from ssfnas_cli.console import command_line, log
-from ssfnas_cli.data.batches import mirroring
+from ssfnas_cli.data.batches import mirroring, num_batches
 from ssfnas_cli.engine import ranks
 from ssfnas_cli.engine.device import Device
 from ssfnas_cli.engine.event_files import refuse_without_tensorboard
 from ssfnas_cli.engine.loop import Loop
+from ssfnas_cli.engine.ranks import sampled_lengths
 from ssfnas_cli.engine.tracking import Tracking
 from ssfnas_cli.errors import InputError
 from ssfnas_cli.machine import environment
@@ -199,9 +201,10 @@ def open_run(plan: RunPlan, device: Device, force: bool, tracking: Tracking) -> 
         yield run, loop
 
 
-def warn_of_a_large_batch(settings: Training, num_images: int) -> None:
-    """Warn if all images fit into one batch, so that an epoch is a single step."""
-    if settings.batch_size > num_images:
+def warn_of_a_large_batch(settings: Training, sampler: Sampler) -> None:
+    """Warn if all images that a sampler shows fit into one batch, so that an epoch is a single step."""
+    num_images = min(sampled_lengths(sampler, settings.epochs))
+    if num_batches(num_images, settings.batch_size) == 1:
         log.warning("--batch-size %d: an epoch has %d images, so it is one step", settings.batch_size, num_images)
 
 

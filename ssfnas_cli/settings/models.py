@@ -223,6 +223,17 @@ class SearchSettings(CostAware, Federated, Partial, Training):
             return idle
         return idle | flatten(self.model_dump(mode="json", include=set(self.OF_ALPHAS))).keys()
 
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _leaves_epochs(cls, warmup: int, info: ValidationInfo) -> int:
+        epochs = info.data.get("epochs")
+        if warmup and epochs is not None and warmup >= epochs:
+            raise ValueError(
+                f"leaves none of the {epochs} epochs for the alphas, which would stay as they were drawn: take fewer, "
+                "or more epochs"
+            )
+        return warmup
+
     @field_validator("adapt")
     @classmethod
     def _has_a_supernet(cls, adapt: str, info: ValidationInfo) -> str:

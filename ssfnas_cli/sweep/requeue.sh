@@ -54,7 +54,9 @@ done
 if [ "$code" -eq 75 ] || [ "$code" -eq 138 ]; then
     if [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ]; then
         echo "requeue.sh: not done yet, back into the queue (turn $((${SLURM_RESTART_COUNT:-0} + 1)))" >&2
-        scontrol requeue "$SLURM_JOB_ID"
+        # The number of one task of an array is also that of the array, which would requeue all of its tasks.
+        task=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+        scontrol requeue "${task:-$SLURM_JOB_ID}"
     else
         echo "requeue.sh: not done after ${SLURM_RESTART_COUNT} restarts; submit it again to go on" >&2
     fi

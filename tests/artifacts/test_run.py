@@ -2,6 +2,7 @@ import logging
 
 import pytest
 
+from registry import SAMPLERS
 from ssfnas_cli.artifacts.claim import finished_result, open_for_writing, set_run_aside
 from ssfnas_cli.artifacts.lock import FolderLock
 from ssfnas_cli.artifacts.run import RunFolder
@@ -9,7 +10,7 @@ from ssfnas_cli.artifacts.run_list import DamagedRun, find_runs, seconds_since_u
 from ssfnas_cli.console import log
 from ssfnas_cli.engine.session import warn_of_a_large_batch, warn_of_differences
 from ssfnas_cli.errors import InputError, OutputExistsError
-from ssfnas_cli.settings import SearchSettings, load_settings
+from ssfnas_cli.settings import PluginSection, SearchSettings, build_plugin, load_settings
 
 IDENTITY = {"seed": 0, "ops": ["none", "skip_connect"], "data_sha256": "ab"}
 CONFIG = {"settings": {}, "data": {"path": "/data", "sha256": "ab"}, "environment": {}}
@@ -134,7 +135,10 @@ def test_differences_of_the_environment_are_one_warning(caplog):
 
 def test_a_batch_beyond_the_images_of_an_epoch_is_a_warning(caplog):
     settings = load_settings(SearchSettings, flags={"batch_size": 64})
-    warn_of_a_large_batch(settings, 64)
+    sample = lambda name, *counts: build_plugin(SAMPLERS, PluginSection(name=name), class_counts=list(counts))
+    warn_of_a_large_batch(settings, sample("instance", 60, 6))
     assert not caplog.records
-    warn_of_a_large_batch(settings, 63)
-    assert "--batch-size 64: an epoch has 63 images, so it is one step" in caplog.text
+    for name, counts, shown in (("instance", (50, 13), 63), ("instance", (50, 14), 64), ("under", (60, 6), 12)):
+        caplog.clear()
+        warn_of_a_large_batch(settings, sample(name, *counts))
+        assert f"--batch-size 64: an epoch has {shown} images, so it is one step" in caplog.text

@@ -169,6 +169,10 @@ def test_unlabelled_test_images_and_splits_inside_classes_are_refused(tmp_path):
         picture(tmp_path / "y" / "cat" / name / "0.png")
     with pytest.raises(InputError, match=r"the class folder 'cat' holds a folder 't.*, which may be a split"):
         open_source(settings_of(tmp_path / "y"))
+    for name in ("cat", "dog", "val"):
+        picture(tmp_path / "beside" / name / "0.png")
+    with pytest.raises(InputError, match=r"beside/val: lies beside the class folder 'cat' .* val/CLASS/.*rename it"):
+        open_source(settings_of(tmp_path / "beside"))
     picture(tmp_path / "z" / "test" / "a" / "0.png")
     with pytest.raises(InputError, match="has test/ with folders in it but no train/"):
         open_source(settings_of(tmp_path / "z"))

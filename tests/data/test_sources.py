@@ -130,9 +130,10 @@ def test_links_are_followed_and_dangling_ones_are_bad_images(make_folder):
     root = make_folder({"a": 1}, {"a": 1})
     (root / "train" / "a" / "1-good.png").symlink_to(root / "test" / "a" / "0000.png")
     (root / "train" / "a" / "2-dangling.png").symlink_to(root / "nowhere.png")
+    (root / "train" / "a" / "3-circle.png").symlink_to("3-circle.png")
     source = opened("folder", root)
     assert source.splits["train"].read(1).shape == (9, 9, 3)
-    assert [bad.name for bad in source.bad] == ["train/a/2-dangling.png"]
+    assert [bad.name for bad in source.bad] == ["train/a/2-dangling.png", "train/a/3-circle.png"]
 
 
 def test_a_pipe_among_the_images_does_not_block(make_folder):

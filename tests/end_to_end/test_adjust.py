@@ -37,6 +37,15 @@ def test_what_cannot_be_corrected_is_one_line_and_leaves_nothing(ssfnas, world, 
     assert not (tmp_path / "runs").exists()
 
 
+def test_classes_without_an_image_to_choose_on_are_a_warning(ssfnas, world, tmp_path):
+    rare = ["--dist", "exp", "--mu", "0.02", "--max-per-class", "50", "-o", "data"]  # the rarest class has one image
+    ssfnas.ok("make-dataset", "--source", "digits", *rare, cwd=tmp_path)
+    held_out = ["--data", "data", *ssfnas.tiny, "--set", "holdout=0.2", "--other-data", "-o", "run"]
+    ssfnas.ok("retrain", world / "genotype.json", *held_out, cwd=tmp_path)
+    chosen = ssfnas.ok("adjust", "run", "--tau", "auto", *TINY, "--quiet", "-o", "adjusted", cwd=tmp_path)
+    assert " of 10 classes: what tau " in chosen.err
+
+
 def test_a_classifier_is_trained_until_the_time_limit_and_goes_on(ssfnas, world, run, tmp_path):
     argv = ["adjust", run, "--method", "crt", "--epochs", "2", "--data", world / "data", *TINY, "-o", "crt"]
     stopped = ssfnas.run(*argv, "--max-time", "0", cwd=tmp_path)

@@ -70,9 +70,6 @@ def test_it_takes_the_evaluated_splits_and_epochs_without_alpha_steps_into_accou
     predict_search(settings(track_test=True, epochs=3, warmup_epochs=2), None, False)
     assert max(rows) > 200, "the test split is the largest here"
     assert set(epochs) == {0, 2}, "an epoch of each kind"
-    epochs.clear()
-    predict_search(settings(epochs=2, warmup_epochs=5), None, False)
-    assert set(epochs) == {0}
 
 
 def test_an_evaluation_takes_the_mean_of_those_of_the_epochs(monkeypatch):

@@ -224,11 +224,11 @@ def test_weights_follow_sgd_with_momentum_decay_and_clipping(search):
 
 
 def test_the_learning_rate_falls_along_a_cosine_step_by_step(search):
-    phase = search(lr=0.1, lr_min=0.02, epochs=2, warmup_epochs=2)
-    rates = [value["lr"] for epoch in (0, 1) for value in run(phase, 100, epoch)]
+    phase = search(lr=0.1, lr_min=0.02, epochs=3, warmup_epochs=2)
+    rates = [value["lr"] for epoch in range(3) for value in run(phase, 100, epoch)]
     total = len(rates)
     expected = [0.02 + 0.08 * (1 + math.cos(math.pi * step / total)) / 2 for step in range(total)]
-    assert rates == pytest.approx(expected) and total == 2 * phase.num_steps(0)
+    assert rates == pytest.approx(expected) and total == 3 * phase.num_steps(0)
 
 
 def test_alpha_optimizer_settings_default_to_the_relaxations(search):

@@ -221,17 +221,22 @@ def test_a_scratch_folder_of_ours_is_closed_to_others(cluster, place):
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
-def test_an_array_task_hands_its_signal_on_to_ssfnas(cluster, place, name):
+def test_an_array_task_hands_its_signal_on_to_ssfnas_and_requeues_itself_alone(cluster, place, name):
     (place / "bin" / "ssfnas").write_text(
         '#!/bin/bash\ntrap "exit 75" USR1 TERM\ntouch started\nwhile :; do sleep 0.05; done\n'
     )
     (place / "bin" / "ssfnas").chmod(0o755)
-    environ = {"SLURM_ARRAY_TASK_ID": "5", "DATA": "data", "REQUEUE": str(SLURM / "requeue.sh")}
+    environ = {
+        "SLURM_ARRAY_JOB_ID": "77",
+        "SLURM_ARRAY_TASK_ID": "5",
+        "DATA": "data",
+        "REQUEUE": str(SLURM / "requeue.sh"),
+    }
     job = run(cluster, place, "search-array.sh", **environ)
     wait_for((place / "started").exists)
     job.send_signal(getattr(signal, name))
     job.communicate()
-    assert job.returncode == 75 and log_of(place)[-1] == "scontrol requeue 77"
+    assert job.returncode == 75 and log_of(place)[-1] == "scontrol requeue 77_5"
 
 
 OUT = "an ex%perimént's $HOME `id` \"\\ \x07"

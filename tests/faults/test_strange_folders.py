@@ -273,8 +273,16 @@ def test_names_that_would_steer_a_terminal_are_shown_escaped(zygote, place):
 
 
 def test_an_output_whose_name_cannot_be_recorded_is_refused_before_training(zygote, place):
-    refused(zygote.run([*SHORT, "-o", "run\udcff"], place), 2, "run\\udcff: is not UTF-8 text")
+    refused(zygote.run([*SHORT, "-o", "run\udcff"], place), 2, "run\\udcff: is not named in UTF-8")
     assert not [path for path in place.iterdir() if path.name.startswith("run")]
+
+
+def test_a_run_below_a_name_that_cannot_be_recorded_is_told_from_a_damaged_one(zygote, world, place):
+    shutil.copytree(world / "search", place / "own\udcff")
+    for argv in (["describe", "own\udcff"], ["derive", "own\udcff", "--force"], ["compare", "own\udcff"]):
+        refused(zygote.run(argv, place), 3, "own\\udcff", "not named in UTF-8: rename it")
+    listed = zygote.run(["runs", "."], place)
+    assert listed.code in (0, 3) and "own\\udcff" in listed.out + listed.err
 
 
 def test_a_data_set_whose_name_cannot_be_recorded_is_refused_before_training(zygote, place):

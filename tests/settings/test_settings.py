@@ -253,6 +253,11 @@ def test_a_wrong_value_of_a_recipe_is_told(sets, message):
     assert message in refused(*sets, model=RetrainSettings)
 
 
+def test_a_warm_up_of_all_epochs_is_refused_in_a_search():
+    assert "'warmup_epochs': leaves none of the 3 epochs for the alphas" in refused("warmup_epochs=3", "epochs=3")
+    assert load("warmup_epochs=2", "epochs=3").warmup_epochs == 2
+
+
 def test_a_warm_up_shorter_than_the_training_and_options_of_rand_are_taken():
     assert load("lr_warmup_epochs=7", "epochs=8", model=RetrainSettings).lr_warmup_epochs == 7
     assert load("augment=rand", "rand_ops=3", model=RetrainSettings).rand_ops == 3

@@ -46,12 +46,14 @@ while [ $# -gt 0 ]; do
     shift
 done
 for ((task = 0; task <= last; task++)); do
-    export SLURM_JOB_ID=$number$task SLURM_ARRAY_TASK_ID=$task SLURM_RESTART_COUNT=0
+    # The array itself has the number of its last task.
+    own=$number$task; [ "$task" = "$last" ] && own=$number
+    export SLURM_JOB_ID=$own SLURM_ARRAY_JOB_ID=$number SLURM_ARRAY_TASK_ID=$task SLURM_RESTART_COUNT=0
     said=${output//%a/$task} said=${said//%%/%}
     while true; do
         (cd / && bash "$@") >>"$said" 2>&1 </dev/null
-        [ -e "$SLURM_STATE/requeue-$SLURM_JOB_ID" ] || break
-        rm "$SLURM_STATE/requeue-$SLURM_JOB_ID"
+        [ -e "$SLURM_STATE/requeue-${number}_$task" ] || break
+        rm "$SLURM_STATE/requeue-${number}_$task"
         SLURM_RESTART_COUNT=$((SLURM_RESTART_COUNT + 1))
     done
 done

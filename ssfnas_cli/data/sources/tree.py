@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +107,13 @@ def read_layout(root: Path) -> Layout:
         raise InputError(f"{root}: has no class folders: {WANTED}")
     if set(inside) == set(folders):
         raise InputError(f"{root}: there are no class folders in {', '.join(f'{name}/' for name in folders)}: {WANTED}")
+    # A train may be a class among other vehicles.
+    if split := next((name for name in inside if ROLES[name.lower()] != "train"), None):
+        other = printable(next(name for name in folders if name not in inside))
+        raise InputError(
+            f"{root / split}: lies beside the class folder '{other}' and has the name of a split: if it is one, lay "
+            f"the images out as train/CLASS/ and {split}/CLASS/ or take it away; if it is a class, rename it"
+        )
     for name in folders:
         if odd := next((sub for sub in visible_folders(root / name) if sub.lower() in ROLES), None):
             raise InputError(
@@ -186,17 +194,26 @@ def _listing(folder: Path, ignored: IgnoredFiles | None = None) -> tuple[list[st
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                ours = entry.is_dir() and is_data_set(Path(entry))  # which was made here
+                is_folder = _is(entry.is_dir)
+                ours = is_folder and is_data_set(Path(entry))  # which was made here
                 if entry.name.startswith(".") or entry.name.lower() in SIDE_FOLDERS or ours:
                     if ignored is not None:
                         ignored.add(entry.name)
-                elif entry.is_dir():
+                elif is_folder:
                     folders.append(entry.name)
-                # A dangling link is included, so that it is reported like any other unreadable file.
-                elif entry.is_file() or entry.is_symlink():
+                # A link that leads nowhere is included, so that it is reported like any other unreadable file.
+                elif _is(entry.is_file) or entry.is_symlink():
                     files.append(entry.name)
                 elif ignored is not None:
                     ignored.add(entry.name)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read: {reason(error)}") from error
     return sorted(folders), sorted(files)
+
+
+def _is(kind: Callable[[], bool]) -> bool:
+    """Whether a folder's entry is of a kind, as `os.DirEntry` tells it; a link that leads in a circle is of none."""
+    try:
+        return kind()
+    except OSError:
+        return False

@@ -19,9 +19,9 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 T = TypeVar("T")
 
@@ -38,7 +38,25 @@ class PluginError(ValueError):
         self.option = option
 
 
-class Options(BaseModel):
+class Checked(BaseModel):
+    """A model whose numbers are no truth values: pydantic takes `true` as 1."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
+        given = value if isinstance(value, (list, tuple)) else [value]
+        takes_truth = _takes_truth(cls.model_fields[str(info.field_name)].annotation)
+        if not takes_truth and any(isinstance(one, bool) for one in given):
+            raise ValueError("should be no true or false")
+        return value
+
+
+def _takes_truth(kind: Any) -> bool:
+    """Whether a type, or a type within it, is that of true and false."""
+    return kind in (bool, Any, True, False) or any(map(_takes_truth, get_args(kind)))
+
+
+class Options(Checked):
     """Base class of plugin options. It forbids unknown keys, later changes and numbers that are not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, populate_by_name=True)

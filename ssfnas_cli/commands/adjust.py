@@ -9,7 +9,7 @@ import typer
 from ssfnas_cli import stop
 from ssfnas_cli.commands import closing, common, inputs
 from ssfnas_cli.console import emit, set_verbosity
-from ssfnas_cli.settings import ADJUST_METHODS, AdjustSettings, load_settings, refuse_useless
+from ssfnas_cli.settings import ADJUST_METHODS, AdjustSettings, load_settings, read_configs, refuse_useless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,7 +50,7 @@ def command(
     lr: Annotated[float | None, typer.Option(help="Of crt and lws: learning rate.", show_default="0.025")] = None,
     data: Annotated[str | None, typer.Option(help="Data set folder, if it moved.", show_default="the run's")] = None,
     output: common.RunOutput = None,
-    config: common.Config = None,
+    configs: common.Configs = None,
     sets: common.Set = None,
     show_settings: common.ShowSettings = False,
     device: common.DeviceName = None,
@@ -69,7 +69,7 @@ def command(
     stop.install_handlers()
     set_verbosity(quiet, verbose)
     flags = common.flags_of(AdjustSettings, locals())
-    settings = load_settings(AdjustSettings, config=config, sets=sets or (), flags=flags)
+    settings = load_settings(AdjustSettings, configs=read_configs(configs), sets=sets or (), flags=flags)
     refuse_useless(settings)
     if show_settings:
         common.show_settings(settings)

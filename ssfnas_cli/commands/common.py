@@ -48,9 +48,14 @@ def preset_flag(model: type[Settings]) -> Any:
     return Annotated[list[str] | None, option]
 
 
-Config = Annotated[
-    Path | None,
-    typer.Option(help="Settings from a TOML file.", rich_help_panel=SETTINGS_PANEL, show_default=False),
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--config",
+        help="Settings from a TOML file; repeatable, the last wins.",
+        rich_help_panel=SETTINGS_PANEL,
+        show_default=False,
+    ),
 ]
 Set = Annotated[
     list[str] | None,

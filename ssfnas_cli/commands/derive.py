@@ -20,6 +20,7 @@ from ssfnas_cli.settings import (
     SearchSettings,
     load_settings,
     parse_amount,
+    read_configs,
 )
 
 OF_PERTURBATION = "With --rule perturbation"
@@ -116,7 +117,7 @@ def command(
         ),
     ] = None,
     data: Annotated[str | None, _flag("Data set folder, if it moved.", "the run's")] = None,
-    config: common.Config = None,
+    configs: common.Configs = None,
     sets: common.Set = None,
     show_settings: common.ShowSettings = False,
     device: common.DeviceName = None,
@@ -138,9 +139,10 @@ def command(
         others = {"threshold": None if threshold == "auto" else threshold, "epoch": epoch, "candidate": candidate}
         others |= {"max_params": max_params, "max_macs": max_macs, **of_size, "max_skips": max_skips}
         _refuse_given(others, "is for the other rules")
-        _perturb(run, load_settings(PerturbationSettings, config=config, sets=sets or (), flags=flags), locals())
+        layers: dict[str, Any] = {"configs": read_configs(configs), "sets": sets or (), "flags": flags}
+        _perturb(run, load_settings(PerturbationSettings, **layers), locals())
         return
-    given = {**flags, "config": config, "set": sets or None, "show-settings": show_settings or None}
+    given = {**flags, "config": configs or None, "set": sets or None, "show-settings": show_settings or None}
     _refuse_given(given, "is for --rule perturbation")
     most = _amounts({"max_params": max_params, "max_macs": max_macs})
     if not most:

@@ -12,7 +12,7 @@ from ssfnas_cli import stop
 from ssfnas_cli.commands import closing, common
 from ssfnas_cli.console import box_style, emit, log, printable, set_verbosity
 from ssfnas_cli.errors import UsageError
-from ssfnas_cli.settings import MakeDatasetSettings, load_settings
+from ssfnas_cli.settings import MakeDatasetSettings, load_settings, read_configs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,7 +70,7 @@ def command(
         Path | None,
         typer.Option("--output", "-o", help="Folder to make; default: named after the settings, in data/."),
     ] = None,
-    config: common.Config = None,
+    configs: common.Configs = None,
     sets: common.Set = None,
     show_settings: common.ShowSettings = False,
     force: common.Force = False,
@@ -85,7 +85,7 @@ def command(
         "root": None if root is None else str(root),
         "image_size": int(image_size) if image_size and image_size.isdigit() else image_size,
     }
-    settings = load_settings(MakeDatasetSettings, config=config, sets=sets or (), flags=flags)
+    settings = load_settings(MakeDatasetSettings, configs=read_configs(configs), sets=sets or (), flags=flags)
     if show_settings:
         common.show_settings(settings)
         return

@@ -15,7 +15,7 @@ from ssfnas_cli import stop, world
 from ssfnas_cli.commands import common
 from ssfnas_cli.console import box_style, emit, format_duration, printable, set_verbosity
 from ssfnas_cli.errors import InputError, UsageError
-from ssfnas_cli.settings import PRESETS, Training, load_settings
+from ssfnas_cli.settings import PRESETS, Training, load_settings, read_configs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +44,7 @@ def _shared_flags(model: type[Training]) -> dict[str, tuple[Any, Any]]:
         "seed": (common.Seed, None),
         "output": (common.RunOutput, None),
         "presets": (common.preset_flag(model), None),
-        "config": (common.Config, None),
+        "configs": (common.Configs, None),
         "sets": (common.Set, None),
         "show_settings": (common.ShowSettings, False),
         "device": (common.DeviceName, None),
@@ -67,7 +67,7 @@ class Flags:
     settings: dict[str, Any]
     output: Path | None
     presets: list[str] | None
-    config: Path | None
+    configs: list[Path] | None
     sets: list[str] | None
     show_settings: bool
     dry_run: bool
@@ -84,7 +84,8 @@ class Flags:
             default_preset: the preset if none was named, from the data set that a flag, `--set` or `--config` named.
             more: for `load_settings`.
         """
-        layers = {"config": self.config, "sets": self.sets or (), "flags": {**self.settings, **own}, **more}
+        flags = {**self.settings, **own}
+        layers = {"configs": read_configs(self.configs), "sets": self.sets or (), "flags": flags, **more}
         named = self.presets or []
         chosen = [name for name in named if name in PRESETS[model]]
         preset = chosen[0] if chosen else default_preset(load_settings(model, preset=named, **layers).data)

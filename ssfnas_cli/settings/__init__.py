@@ -11,6 +11,7 @@ from ssfnas_cli.settings.layers import (
     merge,
     merge_layers,
     parse_set,
+    read_configs,
     read_toml,
     to_toml,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "merge_layers",
     "parse_amount",
     "parse_set",
+    "read_configs",
     "read_toml",
     "refuse_useless",
     "show_amount",

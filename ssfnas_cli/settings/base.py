@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from registry import REGISTRIES, PluginError
+from registry.core import Checked
 from ssfnas_cli.console import log
 
 Model = TypeVar("Model", bound="Settings")
@@ -41,7 +42,7 @@ def as_section(value: Any) -> Any:
 Section = Annotated[PluginSection, BeforeValidator(as_section)]
 
 
-class Settings(BaseModel):
+class Settings(Checked):
     """Base of every command's settings: unknown keys and numbers that are not finite are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)

@@ -10,7 +10,7 @@ import datetime
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -58,11 +58,27 @@ RECIPES: dict[type[Settings], dict[str, dict[str, Any]]] = {
 }
 
 
+class ConfigFile(NamedTuple):
+    """A TOML file of settings. It is read once, since it may be a pipe."""
+
+    name: str  # what messages call it
+    layer: dict[str, Any]
+
+
+def read_configs(paths: Sequence[Path] | None) -> list[ConfigFile]:
+    """The files that `--config` names.
+
+    Raises:
+        InputError: one cannot be read, or is not TOML.
+    """
+    return [ConfigFile(f"--config {path}", read_toml(path, f"--config {path}")) for path in paths or ()]
+
+
 def load_settings(
     model: type[Model],
     *,
     preset: str | Sequence[str] | None = None,
-    config: Path | None = None,
+    configs: Sequence[ConfigFile] = (),
     sets: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     fixed: Mapping[str, str] | None = None,
@@ -71,33 +87,35 @@ def load_settings(
 
     Args:
         preset: at most one of PRESETS, and any of RECIPES, which lie over it in the given order.
+        configs: files, the later ones over those before them.
         flags: those whose value is None were not given.
         fixed: settings that nobody may give here, each with the reason. A preset's value for one is left out.
 
     Raises:
         UsageError: an unknown preset or setting, or a value out of range, named as the user wrote it.
-        InputError: the TOML file is missing or broken.
     """
     presets = _preset_layers(model, [preset] if isinstance(preset, str) else preset or ())
     presets = [{key: value for key, value in layer.items() if key not in (fixed or {})} for layer in presets]
-    configs = [] if config is None else [read_toml(config, f"--config {config}")]
-    for layer in configs:
-        _check_keys(model, layer, f"--config {config}: ")
+    for file in configs:
+        _check_keys(model, file.layer, f"{file.name}: ")
+    files = [file.layer for file in configs]
     given = {key: value for key, value in (flags or {}).items() if value is not None}
     command_line = [*(parse_set(text) for text in sets), given]
-    for layer in (*configs, *command_line):
+    for layer in (*files, *command_line):
         for key in (fixed or {}).keys() & layer.keys():
             shown = f"--{key.replace('_', '-')}" if key in given else f"setting '{key}'"
             raise UsageError(f"{shown}: {(fixed or {})[key]}")
     defaults = model.plugin_defaults()
     merged = nest({path: {"name": name} for path, name in defaults.items()})
-    for layer in (*presets, *configs, _plugin_names(command_line, set(defaults)), *command_line):
+    for layer in (*presets, *files, _plugin_names(command_line, set(defaults)), *command_line):
         _check_keys(model, layer)
         merged = merge(merged, layer, set(defaults))
     try:
         return model.model_validate(merged)
     except ValidationError as error:
-        raise UsageError(_explain(error, set(given))) from None
+        wrong = next(iter(error.errors()[0]["loc"]), "")
+        said = [file.name for file in configs if wrong in file.layer and not any(wrong in one for one in command_line)]
+        raise UsageError(": ".join([*said[-1:], _explain(error, set(given))])) from None
 
 
 def _preset_layers(model: type[Settings], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -140,10 +158,16 @@ def merge_layers(model: type[Settings], layers: Sequence[Mapping[str, Any]]) -> 
 
 
 def to_toml(settings: Settings) -> str:
-    """All settings that mean something here, as TOML that `--config` reads back."""
+    """All settings that mean something here, as TOML that `--config` reads back. None is not in it."""
     import tomli_w
 
-    return tomli_w.dumps(settings.model_dump(mode="json", exclude=set(settings.refused())))
+    return tomli_w.dumps(_without_none(settings.model_dump(mode="json", exclude=set(settings.refused()))))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
 
 
 def read_toml(path: Path, named: str) -> dict[str, Any]:
@@ -224,6 +248,8 @@ def _plugin_names(layers: Sequence[Mapping[str, Any]], sections: set[str]) -> di
 def _check_keys(model: type[Settings], layer: Mapping[str, Any], where: str = "") -> None:
     known = sorted(model.model_fields)
     for key in layer:
+        if key not in known and (plain := key.partition(".")[0]) in known:
+            raise UsageError(f"{where}unknown setting '{key}': write it without quotes, or in the table [{plain}]")
         if key not in known:
             raise UsageError(f"{where}unknown setting '{key}'.{did_you_mean(key, known)} Known: {', '.join(known)}")
 

@@ -57,8 +57,9 @@ def read_plan(path: Path, sets: Sequence[str] = (), output: Path | None = None) 
         UsageError: it has an unknown table, or one of the wrong form.
     """
     document = read_toml(path, str(path))
-    for text in sets:
-        document = merge(document, parse_set(text))
+    changes = [_only_path(parse_set(text)) for text in sets]
+    for keys, value in sorted(changes, key=lambda change: len(change[0])):  # a plugin's name before its options
+        _set(document, keys, value)
     for key in document:
         if key not in KEYS:
             raise UsageError(f"{path}: unknown key '{key}'.{_hint(key)} Known: {', '.join(KEYS)}")
@@ -76,6 +77,38 @@ def read_plan(path: Path, sets: Sequence[str] = (), output: Path | None = None) 
     seeds = document.get("seeds", [0])
     notes = (f"{path}: seeds = {seeds} is the one seed {seeds}; for three write seeds = [0, 1, 2]",)
     return PlanFile(path, output, _read_seeds(path, seeds), tables, () if isinstance(seeds, list) else notes)
+
+
+def _only_path(layer: Mapping[str, Any]) -> tuple[list[str], Any]:
+    """The keys that lead to the value of a `--set`, and the value."""
+    keys: list[str] = []
+    value: Any = layer
+    while isinstance(value, Mapping) and len(value) == 1:
+        ((key, value),) = value.items()
+        keys.append(key)
+    return keys, value
+
+
+def _set(document: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    """Have a `--set` in the file. An option of a plugin stands beside the plugin's name, and goes with it.
+
+    `retrain.loss.defer=0.8` over `loss = "ldam"` is `"loss.defer" = 0.8`, not a table in place of the name.
+    """
+    place = document
+    for depth, key in enumerate(keys[:-1]):
+        below = place.setdefault(key, {})
+        if not isinstance(below, dict):  # the name, or an axis of names
+            place[".".join(keys[depth:])] = value
+            return
+        place = below
+    last = keys[-1]
+    before = place.get(last)
+    if isinstance(before, dict) and isinstance(value, Mapping):
+        place[last] = merge(before, value)
+    elif not isinstance(before, dict) or before.get("name") != value:
+        place[last] = value
+        for option in [key for key in place if key.startswith(f"{last}.")] if before != value else ():
+            del place[option]
 
 
 def _hint(key: str) -> str:

@@ -8,7 +8,7 @@ from registry import SOURCES, Options, PluginError, SourceFacts
 from ssfnas_cli.data.build import build_dataset
 from ssfnas_cli.data.sources.base import ArraySplit, Source, open_source
 from ssfnas_cli.errors import InputError
-from ssfnas_cli.settings import MakeDatasetSettings, load_settings
+from ssfnas_cli.settings import MakeDatasetSettings, load_settings, read_configs
 
 
 class NoiseOptions(Options):
@@ -69,5 +69,5 @@ def test_class_names_of_any_source_are_checked(noise, names):
 
 def test_settings_of_an_older_program_are_read(tmp_path):
     (tmp_path / "old.toml").write_text('source = "folder"\nroot = "x"\ndist = "exp"\nmu = 0.5\nshard_mb = 64\n')
-    settings = load_settings(MakeDatasetSettings, config=tmp_path / "old.toml")
+    settings = load_settings(MakeDatasetSettings, configs=read_configs([tmp_path / "old.toml"]))
     assert (settings.source.name, settings.dist, settings.shard_mb) == ("folder", "exp", 64)

@@ -69,6 +69,8 @@ def test_usage(ssfnas, tmp_path, words, argv):
 
 
 def test_config_file(ssfnas, tmp_path):
+    piped = ssfnas.shell("ssfnas search --show-settings --config <(echo 'epochs = 6')", tmp_path)
+    assert "epochs = 6\n" in piped.out.decode() and piped.code == 0, "a pipe is read once"
     ssfnas.refuses(3, ["--config", "none.toml", "no such file"], "search", "--config", "none.toml", cwd=tmp_path)
     (tmp_path / "broken.toml").write_text("epochs = = 3\n")
     ssfnas.refuses(3, ["broken.toml", "TOML", "line 1"], "search", "--config", "broken.toml", cwd=tmp_path)

@@ -10,6 +10,22 @@ from safetensors.numpy import load_file
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
 
+DEMANDING = """
+from pydantic import Field
+from registry import LOSSES
+from registry.core import Options
+from registry.losses import CrossEntropy
+
+class Demands(Options):
+    must: float = Field(description="has no default")
+    names: list[str] = Field(default_factory=lambda: ["a"], description="made anew")
+    maybe: int | None = Field(None, description="may be nothing")
+
+@LOSSES.register("demanding", options=Demands)
+class Demanding(CrossEntropy):
+    \"\"\"Cross-entropy with options of all kinds.\"\"\"
+"""
+
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> dict[str, str]:
@@ -22,8 +38,10 @@ def installed(tmp_path_factory) -> dict[str, str]:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-neighbour\nVersion: 2.1\n")
     (info / "entry_points.txt").write_text(
-        "[ssfnas.losses]\nbroken = broken_neighbour\nabsent = json\n[ssfnas.ops]\nskip_connect = broken_neighbour\n"
+        "[ssfnas.losses]\nbroken = broken_neighbour\nabsent = json\ndemanding = demanding\n"
+        "[ssfnas.ops]\nskip_connect = broken_neighbour\n"
     )
+    (broken / "demanding.py").write_text(DEMANDING)
     (broken / "broken_neighbour.py").write_text("import a_module_that_is_not_there\n")
     return {"PYTHONPATH": f"{site}{os.pathsep}{broken}"}
 
@@ -41,6 +59,14 @@ def test_listed_with_options_and_origin_and_the_broken_with_the_reason(ssfnas, i
         entry = plugins[kind, name]
         assert entry["origin"] == "ssfnas-example 0.1.0" and entry["summary"]
         assert entry["options"][option]["description"]
+    options = plugins["loss", "demanding"]["options"]
+    assert [one.get("default", "?") for one in options.values()] == ["?", ["a"], None]
+    shown = ssfnas.ok(
+        *("retrain", "resnet20", "--loss", "demanding", "--set", "loss.must=1", "--show-settings"),
+        cwd=tmp_path,
+        environ=installed,
+    )
+    assert "must = 1.0" in shown.out.decode() and "maybe" not in shown.out.decode()
     assert "broken-neighbour 2.1 cannot be loaded: ModuleNotFoundError" in plugins["loss", "broken"]["error"]
     assert "registers none of that name" in plugins["loss", "absent"]["error"]
     assert "the built-in is used" in plugins["op", "skip_connect"]["warning"]

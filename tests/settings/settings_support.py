@@ -1,7 +1,7 @@
 """Settings as the commands load them."""
 
-from ssfnas_cli.settings import SearchSettings, load_settings
+from ssfnas_cli.settings import SearchSettings, load_settings, read_configs
 
 
 def load(*sets, model=SearchSettings, preset=None, config=None, **flags):
-    return load_settings(model, preset=preset, config=config, sets=sets, flags=flags)
+    return load_settings(model, preset=preset, configs=read_configs(config and [config]), sets=sets, flags=flags)

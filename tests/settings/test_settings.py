@@ -11,6 +11,7 @@ from ssfnas_cli.settings import (
     SearchSettings,
     flatten,
     load_settings,
+    read_configs,
     to_toml,
 )
 
@@ -134,6 +135,28 @@ def test_an_unknown_setting_gets_a_suggestion(key, suggestion, toml):
     for text in (refused(f"{key}=1"), in_file.removeprefix(f"--config {file}: "), refused(f"{key}.x=1")):
         assert text.startswith(f"unknown setting '{key}'.")
         assert ("Did you mean" in text) == bool(suggestion) and suggestion in text
+
+
+def test_what_is_wrong_in_a_config_names_the_file(toml):
+    file = toml("epochs = 7\nlr = -1")
+    assert refused(config=file).startswith(f"--config {file}: setting 'lr': ")
+    assert refused("lr=-2", config=file).startswith("setting 'lr': ")
+    assert "write it without quotes, or in the table [loss]" in refused(config=toml('"loss.lambda" = 1'))
+
+
+@pytest.mark.parametrize("text", ["lr=true", "epochs=true", "alpha_betas=[true,0.9]", "drop_path=true"])
+def test_true_is_no_number(text):
+    model = RetrainSettings if "drop_path" in text else SearchSettings
+    assert "should be no true or false" in refused(text, model=model)
+    assert "should be no true or false" in refused("loss.gamma=true", loss="focal", error=ValueError)
+    assert load("stop_when_collapsed=true").stop_when_collapsed
+
+
+def test_a_later_config_lies_over_an_earlier_one(toml, tmp_path):
+    (tmp_path / "other.toml").write_text('epochs = 9\n[loss]\nname = "focal"\ngamma = 1')
+    files = read_configs([toml('epochs = 7\nlayers = 5\nloss = "focal"'), tmp_path / "other.toml"])
+    got = load_settings(SearchSettings, configs=files)
+    assert (got.epochs, got.layers, got.loss.name, got.loss.options()) == (9, 5, "focal", {"gamma": 1})
 
 
 def test_an_unknown_setting_within_another_is_named_whole():

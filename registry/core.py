@@ -17,6 +17,7 @@ import functools
 import importlib
 import importlib.metadata
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar, get_args
@@ -117,6 +118,27 @@ class Plugin(Generic[T]):
     def summary(self) -> str:
         """The first line of the factory's docstring."""
         return (self.factory.__doc__ or "").strip().partition("\n")[0]
+
+    def build(self, *arguments: Any, **named: Any) -> T:
+        """Call the factory.
+
+        Raises:
+            PluginError: the factory of another package fails. The message says where.
+        """
+        try:
+            return self.factory(*arguments, **named)
+        except PluginError:
+            raise
+        except Exception as error:
+            raise self.failed("cannot be made", error) from error
+
+    def failed(self, what: str, error: Exception) -> Exception:
+        """An exception of the plugin as an error that names it and the line; one of a built-in plugin as it is."""
+        if self.origin == "builtin":
+            return error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
+        return PluginError(f"'{self.name}' of {self.origin} {what}: {told}")
 
     def parse_options(self, values: Mapping[str, Any] | None = None) -> Options:
         """Validate option values with the plugin's model.
@@ -219,6 +241,10 @@ class Registry(Generic[T]):
                     f"Available: {', '.join(known)}. See 'ssfnas plugins'."
                 )
         return self._plugins[name]
+
+    def foreign(self) -> list[Plugin[T]]:
+        """The plugins of other packages that have been imported."""
+        return [plugin for plugin in self._plugins.values() if plugin.origin != "builtin"]
 
     def clashes(self) -> dict[str, str]:
         """Explanations by name for the built-in plugins that another distribution declares, too."""

@@ -72,7 +72,7 @@ class Objective(abc.ABC):
     def build_head(self, num_features: int) -> nn.Module:
         """Build the default head, a module that maps pooled features [N, num_features] to the input of `loss`."""
         plugin = HEADS.get(self.default_head)
-        return plugin.factory(
+        return plugin.build(
             plugin.parse_options(self.head_options()), num_features, self.num_classes, self.class_counts
         )
 

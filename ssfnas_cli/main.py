@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from registry import PluginError
+from registry import REGISTRIES, PluginError
 from ssfnas_cli import __version__, console, world
 from ssfnas_cli.commands import (
     adjust,
@@ -198,7 +198,20 @@ def _report_unexpected(error: Exception) -> int:
         return _report(f"a name is not UTF-8 text, near '{near}': rename it", 3)
     with contextlib.suppress(OSError):
         traceback.print_exc()
+    if plugin := _plugin_in(error):
+        told = f"{type(error).__name__}: {error}"
+        return _report(f"{told}: a bug in {plugin}, or in how ssfnas calls it; the lines above say where", 1)
     return _report("this is a bug in ssfnas, or in a plugin; the lines above say where", 1)
+
+
+def _plugin_in(error: Exception) -> str:
+    """The plugin of another package in whose code an exception was raised; empty if it was in none."""
+    foreign = [plugin for registry in REGISTRIES.values() for plugin in registry.foreign()]
+    of_package = {plugin.factory.__module__.partition(".")[0]: plugin for plugin in foreign}
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        if found := of_package.get(str(frame.f_globals.get("__name__")).partition(".")[0]):
+            return f"'{found.name}' of {found.origin}"
+    return ""
 
 
 def _usage_message(error: Any) -> str:

@@ -14,6 +14,7 @@ from registry import SAMPLERS
 from registry.gpu import reported
 from registry.samplers import Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
+from registry.trials import order_of
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.data.batches import Batch, TrainingBatches, load_batches, num_batches, training_subset
 from ssfnas_cli.data.holdout import rest_counts, split_holdout
@@ -86,7 +87,7 @@ class HeadPhase:
             compiled=self.device.compiled_views,
             policy=self.policy,
         )
-        order = self.sampler.order(self.split.labels[self.rows], subset.seed, epoch, epoch / self.epochs)
+        order = order_of(self.sampler, self.split.labels[self.rows], subset.seed, epoch, epoch / self.epochs)
         batches = TrainingBatches(subset, order, self.batch_size, epoch)
         for batch in load_batches(batches, start, self.training.workers, self.training.time_limit):
             yield self.device.move(batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ from registry import HEADS, LOSSES, NETWORKS, SAMPLERS, PluginError
 from registry.losses import Objective
 from registry.networks import Encoder
 from registry.samplers import Sampler
+from registry.trials import try_scores
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import MODEL, DerivedNetwork, ModelCard, Part, Preparation, load_model
@@ -173,8 +173,15 @@ def head_builder(section: PluginSection, objective: Objective) -> Callable[[int]
     if section.name == "auto":
         return objective.build_head
     plugin = HEADS.get(section.name)
-    context = {"num_classes": objective.num_classes, "class_counts": objective.class_counts}
-    return partial(plugin.factory, plugin.parse_options(section.options()), **context)
+    options = plugin.parse_options(section.options())
+
+    def build(num_features: int) -> nn.Module:
+        head = plugin.build(options, num_features, objective.num_classes, objective.class_counts)
+        if plugin.facts.gives == "scores":
+            try_scores(plugin, head, num_features, objective.num_classes)
+        return head
+
+    return build
 
 
 def resolve_head(section: PluginSection, objective: Objective) -> PluginSection:

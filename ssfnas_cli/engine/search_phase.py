@@ -21,6 +21,7 @@ from registry.optimizers import SGD, Adam, Optimizer
 from registry.samplers import Instance, Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
 from registry.strategies.base import Mixing, Stage
+from registry.trials import order_of
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.artifacts.run import ALPHAS
 from ssfnas_cli.artifacts.tensors import save_tensors
@@ -160,7 +161,7 @@ class SearchPhase:
         weight_half, alpha_half = self.halves
         weights = self._subset(weight_half, "search weights", self.weight_loss, self.mix)
         progress = self._progress(epoch)
-        order = self.sampler.order(self.split.labels[weight_half], weights.seed, epoch, progress)
+        order = order_of(self.sampler, self.split.labels[weight_half], weights.seed, epoch, progress)
         size = self.settings.batch_size
         head_views = None
         if self.model.alpha_head is not None:  # the weight step trains it on the views of its own loss
@@ -169,7 +170,7 @@ class SearchPhase:
         alpha_order = None
         if not isinstance(self.alpha_sampler, Instance):
             labels = self.split.labels[alpha_half]
-            alpha_order = self.alpha_sampler.order(labels, alphas.seed, epoch, progress)
+            alpha_order = order_of(self.alpha_sampler, labels, alphas.seed, epoch, progress)
         return BilevelBatches(TrainingBatches(weights, order, size, epoch), alphas, size, head_views, alpha_order)
 
     def _subset(self, rows: np.ndarray, stream: str, loss: Objective, mix: Mix | None = None) -> Subset:

@@ -19,6 +19,7 @@ from registry.networks import Encoder
 from registry.norm import average_running_statistics
 from registry.samplers import Sampler
 from registry.state import load_module, load_optimizer, module_tensors, optimizer_tensors
+from registry.trials import order_of
 from ssfnas_cli.artifacts.dataset import DataSet, Split
 from ssfnas_cli.data.batches import (
     Batch,
@@ -165,7 +166,7 @@ class TrainPhase:
             beside=beside,
             policy=schedule.policy,
         )
-        order = self.sampler.order(self.split.labels[self.rows], subset.seed, epoch, epoch / self.epochs)
+        order = order_of(self.sampler, self.split.labels[self.rows], subset.seed, epoch, epoch / self.epochs)
         return TrainingBatches(subset, order, self.settings.batch_size, epoch, schedule.mixing)
 
     def num_steps(self, epoch: int) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from registry import OPS, collective
 from registry.networks import Encoded, Encoder
 from registry.stages import run_together, stages_of, waits_for_ranks
+from registry.trials import build_op
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets.compiled.fanout import FanOut, split_ops
@@ -102,7 +103,7 @@ class DerivedCell(AnyCell):
         for edge in live.edges:
             stride = 2 if spec.reduction and edge.source < 2 else 1
             plugin = OPS.get(edge.op)
-            op = plugin.factory(spec.channels, stride, True, plugin.parse_options(genotype.op_options.get(edge.op)))
+            op = build_op(plugin, spec.channels, stride, True, plugin.parse_options(genotype.op_options.get(edge.op)))
             self.ops.append(op)
             self.exempt.append(plugin.facts.drop_path_exempt and stride == 1)
         self.compile_with(None)

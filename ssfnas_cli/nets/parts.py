@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from registry import OPS
 from registry.ops import FactorizedReduce, ReLUConvBN
 from registry.space import CELL_TYPES, NUM_INPUTS, NUM_NODES, edge_list
+from registry.trials import build_op
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.nets.count import count_macs, count_params
 from ssfnas_cli.nets.skeleton import AnyCell, CellSpec, build_cells, pool
@@ -59,7 +60,7 @@ class Part(NamedTuple):
         if self.kind == "op":
             plugin = OPS.get(self.name)
             options = plugin.parse_options(json.loads(self.options))
-            return plugin.factory(self.in_channels, self.stride, True, options)
+            return build_op(plugin, self.in_channels, self.stride, True, options)
         if self.kind == "stem":
             return STEMS[self.name](self.in_channels, self.out_channels)  # type: ignore[index]
         if self.kind == "classifier":

@@ -31,6 +31,7 @@ from registry.norm import BatchNorm
 from registry.separable import SeparableConvs
 from registry.space import CELL_TYPES, EDGE_WEIGHTS, NUM_INPUTS, NUM_NODES, edge_list
 from registry.stages import run_together, stages_of, waits_for_ranks
+from registry.trials import build_op
 from ssfnas_cli.native.cells import CellKernels
 from ssfnas_cli.nets import partial
 from ssfnas_cli.nets.compiled.fanout import FanOut, split_ops
@@ -327,7 +328,7 @@ def _passing_by(node: int) -> OutgoingOps:
 
 
 def _candidate(plugin: Plugin, channels: int, stride: int, options: Any) -> nn.Module:
-    op = plugin.factory(channels, stride, False, options)
+    op = build_op(plugin, channels, stride, False, options)
     return nn.Sequential(op, BatchNorm(channels, affine=False)) if plugin.facts.supernet_bn else op
 
 

@@ -128,7 +128,7 @@ def is_placeholder(section: PluginSection) -> bool:
 def build_plugin(registry: Any, section: PluginSection, **context: Any) -> Any:
     """The object that a section of the settings stands for."""
     plugin = registry.get(section.name)
-    return plugin.factory(plugin.parse_options(section.options()), **context)
+    return plugin.build(plugin.parse_options(section.options()), **context)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

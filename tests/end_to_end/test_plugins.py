@@ -24,6 +24,9 @@ class Demands(Options):
 @LOSSES.register("demanding", options=Demands)
 class Demanding(CrossEntropy):
     \"\"\"Cross-entropy with options of all kinds.\"\"\"
+
+    def loss(self, outputs, labels, progress=1.0):
+        return 1 / (self.options.must - 1)
 """
 
 
@@ -66,6 +69,10 @@ def test_listed_with_options_and_origin_and_the_broken_with_the_reason(ssfnas, i
         cwd=tmp_path,
         environ=installed,
     )
+    argv = ["retrain", "resnet20", "--loss", "demanding", "--set", "loss.must=1"]
+    failed = ssfnas.run(*argv, "--threads", "1", cwd=tmp_path, environ=installed)
+    last = failed.err.strip().splitlines()[-1]
+    assert failed.code == 1 and "ZeroDivisionError" in last and "a bug in 'demanding' of broken-neighbour 2.1" in last
     assert "must = 1.0" in shown.out.decode() and "maybe" not in shown.out.decode()
     assert "broken-neighbour 2.1 cannot be loaded: ModuleNotFoundError" in plugins["loss", "broken"]["error"]
     assert "registers none of that name" in plugins["loss", "absent"]["error"]

@@ -153,7 +153,7 @@ def open_source(settings: MakeDatasetSettings) -> Source:
     """
     check_root(settings)
     plugin = SOURCES.get(settings.source.name)
-    source = plugin.factory(plugin.parse_options(settings.source.options()), settings)
+    source = plugin.build(plugin.parse_options(settings.source.options()), settings)
     _check_source(plugin, source)
     _check_names(source.class_names, where(settings))
     return source

@@ -201,6 +201,8 @@ class Registry(Generic[T]):
         """Return a decorator that registers a factory (a class or a function) under `name`."""
 
         def decorate(factory: Callable[..., T]) -> Callable[..., T]:
+            if lacking := [key for key, field in options.model_fields.items() if field.is_required()]:
+                raise PluginError(f"option '{lacking[0]}' of the {self.kind} '{name}' has no default: give it one")
             module = factory.__module__
             builtin = module == self._builtin_module.get(name)
             if name in self._builtin_module and not builtin:

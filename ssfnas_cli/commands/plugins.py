@@ -46,7 +46,7 @@ def describe_plugin(kind: str, name: str) -> dict[str, Any]:
     except PluginError as error:
         return entry | {"error": str(error)}
     options = {
-        field.alias or key: {**_default(field), "description": field.description or ""}
+        field.alias or key: {"default": _default(field), "description": field.description or ""}
         for key, field in plugin.options.model_fields.items()
     }
     entry |= {"origin": plugin.origin, "summary": plugin.summary, "options": options}
@@ -54,13 +54,11 @@ def describe_plugin(kind: str, name: str) -> dict[str, Any]:
     return entry | ({"warning": clash} if clash else {})
 
 
-def _default(field: FieldInfo) -> dict[str, Any]:
-    """What an option is if it is not given, as JSON has it; nothing if it has to be given."""
-    if field.is_required():
-        return {}
+def _default(field: FieldInfo) -> Any:
+    """What an option is if it is not given, as JSON has it."""
     from pydantic_core import to_jsonable_python
 
-    return {"default": to_jsonable_python(field.get_default(call_default_factory=True), fallback=str)}
+    return to_jsonable_python(field.get_default(call_default_factory=True), fallback=str)
 
 
 def _show(console: Console, entries: list[dict[str, Any]]) -> None:
@@ -72,9 +70,6 @@ def _show(console: Console, entries: list[dict[str, Any]]) -> None:
     for entry in entries:
         lines = [entry.get("summary") or entry.get("error", "")]
         lines += [entry["warning"]] if "warning" in entry else []
-        lines += [
-            f"  {key} = {option.get('default', '(has to be given)')}: {option['description']}"
-            for key, option in entry.get("options", {}).items()
-        ]
+        lines += [f"  {key} = {o['default']}: {o['description']}" for key, o in entry.get("options", {}).items()]
         table.add_row(entry["kind"], entry["name"], entry.get("origin", "broken"), "\n".join(lines))
     console.print(table)

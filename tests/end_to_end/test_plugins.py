@@ -13,11 +13,10 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
 DEMANDING = """
 from pydantic import Field
 from registry import LOSSES
-from registry.core import Options
-from registry.losses import CrossEntropy
+from registry.losses import CrossEntropy, Smoothed
 
-class Demands(Options):
-    must: float = Field(description="has no default")
+class Demands(Smoothed):
+    must: float = Field(2.0, description="as usual")
     names: list[str] = Field(default_factory=lambda: ["a"], description="made anew")
     maybe: int | None = Field(None, description="may be nothing")
 
@@ -63,7 +62,7 @@ def test_listed_with_options_and_origin_and_the_broken_with_the_reason(ssfnas, i
         assert entry["origin"] == "ssfnas-example 0.1.0" and entry["summary"]
         assert entry["options"][option]["description"]
     options = plugins["loss", "demanding"]["options"]
-    assert [one.get("default", "?") for one in options.values()] == ["?", ["a"], None]
+    assert [options[name]["default"] for name in ("must", "names", "maybe")] == [2.0, ["a"], None]
     shown = ssfnas.ok(
         *("retrain", "resnet20", "--loss", "demanding", "--set", "loss.must=1", "--show-settings"),
         cwd=tmp_path,

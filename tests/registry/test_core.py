@@ -214,6 +214,14 @@ def test_registering_a_taken_name_from_another_module_is_refused():
     assert registry.get("g").factory is first
 
 
+def test_an_option_without_a_default_is_refused_where_it_is_registered():
+    class Demands(Options):
+        must: float
+
+    with pytest.raises(PluginError, match="option 'must' of the op 'demands' has no default: give it one"):
+        Registry("op", "ssfnas.none", {}).register("demands", options=Demands)(lambda: None)
+
+
 def test_facts_and_options_travel_with_the_plugin():
     class Knobs(Options):
         size: int = Field(3, ge=1)

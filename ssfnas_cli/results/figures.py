@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ssfnas_cli.artifacts.genotype import read_genotype
-from ssfnas_cli.errors import UsageError
+from ssfnas_cli.errors import InputError, UsageError
 from ssfnas_cli.results.facts import RunFacts
 
 GENOTYPE = "genotype.json"  # in the folder of a search
@@ -96,7 +96,10 @@ def _share_of_ops(cell: str, word: str) -> Callable[[RunFacts], float | None]:
         path = run.path / GENOTYPE
         if not path.is_file():
             return None
-        edges = read_genotype(path).cells()[cell].edges
+        try:
+            edges = read_genotype(path).cells()[cell].edges
+        except InputError:  # it is damaged, or has ops of a package that is not here
+            return None
         return sum(word in edge.op for edge in edges) / len(edges) if edges else None
 
     return read

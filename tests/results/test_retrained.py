@@ -2,8 +2,10 @@
 
 from results_support import CELL, make_run
 
+from ssfnas_cli.artifacts.files import write_json
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.results.facts import read_facts
+from ssfnas_cli.results.figures import search_figures
 from ssfnas_cli.results.retrained import by_genotype, cells_key, differing_settings
 
 DATA = "a" * 64
@@ -36,6 +38,15 @@ def test_seeds_of_a_genotype_are_one_and_other_data_and_plain_networks_are_left_
         ("elsewhere", "was trained on another data set than the search"),
         ("plain", "is of a plain network, which has no genotype"),
     ]
+
+
+def test_what_has_ops_of_a_package_that_is_not_here_is_left_out_and_its_figures_are_not_known(tmp_path):
+    gone = genotype(cell(("gone_op", 0, 2), ("sep_conv_3x3", 1, 3)))
+    found, left_out = by_genotype([read_facts(make_run(tmp_path / "gone", genotype=gone))], DATA)
+    assert not found and "unknown op 'gone_op'" in left_out[0].why
+    search = make_run(tmp_path / "search", "search")
+    write_json(search.path / "genotype.json", {"schema": "ssfnas.genotype/1", **gone})
+    assert {figure.read(read_facts(search)) for figure in search_figures() if "in" in figure.title.split()} == {None}
 
 
 def test_the_order_of_edges_and_dead_ones_do_not_make_another_genotype():

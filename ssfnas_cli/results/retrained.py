@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssfnas_cli.artifacts.files import dump_json
-from ssfnas_cli.artifacts.genotype import Genotype, parse_genotype
-from ssfnas_cli.errors import InputError
+from pydantic import ValidationError
+
+from ssfnas_cli.artifacts.files import validation_error
+from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.results.facts import SEARCH, RunFacts
 from ssfnas_cli.results.selection import LeftOut
 
@@ -41,9 +42,9 @@ def by_genotype(runs: Sequence[RunFacts], data_sha256: str) -> tuple[list[Retrai
             left_out.append(LeftOut(run.path, "was trained on another data set than the search"))
         else:
             try:
-                genotype = parse_genotype(dump_json(recorded), str(run.path))
-            except InputError as error:  # its ops may be of a package that is not here
-                left_out.append(LeftOut(run.path, f"has a genotype that cannot be built here ({error})"))
+                genotype = Genotype.model_validate(recorded)
+            except ValidationError as error:  # its ops may be of a package that is not here
+                left_out.append(LeftOut(run.path, str(validation_error("its genotype cannot be built here", error))))
                 continue
             entry = found.setdefault(cells_key(genotype), Retrained(genotype.name or run.path.name, genotype))
             entry.runs.append(run)

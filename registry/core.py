@@ -20,9 +20,11 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar, get_args
+from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, ValidationError
+
+from registry.checked import Checked
 
 T = TypeVar("T")
 
@@ -37,24 +39,6 @@ class PluginError(ValueError):
     def __init__(self, message: str, option: str = ""):
         super().__init__(message)
         self.option = option
-
-
-class Checked(BaseModel):
-    """A model whose numbers are no truth values: pydantic takes `true` as 1."""
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _is_no_truth(cls, value: Any, info: ValidationInfo) -> Any:
-        given = value if isinstance(value, (list, tuple)) else [value]
-        takes_truth = _takes_truth(cls.model_fields[str(info.field_name)].annotation)
-        if not takes_truth and any(isinstance(one, bool) for one in given):
-            raise ValueError("should be no true or false")
-        return value
-
-
-def _takes_truth(kind: Any) -> bool:
-    """Whether a type, or a type within it, is that of true and false."""
-    return kind in (bool, Any, True, False) or any(map(_takes_truth, get_args(kind)))
 
 
 class Options(Checked):

@@ -265,11 +265,23 @@ def read_json(path: Path, max_bytes: int = MAX_JSON_BYTES) -> Any:
     return parse_json(read_bytes(path, max_bytes), str(path))
 
 
-def validation_error(where: str, error: ValidationError, within: str = "") -> InputError:
-    """Convert a ValidationError to an InputError with the first fault and its location, prefixed by `within`."""
+def validation_error(
+    where: str, error: ValidationError, within: str = "", made_with: Mapping[str, str] | None = None
+) -> InputError:
+    """Convert a ValidationError to an InputError with the first fault and its location, prefixed by `within`.
+
+    Args:
+        where: what was read, for the message.
+        error: of its model.
+        within: the part of it that the model is of.
+        made_with: the plugins of other packages that it was made with, one of which may not be installed here.
+    """
     first = error.errors()[0]
     place = ".".join(str(part) for part in (*([within] if within else []), *first["loc"]))
-    return InputError(f"{where}: {place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}")
+    message = first["msg"].removeprefix("Value error, ")
+    missing = [version for name, version in (made_with or {}).items() if f"unknown {name.split()[0]} " in message]
+    mend = f" It was made with {', '.join(dict.fromkeys(missing))}: install that." if missing else ""
+    return InputError(f"{where}: {place + ': ' if place else ''}{message}{mend}")
 
 
 def read_schema(value: Any, where: str, known: str) -> Any:

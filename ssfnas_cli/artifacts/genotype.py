@@ -115,7 +115,7 @@ class Provenance(BaseModel):
     limits: dict[str, int | float | str] | None = Field(
         None, description="what the network had to fit into (max_params, max_macs), and the size that it is meant of"
     )
-    versions: dict[str, str] | None = Field(None, description="of ssfnas, torch and Python")
+    versions: dict[str, str] | None = Field(None, description="of ssfnas, torch, Python, and plugins of other packages")
 
 
 class Genotype(BaseModel):
@@ -188,9 +188,18 @@ def parse_genotype(data: bytes, where: str) -> Genotype:
             OPS.get(op).parse_options(options)
         return genotype
     except ValidationError as error:
-        raise validation_error(where, error) from None
+        raise validation_error(where, error, made_with=_plugins_of(value)) from None
     except PluginError as error:
         raise InputError(f"{where}: op_options: {error}") from None
+
+
+def _plugins_of(value: dict[str, Any]) -> dict[str, str]:
+    """The plugins of other packages that a document's provenance names."""
+    provenance = value.get("provenance")
+    versions = provenance.get("versions") if isinstance(provenance, dict) else None
+    if not isinstance(versions, dict):
+        return {}
+    return {name: str(version) for name, version in versions.items() if " " in name}
 
 
 def _derive_hint(value: dict[str, Any]) -> str:

@@ -111,6 +111,7 @@ class ModelCard(BaseModel):
         None, description="class prior that the outputs hold; absent in cards of earlier versions"
     )
     corrections: list[CorrectionRecord] = Field(default_factory=list, description="what adjust has done, in order")
+    plugins: dict[str, str] | None = Field(None, description="the plugins of other packages, and their versions")
 
     @model_validator(mode="after")
     def _prior_fits(self) -> ModelCard:
@@ -150,7 +151,7 @@ def load_card(path: Path) -> ModelCard:
     try:
         return ModelCard.model_validate(metadata)
     except ValidationError as error:
-        raise validation_error(str(path), error) from None
+        raise validation_error(str(path), error, made_with=metadata.get("plugins")) from None
 
 
 def _from_first_schema(metadata: Mapping[str, Any]) -> dict[str, Any]:

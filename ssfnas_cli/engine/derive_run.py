@@ -194,6 +194,7 @@ def provenance_of(
     """The provenance of a genotype that was derived in a run from some tensors, of which the hash is recorded."""
     recorded, init = run.config["environment"], run.config.get("init", {})
     versions = {key: str(recorded[key]) for key in ("ssfnas", "torch", "python") if key in recorded}
+    versions |= recorded.get("plugins", {})
     return Provenance(
         run=str(run.path.resolve()),
         epoch=epoch,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from registry import HEADS, LOSSES, NETWORKS, SAMPLERS, PluginError
+from registry.foreign import differing
 from registry.losses import Objective
 from registry.networks import Encoder
 from registry.samplers import Sampler
@@ -242,6 +243,9 @@ def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Cl
             model = build_model(card)
     except PluginError as error:
         raise InputError(f"{where}: {error}") from None
+    if others := differing(card.plugins):
+        told = ", ".join(others)
+        log.warning("%s: was trained with another version of a plugin, so it may answer otherwise: %s", where, told)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from registry.foreign import foreign_plugins
 from ssfnas_cli import world
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.files import write_bytes
@@ -70,6 +71,7 @@ def run_retrain(
             loop.run_phase(index, phase)
         if world.is_first():
             run.check_lock()
+            card = card.model_copy(update={"plugins": foreign_plugins() or None})
             save_model(run.path / MODEL, phases[-1].trained(), card)
         network = {} if genotype is not None else {"network": plan.settings.network.name}  # type: ignore[attr-defined]
         facts = {"loss": card.loss.name, "pretrain": phases[0].settings.pretrain.name}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from registry.foreign import differing, foreign_plugins
 from registry.samplers import Sampler
 from ssfnas_cli import world
 from ssfnas_cli.artifacts.claim import finished_result, open_for_writing, set_run_aside
@@ -169,6 +170,8 @@ def open_run(plan: RunPlan, device: Device, force: bool, tracking: Tracking) -> 
     if force and world.is_first():
         set_run_aside(plan.path)
     current = environment() | device.facts() | ranks.facts(plan.settings)
+    if plugins := foreign_plugins():
+        current["plugins"] = plugins
     flip, why = mirroring(plan.data, plan.settings)
     resolved = {"flip": {"value": flip, "why": why}, **tracking.resolved()}
     if plan.stem_reason:
@@ -223,6 +226,8 @@ def warn_of_differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> 
         for key in ("processor", "torch", "threads", "kernels", "device", "ranks")
         if recorded.get(key) != now.get(key)
     ]
+    if others := differing(recorded.get("plugins")):
+        log.warning("the run goes on with another version of a plugin than it was begun with: %s", ", ".join(others))
     if changed:
         log.warning("the run goes on, but its last bits may differ from an undisturbed one's: %s", ", ".join(changed))
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from registry import REGISTRIES, PluginError
-from registry.core import Checked
+from registry.checked import Checked
 from ssfnas_cli.console import log
 
 Model = TypeVar("Model", bound="Settings")

@@ -1,6 +1,8 @@
 """The example package, installed as anyone would install it, and a broken neighbour beside it."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -114,8 +116,19 @@ def test_op_relaxation_and_loss_from_search_to_retraining(ssfnas, installed, wor
     printed = ok("retrain", "genotype.json", *ssfnas.tiny, "--loss", "effective_number", "-o", "retrained").json
     assert printed["loss"] == "effective_number"
 
-    unknown = ["genotype.json", "unknown op 'blur_conv_3x3'", "ssfnas plugins"]
+    unknown = ["genotype.json", "unknown op 'blur_conv_3x3'", "ssfnas plugins", "ssfnas-example 0.1.0", "install that"]
     ssfnas.refuses(3, unknown, "describe", "genotype.json", cwd=tmp_path)
+    ssfnas.refuses(3, unknown[1:], "evaluate", "retrained", cwd=tmp_path)
+    recorded = json.loads((tmp_path / "retrained" / "config.json").read_text())["environment"]["plugins"]
+    assert set(recorded) == {"op blur_conv_3x3", "loss effective_number"}
+
+    site = tmp_path / "edited"
+    shutil.copytree(installed["PYTHONPATH"].split(os.pathsep)[0], site)
+    with (site / "ssfnas_example" / "op.py").open("a") as source:
+        source.write("# another version of it\n")
+    answer = ssfnas.ok("evaluate", "retrained", cwd=tmp_path, environ={"PYTHONPATH": str(site)})
+    assert "was trained with another version of a plugin" in answer.err and answer.err.count("sha256") == 2
+    assert "another version" not in ok("evaluate", "retrained").err
 
 
 def test_a_strategy_climbs_from_the_best_of_its_starts(ssfnas, installed, world, tmp_path):

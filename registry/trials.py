@@ -51,6 +51,20 @@ def try_scores(plugin: Plugin[Any], head: nn.Module, num_features: int, num_clas
     _check(plugin, f"for features {list(given.shape)}", result, (2, num_classes), given.dtype)
 
 
+def try_features(plugin: Plugin[Any], network: Any, in_channels: int, image_size: int) -> None:
+    """Try a network of another package.
+
+    Raises:
+        PluginError: it fails, or gives no features [2, num_features] for images [2, in_channels, size, size].
+    """
+    if plugin.origin == "builtin":
+        return
+    given = _random(network, 2, in_channels, image_size, image_size)
+    result = _run(plugin, network, given)
+    features = getattr(result, "features", result)
+    _check(plugin, f"as features of images {list(given.shape)}", features, (2, network.num_features), given.dtype)
+
+
 def order_of(sampler: Sampler, labels: Positions, seed: int, epoch: int, progress: float) -> Positions:
     """The order of an epoch, as long as the sampler says that it is.
 

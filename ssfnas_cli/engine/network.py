@@ -14,7 +14,7 @@ from registry.foreign import differing
 from registry.losses import Objective
 from registry.networks import Encoder
 from registry.samplers import Sampler
-from registry.trials import try_scores
+from registry.trials import try_features, try_scores
 from ssfnas_cli.artifacts.dataset import DataSet
 from ssfnas_cli.artifacts.genotype import Genotype
 from ssfnas_cli.artifacts.model import MODEL, DerivedNetwork, ModelCard, Part, Preparation, load_model
@@ -98,7 +98,10 @@ def build_encoder(card: ModelCard, drop_path: float = 0.0) -> Encoder:
         network = card.network
         shape = network.channels, network.layers
         return DerivedEncoder(network.genotype, card.in_channels, *shape, drop_path, network.stem)
-    return build_plugin(NETWORKS, _to_section(card.network), in_channels=card.in_channels, image_size=card.image_size)
+    section = _to_section(card.network)
+    network = build_plugin(NETWORKS, section, in_channels=card.in_channels, image_size=card.image_size)
+    try_features(NETWORKS.get(section.name), network, card.in_channels, card.image_size)
+    return network
 
 
 def build_model(card: ModelCard, drop_path: float = 0.0) -> Classifier:

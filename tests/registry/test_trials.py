@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from registry.core import Options, Plugin, PluginError
+from registry.networks import Encoded
 from registry.samplers import Instance
-from registry.trials import build_op, order_of, try_scores
+from registry.trials import build_op, order_of, try_features, try_scores
 
 
 class Works(nn.Module):
@@ -84,6 +85,22 @@ def test_a_head_of_another_number_of_classes_is_told():
         try_scores(plugin(None), nn.Linear(6, 6), 6, 3)
     with pytest.raises(PluginError, match="fails on"):
         try_scores(plugin(None), nn.Linear(5, 3), 6, 3)
+
+
+def test_a_network_of_another_number_of_features_is_told():
+    class Network(nn.Module):
+        num_features = 6
+
+        def __init__(self, num_features):
+            super().__init__()
+            self.last = nn.Linear(3, num_features)
+
+        def forward(self, images):
+            return Encoded(self.last(images.mean((2, 3))), images)
+
+    try_features(plugin(None), Network(6), 3, 5)
+    with pytest.raises(PluginError, match=r"gives \[2, 7\] as features of images .*: it should give \[2, 6\]"):
+        try_features(plugin(None), Network(7), 3, 5)
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,10 @@ def test_bf16_without_a_processor_for_it_is_float32(monkeypatch, caplog, multipl
 def test_large_maps_get_the_memory_of_those_before_them():
     program = (
         "import resource, torch; from ssfnas_cli.engine.device import Device; Device('cpu', 1)\n"
-        "again = lambda: [torch.ones(25_000_000).sum() for _ in range(4)]\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "again(); before = faults(); again(); print(faults() - before)"
+        "before = faults()\n"
+        "for _ in range(20): torch.ones(25_000_000).sum()\n"
+        "print(faults() - before)"
     )
     asked = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(asked.stdout) < 1000  # 100 MB are 24,414 pages
+    assert int(asked.stdout) < 10 * 24_414, "a map has 24,414 pages; some of the first ones may not find a place"

@@ -279,7 +279,7 @@ def validation_error(
     first = error.errors()[0]
     place = ".".join(str(part) for part in (*([within] if within else []), *first["loc"]))
     message = first["msg"].removeprefix("Value error, ")
-    missing = [version for name, version in (made_with or {}).items() if f"unknown {name.split()[0]} " in message]
+    missing = [str(version) for name, version in (made_with or {}).items() if f"unknown {name.split()[0]} " in message]
     mend = f" It was made with {', '.join(dict.fromkeys(missing))}: install that." if missing else ""
     return InputError(f"{where}: {place + ': ' if place else ''}{message}{mend}")
 

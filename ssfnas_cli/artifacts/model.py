@@ -151,7 +151,9 @@ def load_card(path: Path) -> ModelCard:
     try:
         return ModelCard.model_validate(metadata)
     except ValidationError as error:
-        raise validation_error(str(path), error, made_with=metadata.get("plugins")) from None
+        plugins = metadata.get("plugins")
+        made_with = plugins if isinstance(plugins, dict) else None
+        raise validation_error(str(path), error, made_with=made_with) from None
 
 
 def _from_first_schema(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -295,34 +295,6 @@ def test_text_in_set_is_read_as_text(value):
     assert parse_set(f"key={toml_value([value, 1, 0.5, True], 'key')}") == {"key": [value, 1, 0.5, True]}
 
 
-@pytest.mark.parametrize(
-    ("loss", "sets", "words"),
-    [
-        ('loss = "focal"', ["loss.gamma=1"], ["--loss focal", "loss.gamma=1"]),
-        ('loss = "focal"\n"loss.gamma" = 3', ["loss.gamma=1"], ["--loss focal", "loss.gamma=1"]),
-        ('loss = { name = "focal", gamma = 3 }', ["loss=focal"], ["--loss focal", "loss.gamma=3"]),
-        ('loss = "focal"\n"loss.gamma" = 3', ["loss=focal"], ["--loss focal", "loss.gamma=3"]),
-        ('loss = "focal"\n"loss.gamma" = 3', ["loss=ldam"], ["--loss ldam"]),
-        ('loss = { name = "focal", gamma = 3 }', ["loss=ldam"], ["--loss ldam"]),
-        ("", ["loss.gamma=1", "loss=focal"], ["--loss focal", "loss.gamma=1"]),
-        ("", ["loss.label_smoothing=0.1"], ["loss.label_smoothing=0.1"]),
-        ("arms.a = { lr = 0.1 }", ["arms.a.loss.gamma=1", "arms.a.loss=focal"], ["--loss focal", "loss.gamma=1"]),
-    ],
-)
-def test_an_option_that_set_gives_stays_beside_the_name_of_its_plugin(tmp_path, loss, sets, words):
-    file = tmp_path / "sweep.toml"
-    file.write_text(f"[networks]\nresnet20 = {{}}\n[retrain]\n{loss}\n")
-    run = build_cells(read_plan(file, [f"retrain.{text}" for text in sets]))[0]
-    assert re.findall(r"--loss \w+|loss\.\S+", run.command) == words
-
-
-def test_an_option_that_set_gives_is_of_every_name_of_an_axis(tmp_path):
-    file = tmp_path / "sweep.toml"
-    file.write_text('[networks]\nresnet20 = {}\n[retrain]\nloss = ["ce", "focal"]\n')
-    with pytest.raises(UsageError, match="'ce' has no option 'gamma'"):
-        build_cells(read_plan(file, ["retrain.loss.gamma=1"]))
-
-
 @pytest.mark.parametrize("name", ["cifar", "retina"])
 def test_the_tour_compares_two_searches_and_a_plain_network(name):
     cells = build_cells(read_plan(EXPERIMENTS / "tour" / f"{name}.toml", ["seeds=[0]"]))

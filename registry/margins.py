@@ -97,7 +97,7 @@ class _PriorShifted(Objective):
 class LogitAdjustedOptions(PriorShiftedOptions):
     """Options of `logit_adjusted`."""
 
-    tau: float = Field(1.0, ge=0, description="strength; 0: cross-entropy, 1: the scores are for equally many images")
+    tau: float = Field(1.0, ge=0, le=100, description="0: cross-entropy, 1: the scores are for equally many images")
 
 
 @LOSSES.register("logit_adjusted", options=LogitAdjustedOptions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import registry
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 if not getattr(registry, "SSFNAS_REGISTRY", False):
-    raise SystemExit(
-        f"ssfnas: '{registry.__file__}' shadows the package 'registry' of ssfnas: rename it, or run from another folder"
-    )
+    _why = f"'{registry.__file__}' shadows the package 'registry' of ssfnas: rename it, or run from another folder"
+    if sys.argv[0].rpartition(os.sep)[2] in ("ssfnas", "__main__.py", "-m"):
+        raise SystemExit(f"ssfnas: {_why}")
+    raise ImportError(_why)
 
 
 def load(run: str | os.PathLike[str], device: str = "cpu", precision: str = "fp32") -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import platform
 import resource
@@ -47,8 +48,41 @@ def multiplies_bf16() -> bool:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use, and a container's limit (`docker --cpus`) lets it have."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, cpu_quota())))
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """The cores' time that the control groups of this process allow, in cores; infinite if they set no limit.
+
+    Args:
+        root: where `proc` and `sys` lie.
+    """
+    quota = math.inf
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            second = not controllers  # the second version has one hierarchy, the first one for each controller
+            if not second and "cpu" not in controllers.split(","):
+                continue
+            mounted = root / "sys/fs/cgroup" / ("" if second else controllers)
+            inside = mounted / group.lstrip("/")
+            for folder in (inside, *inside.parents):
+                if folder == mounted.parent:
+                    break
+                with contextlib.suppress(OSError, ValueError):
+                    quota = min(quota, _quota_of(folder, second))
+    return quota
+
+
+def _quota_of(folder: Path, second: bool) -> float:
+    """What one control group allows."""
+    if second:
+        limit, period = (folder / "cpu.max").read_text().split()
+    else:
+        limit, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    return math.inf if limit in ("max", "-1") else int(limit) / int(period)
 
 
 def free_cores(seconds: float = 0.2) -> float | None:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -144,6 +145,7 @@ def run() -> NoReturn:
     """Entry point of the console script."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault(*SPIN_LIMIT)
+    os.environ["MPLBACKEND"] = "agg"  # a notebook names one that is not here, and pictures are files
     console.reserve_stdout()
     gc.disable()  # while flags are parsed or help is printed nothing becomes garbage, and looking for it takes time
     code = _run_command()
@@ -154,6 +156,8 @@ def run() -> NoReturn:
 def _run_command() -> Any:
     """Run the command; return its result, or report its error in one line and return the exit code."""
     try:
+        if not _has_working_directory():
+            return _report("the working directory is gone: go to one that is there (cd)", 5)
         if not world.enter(sys.argv[1:]):
             return 0
         code = app(standalone_mode=False)
@@ -176,6 +180,14 @@ def _run_command() -> Any:
         return _reader_closed() if isinstance(error.__context__, BrokenPipeError) else error.code
     except Exception as error:
         return _report_unexpected(error)
+
+
+def _has_working_directory() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _report_unexpected(error: Exception) -> int:

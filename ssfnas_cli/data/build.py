@@ -47,6 +47,7 @@ def build_dataset(
     """Make the data set that `settings` describe, or find that it is there already.
 
     What is there is compared with what would be made, which is made for that and deleted: images may have changed.
+    So is what another process makes in the meantime.
 
     Args:
         settings: unresolved settings.
@@ -61,6 +62,14 @@ def build_dataset(
         DiskError: `output` cannot be written.
     """
     settings = settings.resolve_plugins()
+    try:
+        return _build(settings, output, report, force)
+    except _JustMade as error:
+        report(str(error))
+        return _build(settings, output, report, force)
+
+
+def _build(settings: MakeDatasetSettings, output: Path, report: Callable[[str], None], force: bool) -> DataSet:
     refuse_output_in_source(settings, output)
     delete_dead_builds(output.parent)
     before = None if force or not os.path.lexists(output) else _open_like(settings, output)
@@ -88,6 +97,10 @@ def build_dataset(
         if force and os.path.lexists(output):
             report(f"warning: --force: what was {output} is now {set_aside(output)}")
     return DataSet.open(output)
+
+
+class _JustMade(OutputExistsError):
+    """Another process has made the output while it was made here."""
 
 
 class _IsThere(Exception):
@@ -122,7 +135,7 @@ def _report_concurrent_build(output: Path, before: DataSet | None) -> Iterator[N
     except DiskError as error:
         if before is not None or not output.exists():
             raise
-        raise OutputExistsError(f"{output}: another process has just made it") from error
+        raise _JustMade(f"{output}: another process has just made it") from error
 
 
 @dataclass(frozen=True)

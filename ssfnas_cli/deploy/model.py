@@ -174,7 +174,9 @@ class Model:
             given = [given[name] for name in self.class_names] if set(given) == set(self.class_names) else []
         try:
             wanted = np.asarray(given, dtype=np.float64)
-        except (TypeError, ValueError):
+            with np.errstate(all="ignore"):
+                wanted = wanted / wanted.max(initial=0.0)  # a sum of large numbers would be infinite
+        except (TypeError, ValueError, OverflowError):
             wanted = np.zeros(0)
         if wanted.shape != (len(self.class_names),) or not (wanted > 0).all() or not np.isfinite(wanted).all():
             raise UsageError(
@@ -221,7 +223,7 @@ def load(run: str | os.PathLike[str], device: str = "cpu", precision: str = "fp3
     """
     if not isinstance(run, str | os.PathLike):
         raise UsageError(f"load: should be given the path of a run folder or of its model.safetensors, not {run!r:.80}")
-    path, place = Path(run), Device.for_evaluation(device, 0, precision)
+    path, place = Path(run), Device.for_evaluation(device, 0, precision, own_process=False)
     if path.is_file():
         tensors, card = load_model(path)
         classifier = load_classifier(tensors, card, path)

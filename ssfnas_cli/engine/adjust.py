@@ -159,6 +159,8 @@ def _write(target: RunFolder, work: Work, outcome: Outcome, phase: HeadPhase | N
     if (genotype := work.run.path / "genotype.json").exists():
         write_bytes(target.path / genotype.name, read_bytes(genotype))
     target.check_lock()
+    if not all(tensor.isfinite().all() for tensor in work.model.state_dict().values()):
+        raise InputError(f"{target.path}: the corrected network has weights that are not finite: take another value")
     card = _card(work, outcome)
     save_model(target.path / MODEL, work.model.state_dict(), card)
     result = _result(target, work, outcome)

@@ -36,6 +36,7 @@ class Device:
         compiled: whether to use the compiled kernels, if they can be compiled. They make the views of a batch for every
             device, but compute cells only on a CPU; in `bf16`, on maps of that type.
         compile_mode: of torch.compile, or `none`.
+        own_process: whether the process is ours, so that its threads and how it keeps memory may be chosen for it.
 
     Raises:
         UsageError: the device does not exist.
@@ -44,10 +45,18 @@ class Device:
     layout = torch.channels_last
 
     def __init__(
-        self, name: str, threads: int, precision: str = "fp32", compiled: bool = False, compile_mode: str = "none"
+        self,
+        name: str,
+        threads: int,
+        precision: str = "fp32",
+        compiled: bool = False,
+        compile_mode: str = "none",
+        own_process: bool = True,
     ):
         if threads:
             torch.set_num_threads(threads)
+        elif own_process and "OMP_NUM_THREADS" not in os.environ and usable_cores() < torch.get_num_threads():
+            torch.set_num_threads(usable_cores())
         self.torch = find_device(name)
         if precision == "bf16" and self.torch.type == "cpu" and not multiplies_bf16():
             log.warning("--precision bf16: this processor does not multiply bf16 (AMX, AVX512-BF16): float32 computes")
@@ -58,7 +67,7 @@ class Device:
         self.cells = cells.load(reduced=self.reduces()) if compiled and self.torch.type == "cpu" else None
         self.compiled_views, self.compile_mode = compiled, compile_mode
         self._copies = torch.cuda.Stream(self.torch) if self.torch.type == "cuda" else None
-        if self.torch.type == "cpu":
+        if self.torch.type == "cpu" and own_process:
             _keep_freed_memory()
 
     @classmethod
@@ -167,7 +176,9 @@ class Device:
         return self.precision == "bf16"
 
     @classmethod
-    def for_evaluation(cls, name: str | None, threads: int | None, precision: str | None) -> Device:
+    def for_evaluation(
+        cls, name: str | None, threads: int | None, precision: str | None, own_process: bool = True
+    ) -> Device:
         """The device of an evaluation by the flags of a command, None being the default of each.
 
         Raises:
@@ -175,7 +186,7 @@ class Device:
         """
         if precision not in (None, "fp32", "bf16"):
             raise UsageError(f"--precision {precision}: should be fp32 or bf16")
-        return cls(name or "auto", threads or 0, precision or "fp32")
+        return cls(name or "auto", threads or 0, precision or "fp32", own_process=own_process)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """A context in which forward passes have the precision of the settings."""

@@ -113,6 +113,11 @@ def open_network_and_data(
     data = find_data(data_path, card.data, card.data_sha256, "run", other_data, splits)
     if data.class_names != card.class_names or data.channels != card.in_channels:
         raise InputError(f"{data.path}: its classes or channels are not those of {run.path}")
+    if data.image_size != card.image_size:
+        raise InputError(
+            f"{data.path}: its images have {data.image_size} pixels a side, and {run.path} was trained on "
+            f"{card.image_size}: make it with 'ssfnas make-dataset --image-size {card.image_size}'"
+        )
     return network, card, data
 
 
@@ -209,10 +214,13 @@ def groups_by_count(train_counts: Sequence[int]) -> dict[str, list[int]]:
 
 
 def groups_by_thirds(train_counts: Sequence[int]) -> dict[str, list[int]]:
-    """Divide the classes into head, medium and tail: thirds by number of training images, ties in class order."""
+    """Divide the classes into head, medium and tail: thirds by number of training images, ties in class order.
+
+    Of two classes, the smaller one is the tail.
+    """
     order = sorted(range(len(train_counts)), key=lambda c: -train_counts[c])
-    parts = np.array_split(np.array(order), 3)
-    return {name: part.tolist() for name, part in zip(("head", "medium", "tail"), parts, strict=True)}
+    parts = [order[:1], [], order[1:]] if len(order) == 2 else [part.tolist() for part in np.array_split(order, 3)]
+    return dict(zip(("head", "medium", "tail"), parts, strict=True))
 
 
 def worst_confusions(confusion: np.ndarray, class_names: Sequence[str]) -> list[dict[str, Any]]:

@@ -242,8 +242,9 @@ def load_classifier(tensors: dict[str, Any], card: ModelCard, where: Path) -> Cl
         InputError: the tensors do not fit the network that the card describes, or the card describes none.
     """
     try:
-        with torch.random.fork_rng(devices=[]):  # the initial weights are replaced below
-            model = build_model(card)
+        # The initial weights are replaced below. A caller may be about to infer, or have another default type.
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            model = build_model(card).float()
     except PluginError as error:
         raise InputError(f"{where}: {error}") from None
     if others := differing(card.plugins):

@@ -28,7 +28,7 @@ class AdjustSettings(Execution):
         "logit",
         description="the correction; crt and lws train a classifier on frozen features, the others train nothing",
     )
-    tau: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+    tau: Literal["auto"] | Annotated[float, Field(ge=0, le=100)] = Field(
         1.0, description="strength of logit and tau-norm; auto: chosen by balanced accuracy on held-out images"
     )
     from_prior: str = Field(

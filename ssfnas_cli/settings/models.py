@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
@@ -119,6 +120,18 @@ class Training(Execution):
         if value not in ("auto", 1) and not info.data.get("track_test", True):  # 1 was the default once
             raise ValueError("nothing is tracked: set track_test=true, too")
         return value
+
+    @field_validator("sampler", "alpha_sampler", check_fields=False)
+    @classmethod
+    def _begins(cls, sampler: PluginSection, info: ValidationInfo) -> PluginSection:
+        """A deferred sampler that begins after the last epoch has begun would never do so."""
+        defer, epochs = sampler.options().get("defer"), info.data.get("epochs", 1)
+        last = (epochs - 1) / epochs
+        if isinstance(defer, (int, float)) and last < defer < 1:
+            most = math.floor(1000 * last) / 1000
+            told = f"defer={defer:g} leaves none of the {epochs} epochs to sample otherwise"
+            raise ValueError(f"{told}: take at most {most:g}, or more epochs")
+        return sampler
 
     @property
     def is_federated(self) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle  # noqa: TID251  # as multiprocessing does
+import platform
 import shutil
 import subprocess
 import sys
@@ -70,7 +71,7 @@ def test_mistakes_in_python_are_one_clear_error(model, files, run):
 def test_the_precision_is_that_which_is_asked_for(run, monkeypatch):
     asked = []
     plain = Device.for_evaluation
-    monkeypatch.setattr(Device, "for_evaluation", lambda *given: asked.append(given) or plain(given[0], 0, "fp32"))
+    monkeypatch.setattr(Device, "for_evaluation", lambda *given, **_: asked.append(given) or plain(given[0], 0, "fp32"))
     load(run.path, precision="bf16")
     assert asked == [("cpu", 0, "bf16")]
 
@@ -217,6 +218,36 @@ def test_a_prior_that_cannot_be(model):
     unknown = card(GENOTYPE, loss={"name": "focal"}, prior="unknown")
     with pytest.raises(UsageError, match="'focal' it is not known which class prior"):
         Model(trained(unknown), unknown, None, torch.device("cpu")).predict([], prior="uniform")
+
+
+def test_a_prior_of_huge_counts_is_a_prior(model, files):
+    assert model.predict(files[0], prior=[1e308] * 3) == model.predict(files[0], prior="uniform")
+    with pytest.raises(UsageError, match="3 classes"):
+        model.predict(files[0], prior=[10**400, 1, 1])
+
+
+def test_it_can_be_loaded_and_used_under_inference_mode_and_another_default_type(run, model, files):
+    wanted = model.predict(files[0])
+    with torch.inference_mode():
+        assert load(run.path).predict(files[0]).class_name == wanted.class_name
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert load(run.path).predict(files[0]).class_name == wanted.class_name
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep memory")
+def test_loading_leaves_the_memory_of_the_process_alone(run):
+    script = (
+        "import pathlib, sys, torch, ssfnas_cli\n"
+        "resident = lambda: int(pathlib.Path('/proc/self/statm').read_text().split()[1]) * 4096\n"
+        "model = ssfnas_cli.load(sys.argv[1]); before = resident()\n"
+        "torch.ones(50_000_000); print(resident() - before)"
+    )
+    argv = [sys.executable, "-c", script, str(run.path)]
+    kept = int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    assert kept < 100_000_000, "200 MB are given back"
 
 
 def test_the_model_file_alone_is_enough(run, files, tmp_path):

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -283,6 +285,30 @@ def test_another_data_set_than_the_recorded_one(ssfnas, world, edited, tmp_path)
     ssfnas.ok("make-dataset", "--max-per-class", "12", "--mu", "0.5", "--seed", "1", "-o", "other", cwd=tmp_path)
     words = ["other: is not the run's data set", "--other-data"]
     ssfnas.refuses(3, words, "evaluate", world / "retrain", "--data", "other", cwd=tmp_path)
+    ssfnas.ok("make-dataset", "--max-per-class", "12", "--image-size", "16", "-o", "larger", cwd=tmp_path)
+    words = ["larger: its images have 16 pixels a side", "was trained on 8", "--image-size 8"]
+    ssfnas.refuses(3, words, "evaluate", world / "retrain", "--data", "larger", "--other-data", cwd=tmp_path)
+
+
+def test_a_working_directory_that_is_gone(ssfnas, world, tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f"{sys.executable} -P -m ssfnas_cli describe {world}/genotype.json"
+    gone = ssfnas.shell(f"cd gone; rmdir ../gone; {command}", tmp_path)
+    assert gone.code == 5 and gone.err.endswith("the working directory is gone: go to one that is there (cd)\n")
+
+
+def test_the_backend_of_a_notebook_does_not_matter_to_pictures(ssfnas, world, tmp_path):
+    inline = {"MPLBACKEND": "module://matplotlib_inline.nowhere"}
+    drawn = ["plot-genotype", world / "genotype.json", "-o", "cells.png"]
+    ssfnas.ok(*drawn, cwd=tmp_path, environ=inline)
+    ssfnas.ok("plot", "distribution", world / "data", "-o", "counts.png", cwd=tmp_path, environ=inline)
+
+
+def test_a_module_of_the_users_with_the_name_of_ours_is_an_import_error(tmp_path):
+    (tmp_path / "registry.py").write_text("")
+    script = "try: import ssfnas_cli\nexcept ImportError as error: print(error)"
+    told = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "registry.py' shadows the package 'registry' of ssfnas" in told.stdout
 
 
 def test_a_damaged_data_set(ssfnas, world, tmp_path):

@@ -157,7 +157,8 @@ def test_groups_by_count_have_imagenet_lts_borders():
         ([1, 5, 3], ([1], [2], [0])),
         ([4, 4, 4, 9], ([3, 0], [1], [2])),  # ties in class order
         (list(range(10, 0, -1)), ([0, 1, 2, 3], [4, 5, 6], [7, 8, 9])),
-        ([3, 2], ([0], [1], [])),
+        ([2, 3], ([1], [], [0])),  # the smaller of two is the tail
+        ([3], ([0], [], [])),
     ],
 )
 def test_thirds_go_from_most_to_fewest_training_images(counts, expected):

@@ -276,6 +276,15 @@ def test_a_wrong_value_of_a_recipe_is_told(sets, message):
     assert message in refused(*sets, model=RetrainSettings)
 
 
+def test_a_deferred_sampler_that_would_never_begin_is_refused():
+    deferred = ["sampler=class_balanced", "sampler.defer=0.8"]
+    told = "setting 'sampler': defer=0.8 leaves none of the 4 epochs to sample otherwise: take at most 0.75"
+    for model in (RetrainSettings, SearchSettings):
+        assert told in refused(*deferred, "epochs=4", model=model)
+        assert load(*deferred, "epochs=5", model=model).epochs == 5
+    assert "setting 'alpha_sampler': " in refused("alpha_sampler=under", "alpha_sampler.defer=0.8", "epochs=4")
+
+
 def test_a_warm_up_of_all_epochs_is_refused_in_a_search():
     assert "'warmup_epochs': leaves none of the 3 epochs for the alphas" in refused("warmup_epochs=3", "epochs=3")
     assert load("warmup_epochs=2", "epochs=3").warmup_epochs == 2

@@ -119,6 +119,13 @@ def test_an_op_whose_last_norm_has_weights_is_left_to_torch_where_the_scale_does
         assert split_ops(cells.load(), [(op, 2) for op in ops], 1, affine)[1] == known
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 1, 1), (2, 1, 4, 4), (1, 4, 4, 4), (2, 4, 4, 5)])
+def test_a_sum_of_another_shape_is_refused_and_not_written_to(shape):
+    fan, _ = split_ops(cells.load(), [(build("sep_conv_3x3", 4, 2), 2)], 2, affine=False)
+    with pytest.raises(ValueError, match=r"where \[2, 4, 4, 4\] is expected"):
+        fan.add_to({2: torch.zeros(shape)}, torch.zeros(2, 4, 8, 7), torch.ones(1, 1))
+
+
 @pytest.mark.parametrize("side", [8, 9])
 def test_all_ops_of_a_node_at_once_and_a_skip_beside_them(side):
     names = ["skip_connect", *KNOWN]

@@ -195,8 +195,8 @@ class FanOut:
         # The graph depends on how many images fit, and ranks sum gradients in the order of the graph.
         lanes = self.kernels.lanes if self.side_by_side and collective.shares_are_equal() else 1
         beside, x = SideBySide.fitting(x, lanes), self.kernels.as_map(x)
-        for target in self.targets if sums else ():
-            self._check(sums.get(target), x)
+        if sums:
+            self._check(sums, x)
         started = sums if beside.images == 1 else {}
         before = [started[target].to(x.dtype) if target in started else None for target in self.targets]
         after = _FanOutFunction.apply(self, beside, beside.lay(x), scale, shift, sample, gamma, beta, *before, *weights)
@@ -207,12 +207,13 @@ class FanOut:
             taken = beside.take(laid)
             sums[target] = sums[target].add_(taken) if target in sums else taken
 
-    def _check(self, total: Tensor | None, x: Tensor) -> None:
-        """Check what another op has added, which the kernels would go on from by its address."""
-        height, width = (-(-side // self.stride) for side in x.shape[2:])
-        expected = x.shape[0], x.shape[1], height, width
-        if total is not None and total.shape != expected:
-            raise ValueError(f"an op gives a map {list(total.shape)} where {list(expected)} is expected")
+    def _check(self, sums: dict[int, Tensor], x: Tensor) -> None:
+        """Check what other ops have added, which the kernels would go on from by its address."""
+        num, channels, height, width = x.shape
+        expected = num, channels, -(-height // self.stride), -(-width // self.stride)
+        for target in self.targets:
+            if target in sums and sums[target].shape != expected:
+                raise ValueError(f"an op gives a map {list(sums[target].shape)} where {list(expected)} is expected")
 
 
 class _FanOutFunction(torch.autograd.Function):

@@ -103,6 +103,16 @@ class Plugin(Generic[T]):
         """The first line of the factory's docstring."""
         return (self.factory.__doc__ or "").strip().partition("\n")[0]
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another package brings it."""
+        return self.origin != "builtin"
+
+    @property
+    def credited(self) -> str:
+        """Its name and origin, for messages."""
+        return f"'{self.name}' of {self.origin}"
+
     def build(self, *arguments: Any, **named: Any) -> T:
         """Call the factory.
 
@@ -118,11 +128,11 @@ class Plugin(Generic[T]):
 
     def failed(self, what: str, error: Exception) -> Exception:
         """An exception of the plugin as an error that names it and the line; one of a built-in plugin as it is."""
-        if self.origin == "builtin":
+        if not self.is_foreign:
             return error
         place = traceback.extract_tb(error.__traceback__)[-1]
         told = f"{type(error).__name__}: {error} ({place.filename}, line {place.lineno})"
-        return PluginError(f"'{self.name}' of {self.origin} {what}: {told}")
+        return PluginError(f"{self.credited} {what}: {told}")
 
     def parse_options(self, values: Mapping[str, Any] | None = None) -> Options:
         """Validate option values with the plugin's model.
@@ -230,7 +240,7 @@ class Registry(Generic[T]):
 
     def foreign(self) -> list[Plugin[T]]:
         """The plugins of other packages that have been imported."""
-        return [plugin for plugin in self._plugins.values() if plugin.origin != "builtin"]
+        return [plugin for plugin in self._plugins.values() if plugin.is_foreign]
 
     def clashes(self) -> dict[str, str]:
         """Explanations by name for the built-in plugins that another distribution declares, too."""

@@ -25,8 +25,11 @@ def foreign_plugins() -> dict[str, str]:
 def differing(recorded: Mapping[str, str] | None) -> list[str]:
     """In words, which recorded plugins are others now. Those that this process has not imported are not looked at."""
     now = foreign_plugins()
-    changed = [name for name, version in (recorded or {}).items() if now.get(name, version) != version]
-    return [f"{name} ({(recorded or {})[name]} then, {now[name]} now)" for name in changed]
+    return [
+        f"{name} ({version} then, {now[name]} now)"
+        for name, version in (recorded or {}).items()
+        if now.get(name, version) != version
+    ]
 
 
 def _hash_of(plugin: Plugin[object]) -> str:

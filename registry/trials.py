@@ -24,17 +24,17 @@ def build_op(plugin: Plugin[Any], channels: int, stride: int, affine: bool, opti
         PluginError: it fails, changes its input, or gives no map [2, C, SIDE / stride, SIDE / stride].
     """
     op = plugin.build(channels, stride, affine, options)
-    if plugin.origin == "builtin":
+    if not plugin.is_foreign:
         return op
     if not isinstance(op, nn.Module):
-        raise PluginError(f"op '{plugin.name}' of {plugin.origin}: its factory gives no torch.nn.Module: {op!r}")
+        raise PluginError(f"op {plugin.credited}: its factory gives no torch.nn.Module: {op!r}")
     given = _random(op, 2, channels, SIDE, SIDE)
     before = given.clone()
     result = _run(plugin, op, given)
     expected = (2, channels, -(-SIDE // stride), -(-SIDE // stride))
     _check(plugin, f"at stride {stride} for a map {list(given.shape)}", result, expected, given.dtype)
     if not given.is_meta and not torch.equal(given, before):
-        raise PluginError(f"op '{plugin.name}' of {plugin.origin} changes its input, which other ops read: copy it")
+        raise PluginError(f"op {plugin.credited} changes its input, which other ops read: copy it")
     return op
 
 
@@ -44,7 +44,7 @@ def try_scores(plugin: Plugin[Any], head: nn.Module, num_features: int, num_clas
     Raises:
         PluginError: it fails, or gives no scores [2, num_classes] for features [2, num_features].
     """
-    if plugin.origin == "builtin":
+    if not plugin.is_foreign:
         return
     given = _random(head, 2, num_features)
     result = _run(plugin, head, given)
@@ -57,7 +57,7 @@ def try_features(plugin: Plugin[Any], network: Any, in_channels: int, image_size
     Raises:
         PluginError: it fails, or gives no features [2, num_features] for images [2, in_channels, size, size].
     """
-    if plugin.origin == "builtin":
+    if not plugin.is_foreign:
         return
     given = _random(network, 2, in_channels, image_size, image_size)
     result = _run(plugin, network, given)
@@ -103,7 +103,7 @@ def _run(plugin: Plugin[Any], module: nn.Module, given: Tensor) -> Any:
 
 
 def _check(plugin: Plugin[Any], where: str, result: Any, expected: tuple[int, ...], dtype: torch.dtype) -> None:
-    named = f"'{plugin.name}' of {plugin.origin} gives"
+    named = f"{plugin.credited} gives"
     if not isinstance(result, Tensor):
         raise PluginError(f"{named} no tensor {where}: {type(result).__name__}")
     if tuple(result.shape) != expected:

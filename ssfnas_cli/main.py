@@ -222,7 +222,7 @@ def _plugin_in(error: Exception) -> str:
     of_package = {plugin.factory.__module__.partition(".")[0]: plugin for plugin in foreign}
     for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
         if found := of_package.get(str(frame.f_globals.get("__name__")).partition(".")[0]):
-            return f"'{found.name}' of {found.origin}"
+            return found.credited
     return ""
 
 

@@ -271,19 +271,6 @@ def test_an_output_that_appears_meanwhile_is_left_alone(folder_plan, tmp_path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
 
 
-def test_the_same_data_set_that_is_made_meanwhile_is_taken(folder_plan, tmp_path):
-    output, told = tmp_path / "out", []
-
-    def somebody_else(line):
-        told.append(line)
-        if not output.exists():
-            build_dataset(folder_plan, output, lambda line: None)
-
-    assert build_dataset(folder_plan, output, somebody_else).path == output
-    assert f"{output}: another process has just made it" in told and "with the same contents" in told[-1]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
-
-
 def test_files_get_the_permissions_of_the_umask(folder_plan, tmp_path, lines):
     old = os.umask(0o022)
     try:

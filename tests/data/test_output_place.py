@@ -1,4 +1,4 @@
-"""Where a data set may be made: not in place of its source, and beside class folders it is no class."""
+"""Where a data set may be made: not in place of its source, beside class folders it is no class, and by two at once."""
 
 import pytest
 
@@ -34,3 +34,17 @@ def test_a_data_set_that_was_made_beside_the_classes_is_none_of_them(make_folder
     first = build_dataset(plan, root / "data-natural-seed0", lines.append)
     again = build_dataset(plan, root / "data-natural-seed0", lines.append)
     assert again.sha256 == first.sha256 and again.class_names == ["a", "b"]
+
+
+def test_the_same_data_set_that_is_made_meanwhile_is_taken(make_folder, tmp_path):
+    plan = plan_of(make_folder({"a": 4, "b": 4}, {"a": 2, "b": 2}), source="folder")
+    output, told = tmp_path / "out", []
+
+    def somebody_else(line):
+        told.append(line)
+        if not output.exists():
+            build_dataset(plan, output, lambda line: None)
+
+    assert build_dataset(plan, output, somebody_else).path == output
+    assert f"{output}: another process has just made it" in told and "with the same contents" in told[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out"]
